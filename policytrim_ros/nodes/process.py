@@ -1,0 +1,59 @@
+"""What every node process shares: start, heartbeat, clean end on SIGINT/SIGTERM, one sentence and exit code 1 on a failed start."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import rclpy
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import String
+
+HEARTBEAT_HZ = 10.0
+
+
+def heartbeat(node) -> None:
+    """Publishes the node's name on ``heartbeat`` ten times a second; the controller holds when a required one falls silent."""
+    publisher = node.create_publisher(String, "heartbeat", 10)
+    message = String(data=node.get_name())
+    node.create_timer(1.0 / HEARTBEAT_HZ, lambda: publisher.publish(message))
+
+
+def run(make_node, args=None) -> int:
+    """Runs ``make_node()`` until SIGINT or SIGTERM; returns the process exit code.
+
+    ``make_node`` raises to refuse a start: the message is printed as one line and 1 is returned. A node may have
+    ``close()``, called once before it is destroyed. A second signal during the clean-up is ignored.
+    """
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = {"signal": None}
+
+    def on_signal(number, _frame):
+        stop["signal"] = number
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    node, code = None, 0
+    try:
+        node = make_node()
+        heartbeat(node)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while stop["signal"] is None and rclpy.ok() and getattr(node, "fatal", None) is None:
+            executor.spin_once(timeout_sec=0.05)
+        if getattr(node, "fatal", None) is not None:
+            raise RuntimeError(node.fatal)
+    except ExternalShutdownException:
+        pass
+    except Exception as error:  # the boundary of the process: say it in one sentence, then leave
+        name = node.get_name() if node is not None else "start refused"
+        print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        code = 1
+    finally:
+        if node is not None and hasattr(node, "close"):
+            node.close()
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return code

@@ -1,0 +1,95 @@
+"""Blocks of shared memory between the world, the emulated arm and the emulated cameras (one writer, many readers).
+
+A block is a file in /dev/shm with a sequence number before the data (a seqlock): a reader never sees half a frame and
+never blocks the writer. All blocks of one running simulation live in one directory, named by its ``session``.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+
+ARM_COMMAND = np.dtype([("stamp", "f8"), ("position", "f8", 7), ("velocity", "f8", 7), ("powered", "u1"), ("damped", "u1")])
+"""Written by the emulated arm (200 Hz): drive targets, rad and m (gripper = full stroke), whether the motors hold."""
+
+ARM_STATE = np.dtype([("stamp", "f8"), ("position", "f8", 7), ("velocity", "f8", 7), ("effort", "f8", 7)])
+"""Written by the world after each physics step: measured joints (rad, m; gripper = full stroke)."""
+
+
+def camera_frame(width: int, height: int) -> np.dtype:
+    """One RGB-D frame: stamp (monotonic s), running number, colour (H, W, 3) uint8 RGB, depth (H, W) uint16 in mm."""
+    return np.dtype([("stamp", "f8"), ("number", "u8"), ("color", "u1", (height, width, 3)), ("depth", "u2", (height, width))])
+
+
+def session_dir(session: str) -> Path:
+    """Directory of the blocks of ``session`` (letters, digits, '-', '_')."""
+    if not session or not all(c.isalnum() or c in "-_" for c in session):
+        raise ValueError(f"session name '{session}': use letters, digits, '-' and '_'")
+    return Path("/dev/shm") / f"policytrim-{os.getuid()}-{session}"
+
+
+def remove_session(session: str) -> None:
+    """Removes every block of ``session``; readers that still map them keep their pages."""
+    shutil.rmtree(session_dir(session), ignore_errors=True)
+
+
+class Block:
+    """A named record of dtype ``dtype`` shared between processes. ``create=True`` for the one writer."""
+
+    def __init__(self, session: str, name: str, dtype: np.dtype, create: bool = False):
+        self.path = session_dir(session) / name
+        size = 16 + dtype.itemsize
+        if create:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            beside = self.path.with_suffix(".new")
+            with open(beside, "wb") as file:
+                file.truncate(size)
+            os.replace(beside, self.path)
+        with open(self.path, "r+b") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                raise ValueError(f"{self.path} has another layout than {name} expects; is another version running?")
+            self._map = mmap.mmap(file.fileno(), size)
+        self._sequence = np.frombuffer(self._map, np.uint64, 1)
+        self._data = np.frombuffer(self._map, dtype, 1, offset=16)
+
+    def write(self, **values) -> None:
+        """Publishes one record; only the writer may call it. Fields not named keep their last value."""
+        self._sequence[0] += 1
+        for name, value in values.items():
+            self._data[name][0] = value
+        self._sequence[0] += 1
+
+    def read(self):
+        """A consistent copy of the record (numpy.void), or None before the first write."""
+        for _ in range(1000):
+            before = int(self._sequence[0])
+            if before == 0:
+                return None
+            if before % 2 == 0:
+                copy = self._data[0].copy()
+                if int(self._sequence[0]) == before:
+                    return copy
+            time.sleep(0.0001)
+        return None  # the writer died in the middle of a write
+
+    @property
+    def sequence(self) -> int:
+        """Number of finished writes: cheap test for something new."""
+        return int(self._sequence[0]) // 2
+
+
+def open_block(session: str, name: str, dtype: np.dtype, timeout_s: float = 60.0) -> Block:
+    """Opens a block, waiting for its writer to create it; TimeoutError names what is missing."""
+    end = time.monotonic() + timeout_s
+    while True:
+        try:
+            return Block(session, name, dtype)
+        except FileNotFoundError:
+            if time.monotonic() > end:
+                raise TimeoutError(f"no '{name}' in simulation session '{session}' after {timeout_s:.0f} s: is the process that writes it running?")
+            time.sleep(0.05)
