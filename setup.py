@@ -1,0 +1,86 @@
+"""Packaging for pip and for colcon (ament_python). What each dependency is for stands beside its pin."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+PACKAGE = "policytrim_ros"
+ROOT = Path(__file__).parent
+SHARED = ("launch", "config", "urdf", "models")
+
+
+def shared_files():
+    """(target directory, files) of everything that belongs under share/policytrim_ros, folders kept."""
+    for top in SHARED:
+        folders = sorted({file.parent for file in (ROOT / top).rglob("*") if file.is_file() and "__pycache__" not in file.parts})
+        for folder in folders:
+            files = sorted(str(file.relative_to(ROOT)) for file in folder.iterdir() if file.is_file())
+            yield f"share/{PACKAGE}/{folder.relative_to(ROOT)}", files
+
+
+EXTRAS = {
+    # rclpy, Fast DDS and the messages of ROS 2 Jazzy from wheels, for a machine without a ROS 2 installation. Never a hard
+    # requirement: beside a sourced /opt/ros they would shadow its libraries.
+    "ros": [
+        "ros-rclpy[fastrtps]==7.1.6",  # the client library and the middleware, as in Jazzy
+        "ros-std-msgs==5.3.6",  # heartbeat, states, consumed actions
+        "ros-sensor-msgs==5.3.6",  # images, camera_info, joint_states
+        "ros-trajectory-msgs==5.3.6",  # chunks
+        "ros-geometry-msgs==5.3.6",  # end_pose of the AgileX topics
+        "ros-diagnostic-msgs==5.3.6",  # diagnostics
+        "ros-std-srvs==5.3.6",  # Trigger and SetBool services
+        "ros-lifecycle-msgs==2.0.3",  # state names that lifecycle tools expect
+    ],
+    "robot": [
+        "piper_sdk==0.6.2",  # the vendor's driver of the arm; its feedback layout is tied to this release
+        "python-can>=4.4,<5",  # SocketCAN, and the plug-in group through which the emulator's bus is found
+        "pyrealsense2>=2.55",  # the cameras; older releases lack software devices with metadata
+        "opencv-python>=4.8",  # JPEG and V4L2; the same distribution that the simulator asks for, so that cv2 exists once
+    ],
+    "policy": [
+        "torch==2.13.0",  # policies; checkpoints were trained and compared with this release
+        "transformers==5.23.0",  # the PI0 architecture; its internals changed between minor releases
+        "safetensors>=0.5",  # weights on disk without pickle
+        "pillow>=10",  # image transforms
+    ],
+    "sim": [
+        "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
+        "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
+    ],
+    "train": ["h5py>=3.8", "tensorboard>=2.14"],  # demonstrations on disk; training curves
+    "test": ["pytest>=7.4", "hypothesis>=6.100"],  # the tests; properties of core
+}
+
+setup(
+    name=PACKAGE,
+    version=re.search(r'__version__ = "(.+)"', (ROOT / PACKAGE / "__init__.py").read_text())[1],
+    description="Trimmed vision-language-action policies on an AgileX Piper: ROS 2 nodes, simulation and training",
+    author="policytrim_ros maintainers",
+    maintainer="policytrim_ros maintainers",
+    maintainer_email="maintainers@policytrim-ros.example",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=[f"{PACKAGE}*", "sim_bridge*"]),
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
+        (f"share/{PACKAGE}", ["package.xml"]),
+        *shared_files(),
+    ],
+    install_requires=["setuptools", "numpy>=1.26", "PyYAML>=6"],  # what a ROS 2 installation already has
+    extras_require=EXTRAS,
+    zip_safe=True,
+    entry_points={
+        "console_scripts": [
+            "policytrim = policytrim_ros.cli:main",
+            "camera_node = policytrim_ros.nodes.camera:main",
+            "controller_node = policytrim_ros.nodes.controller:main",
+            "inference_node = policytrim_ros.nodes.inference:main",
+            "trial_node = policytrim_ros.nodes.trial:main",
+            "world_node = sim_bridge.world:main",
+            "piper_emulator = sim_bridge.piper_emulator:main",
+            "demonstrator_node = sim_bridge.demonstrator_node:main",
+        ],
+        "can.interface": ["piper_hub = sim_bridge.can_hub:HubBus"],
+    },
+)
