@@ -1,0 +1,169 @@
+"""Every limit and every reaction to trouble, in one place.
+
+``SafetyFilter`` is the only way from a path to the arm: whatever goal comes in, the setpoints that leave it respect joint,
+velocity, acceleration, workspace and table limits. ``FAILSAFES`` is the one table of what triggers which reaction;
+docs/failsafes.md is printed from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policytrim_ros.core import kinematics
+from policytrim_ros.core.config import Config, setting
+from policytrim_ros.core.motion import limited_step
+from policytrim_ros.core.types import JOINTS
+
+HOLD, FAULT, REFUSE = "hold", "fault", "refuse"
+
+
+@dataclass(frozen=True)
+class Failsafe:
+    """One row: when ``condition`` is true the arm decelerates and holds; a fault also latches until an operator clears it."""
+
+    name: str
+    condition: str
+    reaction: str
+    advice: str
+
+
+FAILSAFES = {row.name: row for row in (
+    Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on"),
+    Failsafe("chunk starved", "no action left and no new chunk for chunk_timeout_s while moving", HOLD,
+             "look at the inference node (its latency, its log), then call controller/go"),
+    Failsafe("bad chunk", "a chunk with NaN, a partial joint list or unreadable ids", HOLD,
+             "the sender of `chunk` is faulty; fix it, then call controller/go"),
+    Failsafe("beyond limits", "an action asks for more than limit_tolerance beyond a joint, workspace or table limit", HOLD,
+             "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go"),
+    Failsafe("tracking", "arm and setpoint differ by more than tracking_tolerance_rad for tracking_time_s", HOLD,
+             "something blocks the arm; free it, then call controller/go"),
+    Failsafe("node lost", "a required node sent no heartbeat for heartbeat_timeout_s while moving", HOLD,
+             "start the named node again, then call controller/go"),
+    Failsafe("feedback silent", "no joint feedback for feedback_timeout_s", FAULT,
+             "check CAN cable, power and interface, then call controller/clear_fault"),
+    Failsafe("arm status", "the arm reports an error, a collision, a stall or teach mode", FAULT,
+             "remove the cause, then call controller/clear_fault"),
+    Failsafe("not enabled", "a motor lost its enable bit while it should hold", FAULT,
+             "support the arm, find out why, then call controller/clear_fault and controller/go"),
+    Failsafe("send failed", "send_failures_max commands in a row could not be put on the bus", FAULT,
+             "check the CAN interface (bus-off?), then call controller/clear_fault"),
+    Failsafe("impossible feedback", "the reported joints are NaN, all exactly zero after motion, or jump faster than the arm can", FAULT,
+             "do not trust the pose; support the arm, power-cycle it, then call controller/clear_fault"),
+    Failsafe("damped stop", "an operator called controller/damped_stop", FAULT,
+             "the arm sinks and must be recovered by hand; see docs/can.md"),
+)}
+
+
+@dataclass(frozen=True)
+class SafetyLimits(Config):
+    """Limits of motion. Positions in rad and m in the order of JOINTS; the workspace is a box for the fingertip."""
+
+    position_low: list = setting([float(v) for v in kinematics.LIMITS[:, 0]] + [0.0], "lower joint limits and least gripper stroke", unit="rad, m")
+    position_high: list = setting([float(v) for v in kinematics.LIMITS[:, 1]] + [0.07], "upper joint limits and widest gripper stroke", unit="rad, m")
+    joint_margin_rad: float = setting(0.015, "kept away from every joint limit", low=0.0, high=0.3, unit="rad")
+    v_max: list = setting([float(v) for v in kinematics.V_MAX], "greatest joint velocities", low=0.01, high=3.0, unit="rad/s, m/s")
+    a_max: list = setting([float(v) for v in kinematics.A_MAX], "greatest joint accelerations", low=0.1, high=5.0, unit="rad/s2, m/s2")
+    workspace_low: list = setting([-0.30, -0.60, -0.02], "lower corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m")
+    workspace_high: list = setting([0.65, 0.60, 0.75], "upper corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m")
+    table_z: float = setting(-0.003, "no fingertip, wrist or elbow below this height", low=-0.5, high=0.5, unit="m")
+    limit_tolerance_rad: float = setting(0.25, "how far beyond a joint limit an action may ask before the arm holds; less is cut off", low=0.0, high=1.0, unit="rad")
+    limit_tolerance_m: float = setting(0.05, "the same for workspace and table", low=0.0, high=0.5, unit="m")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for low, high, what in ((self.position_low, self.position_high, "position"), (self.workspace_low, self.workspace_high, "workspace")):
+            if len(low) != len(high) or not all(a < b for a, b in zip(low, high)):
+                raise ValueError(f"SafetyLimits.{what}_low must lie below {what}_high everywhere")
+        if any(len(getattr(self, n)) != len(JOINTS) for n in ("position_low", "position_high", "v_max", "a_max")):
+            raise ValueError(f"SafetyLimits: positions, v_max and a_max need {len(JOINTS)} values, one for each of {', '.join(JOINTS)}")
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What left the filter: setpoint and velocity (7,), and a reason when the goal was beyond the tolerances (else '')."""
+
+    setpoint: np.ndarray
+    velocity: np.ndarray
+    breach: str
+
+
+class SafetyFilter:
+    """Turns goals into setpoints that keep every limit. One instance per arm; call ``reset`` with the measured pose first."""
+
+    def __init__(self, limits: SafetyLimits):
+        self.limits = limits
+        margin = np.array([limits.joint_margin_rad] * 6 + [0.0])
+        self._low = np.array(limits.position_low) + margin
+        self._high = np.array(limits.position_high) - margin
+        self._v_max, self._a_max = np.array(limits.v_max), np.array(limits.a_max)
+        self._box_low, self._box_high = np.array(limits.workspace_low), np.array(limits.workspace_high)
+        self.setpoint = self.velocity = None
+
+    def reset(self, measured) -> None:
+        """Begins at ``measured`` (7,) rad|m, at rest."""
+        self.setpoint, self.velocity = np.array(measured, dtype=np.float64), np.zeros(len(JOINTS))
+
+    @property
+    def at_rest(self) -> bool:
+        return bool(np.all(np.abs(self.velocity) < 1e-9))
+
+    def brake(self, dt: float) -> Filtered:
+        """Decelerates at the acceleration limit; at rest it keeps the setpoint."""
+        change = self._a_max * dt
+        velocity = np.sign(self.velocity) * np.maximum(0.0, np.abs(self.velocity) - change)
+        self.setpoint, self.velocity = self.setpoint + velocity * dt, velocity
+        return Filtered(self.setpoint, velocity, "")
+
+    def step(self, goal, goal_velocity, dt: float, speed: float = 1.0) -> Filtered:
+        """One setpoint towards ``goal`` (7,) moving with ``goal_velocity``; ``speed`` in (0, 1] lowers the velocity limit."""
+        if not (np.all(np.isfinite(goal)) and np.all(np.isfinite(goal_velocity))):
+            return Filtered(*self._braked(dt), "the goal holds NaN or infinity")
+        breach = self._joint_breach(goal)
+        if breach:
+            return Filtered(*self._braked(dt), breach)
+        inside = np.clip(goal, np.minimum(self._low, self.setpoint), np.maximum(self._high, self.setpoint))
+        forward = np.where(inside == goal, goal_velocity, 0.0)
+        x, v = limited_step(self.setpoint, self.velocity, inside, forward, dt, self._v_max * speed, self._a_max)
+        x, v = self._keep_inside(x, v)
+        resting = x + v * np.abs(v) / (2.0 * self._a_max)  # where the arm would come to rest if it braked now
+        now, then = self._depth(self.setpoint), self._depth(resting)
+        if then > max(now, 0.0):
+            goal_depth = self._depth(inside)
+            if goal_depth > self.limits.limit_tolerance_m:
+                return Filtered(*self._braked(dt), f"the goal lies {goal_depth * 1000:.0f} mm beyond the workspace or table limit")
+            return Filtered(*self._braked(dt), "")
+        self.setpoint, self.velocity = x, v
+        return Filtered(x, v, "")
+
+    def _braked(self, dt):
+        out = self.brake(dt)
+        return out.setpoint, out.velocity
+
+    def _keep_inside(self, x, v):
+        """Cuts an overshoot of a moving goal at the joint limits."""
+        low, high = np.minimum(self._low, self.setpoint), np.maximum(self._high, self.setpoint)
+        cut = np.clip(x, low, high)
+        return cut, np.where(cut == x, v, 0.0)
+
+    def _joint_breach(self, goal) -> str:
+        excess = np.maximum(self._low - goal, goal - self._high)
+        excess[6] = 0.0  # the gripper closes beyond its stops to keep its grip; its target is only ever cut off
+        worst = int(np.argmax(excess))
+        if excess[worst] <= self.limits.limit_tolerance_rad:
+            return ""
+        return f"{JOINTS[worst]} asked for {goal[worst]:.3f} rad, allowed is {self._low[worst]:.3f} to {self._high[worst]:.3f}"
+
+    def _depth(self, q) -> float:
+        """How far (m) the arm at ``q`` is outside workspace and table; negative when inside."""
+        points = kinematics.link_points(q[:6])
+        tip = points[-1]
+        return float(max(np.max(self._box_low - tip), np.max(tip - self._box_high), self.limits.table_z - np.min(points[:, 2])))
+
+
+def failsafe_table() -> str:
+    """The failsafe table as Markdown."""
+    lines = ["| failsafe | when | reaction | what the operator does |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row.name} | {row.condition} | {row.reaction} | {row.advice} |" for row in FAILSAFES.values()]
+    return "\n".join(lines) + "\n"

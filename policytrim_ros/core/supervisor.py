@@ -1,0 +1,260 @@
+"""The owner's judgement: whether the arm may move, where to, and why not.
+
+One object, one thread's worth of decisions, no clock of its own: the controller node calls ``tick`` at the setpoint rate
+and sends what it returns; services and topics call the other methods. States:
+
+    unconfigured --go/home/park (arm enabled)--> moving <--> holding        any --failsafe fault--> fault --clear_fault--> holding
+
+``holding`` and ``fault`` keep the motors on and the setpoint still. Why the arm does not move is always in ``reason``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from policytrim_ros.core.config import Config, setting
+from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused, PathPoint
+from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLimits
+from policytrim_ros.core.types import PARK, READY, Chunk
+
+UNCONFIGURED, HOLDING, MOVING, FAULTED = "unconfigured", "holding", "moving", "fault"
+
+
+@dataclass(frozen=True)
+class SupervisorConfig(Config):
+    """When to doubt."""
+
+    speed_scale: float = setting(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
+    home_speed: float = setting(0.35, "share of the velocity limit used by home and park", low=0.05, high=1.0)
+    feedback_timeout_s: float = setting(0.1, "joint feedback older than this is a fault", low=0.02, high=1.0, unit="s")
+    chunk_timeout_s: float = setting(1.5, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s")
+    heartbeat_timeout_s: float = setting(1.0, "hold when a required node is silent for so long", low=0.2, high=10.0, unit="s")
+    required_nodes: list = setting([""], "nodes without which the arm does not move (names; empty: none)")
+    tracking_tolerance_rad: float = setting(0.5, "greatest difference between arm and setpoint", low=0.05, high=2.0, unit="rad")
+    tracking_time_s: float = setting(0.5, "for how long it may last", low=0.05, high=5.0, unit="s")
+    send_failures_max: int = setting(5, "commands in a row that may fail to reach the bus", low=1, high=100)
+    feedback_step_rad: float = setting(0.5, "a joint that jumps further between two feedbacks is not believed", low=0.05, high=3.0, unit="rad")
+
+
+@dataclass(frozen=True)
+class Health:
+    """What the driver knows of the arm at one tick. ``position`` (7,) or None before the first complete feedback."""
+
+    position: np.ndarray | None
+    age_s: float
+    enabled: bool
+    problems: tuple = ()
+    send_failures: int = 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to send now: ``setpoint`` (7,) with ``velocity``, or None to send nothing; ``path`` while chunks are executed."""
+
+    setpoint: np.ndarray | None
+    velocity: np.ndarray | None
+    path: PathPoint | None
+
+
+class Refused(RuntimeError):
+    """An operator's order cannot be carried out now; the message says why and what to do."""
+
+
+class Supervisor:
+    """Decides every setpoint. Not thread-safe: the caller serialises."""
+
+    def __init__(self, config: SupervisorConfig, limits: SafetyLimits, rate_hz: float = 20.0):
+        self.config = config
+        self.filter = SafetyFilter(limits)
+        self.executor = ChunkExecutor(rate_hz, config.speed_scale)
+        self.state, self.reason = UNCONFIGURED, "no feedback from the arm yet"
+        self._required = tuple(name for name in config.required_nodes if name)
+        self._seen: dict[str, float] = {}
+        self._destination = None  # (pose, name) while an order to a fixed pose is carried out
+        self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
+        self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
+        self._damped = False
+
+    # ---- orders of the operator -------------------------------------------------------------------------------------
+
+    def may_enable(self, health: Health) -> None:
+        """Raises Refused unless an order of motion may enable and move the arm now."""
+        if self.state == FAULTED:
+            raise Refused(f"the arm is in fault ({self.reason}); remove the cause, then call controller/clear_fault")
+        if health.position is None or health.age_s > self.config.feedback_timeout_s:
+            raise Refused("no fresh joint feedback from the arm; check power, CAN cable and interface")
+        if health.problems:
+            raise Refused("the arm reports " + "; ".join(health.problems))
+
+    def go(self, health: Health, now: float) -> None:
+        """The operator allows chunks to move the arm. The arm must be enabled; the path begins where the arm is."""
+        self.may_enable(health)
+        for name in self._required:
+            silent = now - self._seen.get(name, -1e9)
+            if silent > self.config.heartbeat_timeout_s:
+                raise Refused(f"node '{name}' is not running; start it, then call controller/go again")
+        self._begin(health, now, "go")
+        self.executor.start(self.filter.setpoint, now)
+
+    def travel(self, pose, name: str, health: Health, now: float) -> None:
+        """The operator orders the arm to a fixed pose (7,), slowly; it holds there."""
+        self.may_enable(health)
+        self._begin(health, now, name)
+        self._destination = (np.asarray(pose, dtype=np.float64), name)
+
+    def home(self, health: Health, now: float) -> None:
+        self.travel(READY, "home", health, now)
+
+    def park(self, health: Health, now: float) -> None:
+        self.travel(PARK, "park", health, now)
+
+    def hold(self, reason: str = "operator hold") -> None:
+        """Decelerate and hold. Works in every state; a fault stays a fault."""
+        if self.state == MOVING:
+            self._stop(HOLDING, reason)
+        elif self.state == HOLDING:
+            self.reason = reason
+
+    def clear_fault(self, health: Health) -> None:
+        """The operator has removed the cause of a fault: hold, motors on if they still are. Never moves, enables or resets."""
+        if self.state != FAULTED:
+            raise Refused(f"there is no fault to clear; the state is {self.state}")
+        state = self.state
+        self.state = HOLDING
+        try:
+            self.may_enable(health)
+        except Refused:
+            self.state = state
+            raise
+        self._damped = False
+        self._streaming = health.enabled
+        self.filter.reset(health.position)
+        self._off_track_since = None
+        self.state, self.reason = (HOLDING, "fault cleared") if health.enabled else (UNCONFIGURED, "fault cleared; the arm is not enabled")
+
+    def damped_stop(self) -> None:
+        """The operator ordered the arm's own damped stop: no setpoint is sent any more."""
+        self._damped = True
+        self._streaming = False
+        self._stop(FAULTED, "damped stop")
+
+    # ---- data ---------------------------------------------------------------------------------------------------------
+
+    def heartbeat(self, name: str, now: float) -> None:
+        self._seen[name] = now
+
+    def accept(self, chunk: Chunk) -> int:
+        """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions."""
+        if self.state != MOVING or self._destination is not None:
+            raise ChunkRefused(f"chunk {chunk.chunk_id} refused: the arm is {self.state} ({self.reason})")
+        return self.executor.accept(chunk)
+
+    def bad_chunk(self, why: str) -> None:
+        """A message on the chunk topic was not a chunk."""
+        self._trip("bad chunk", why)
+
+    # ---- the tick -----------------------------------------------------------------------------------------------------
+
+    def tick(self, now: float, health: Health) -> Command:
+        """Judges ``health``, advances the path and returns what to send."""
+        dt = 0.0 if self._tick_at is None else min(now - self._tick_at, 0.1)
+        self._tick_at = now
+        self._judge(now, health)
+        if self.state == FAULTED and self._streaming and self.filter.at_rest:
+            self._streaming = False  # the arm holds its last target; a stale one must not wait for somebody to enable it again
+        if not self._streaming or dt <= 0.0:
+            return Command(None, None, None)
+        path = None
+        if self.state == MOVING and self._destination is not None:
+            out = self._travel(dt)
+        elif self.state == MOVING:
+            path = self.executor.tick(now)
+            dry = self.executor.dry_for(now)
+            if dry > self.config.chunk_timeout_s:
+                self._trip("chunk starved", f"{dry:.1f} s")
+            out = self.filter.step(path.position, path.velocity, dt)
+            if out.breach:
+                self._trip("beyond limits", out.breach)
+        else:
+            out = self.filter.brake(dt)
+        return Command(out.setpoint, out.velocity, path)
+
+    def _travel(self, dt):
+        pose, name = self._destination
+        out = self.filter.step(pose, np.zeros_like(pose), dt, speed=self.config.home_speed)
+        if out.breach:
+            self._trip("beyond limits", out.breach)
+        elif np.max(np.abs(out.setpoint - pose)) < 0.02 and np.max(np.abs(out.velocity)) < 1e-3:
+            self._stop(HOLDING, f"{name}: arrived")
+        return out
+
+    def _begin(self, health: Health, now: float, reason: str) -> None:
+        if not health.enabled:
+            raise Refused("the arm is not enabled")
+        if not self._streaming or self.filter.setpoint is None:
+            self.filter.reset(health.position)  # the first target is the measured pose
+        self._streaming = True
+        self._destination, self._off_track_since, self._moving_since = None, None, now
+        self.state, self.reason = MOVING, reason
+
+    def _stop(self, state: str, reason: str) -> None:
+        self.executor.stop()
+        self._destination = None
+        self.state, self.reason = state, reason
+
+    def _trip(self, failsafe: str, detail: str) -> None:
+        row = FAILSAFES[failsafe]
+        reason = f"{row.name}: {detail}" if detail else row.name
+        if row.reaction == FAULT and self.state != FAULTED:
+            self._stop(FAULTED, f"{reason}; {row.advice}")
+        elif row.reaction != FAULT and self.state == MOVING:
+            self._stop(HOLDING, f"{reason}; {row.advice}")
+
+    def _judge(self, now: float, health: Health) -> None:
+        config = self.config
+        if health.position is None:
+            return
+        if self.state == UNCONFIGURED:
+            self.reason = "the arm reports " + "; ".join(health.problems) if health.problems else "the arm waits for go, home or park"
+            if health.age_s > config.feedback_timeout_s:
+                self.reason = f"no joint feedback for {health.age_s:.2f} s"
+            self._last_position = health.position
+            return
+        if health.age_s > config.feedback_timeout_s:
+            self._trip("feedback silent", f"{health.age_s:.2f} s")
+        elif health.problems:
+            self._trip("arm status", "; ".join(health.problems))
+        elif not health.enabled and not self._damped:
+            self._trip("not enabled", "")
+        if self._streaming and health.send_failures >= config.send_failures_max:
+            self._trip("send failed", f"{health.send_failures} in a row")
+        self._believe(health)
+        if self.state != MOVING:
+            return
+        for name in self._required:
+            silent = now - self._seen.get(name, self._moving_since)
+            if silent > config.heartbeat_timeout_s and not (self._destination is not None):
+                self._trip("node lost", f"'{name}' is silent for {silent:.1f} s")
+        self._track(now, health)
+
+    def _believe(self, health: Health) -> None:
+        before, after = self._last_position, health.position
+        self._last_position = after
+        if not np.all(np.isfinite(after)):
+            self._trip("impossible feedback", "NaN")
+        elif before is not None and np.all(after[:6] == 0.0) and np.max(np.abs(before[:6])) > 0.1:
+            self._trip("impossible feedback", "all joints read exactly zero")
+        elif before is not None and np.max(np.abs(after[:6] - before[:6])) > self.config.feedback_step_rad:
+            self._trip("impossible feedback", f"a joint jumped by {np.max(np.abs(after[:6] - before[:6])):.2f} rad")
+
+    def _track(self, now: float, health: Health) -> None:
+        off = float(np.max(np.abs(self.filter.setpoint[:6] - health.position[:6])))
+        if off <= self.config.tracking_tolerance_rad:
+            self._off_track_since = None
+        elif self._off_track_since is None:
+            self._off_track_since = now
+        elif now - self._off_track_since > self.config.tracking_time_s:
+            self._trip("tracking", f"the arm is {off:.2f} rad from its setpoint")
+            self.filter.reset(health.position)  # hold where the arm is, do not push on
