@@ -1,0 +1,63 @@
+"""The table of trials: success rates with Wilson intervals, seconds and counts with bootstrap intervals (95 %).
+
+Seconds, steps and calls are means over the *successful* trials (time to success); stalls over all that count. Aborted
+and invalid trials are counted beside the table's rates, never in them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from policytrim_ros.core.statistics import bootstrap_mean, wilson
+from policytrim_ros.trials.store import Row, read
+
+COLUMNS = ("task", "setting", "label", "trials", "SR %", "seconds", "S steps", "N calls", "h", "stalls", "stalled s", "not counted")
+
+
+def table(rows: list[Row]) -> str:
+    """Aligned Markdown table of ``rows``, one line for each (task, setting, label), in the order of their first trial."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in latest(rows):
+        groups.setdefault((row.task, row.setting, row.label), []).append(row)
+    cells = [COLUMNS] + [_line(key, group) for key, group in groups.items()]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def show(out) -> str:
+    """Table of everything recorded below directory ``out``."""
+    rows = read(out)
+    return table(rows) if rows else f"no trials in {out}"
+
+
+def latest(rows: list[Row]) -> list[Row]:
+    """The last row of every trial: a repeated trial replaces what it repeats."""
+    return list({row.key: row for row in rows}.values())
+
+
+def _line(key: tuple, group: list[Row]) -> tuple:
+    counted = [row for row in group if row.counts]
+    solved = [row for row in counted if row.outcome == "success"]
+    low, high = wilson(len(solved), len(counted))
+    rate = f"{100 * len(solved) / len(counted):.0f} [{100 * low:.0f}, {100 * high:.0f}]" if counted else "-"
+    rest = Counter(row.outcome for row in group if not row.counts)
+    return (
+        *key,
+        f"{len(solved)}/{len(counted)}",
+        rate,
+        _mean([row.seconds for row in solved], 1),
+        _mean([row.steps for row in solved], 0),
+        _mean([row.calls for row in solved], 0),
+        "/".join(str(h) for h in sorted({row.horizon for row in counted})) or "-",
+        _mean([row.stalls for row in counted], 1),
+        _mean([row.stall_s for row in counted], 2),
+        ", ".join(f"{count} {outcome}" for outcome, count in sorted(rest.items())) or "-",
+    )
+
+
+def _mean(values: list, digits: int) -> str:
+    mean, low, high = bootstrap_mean(values)
+    return "-" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"

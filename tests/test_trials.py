@@ -1,0 +1,257 @@
+"""Trials: the protocol against a virtual rig with a virtual clock, the file that loses nothing, the table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
+from policytrim_ros.trials.store import FILE, Row, Store, StoreError, read
+from policytrim_ros.trials.table import show, table
+
+PLAN = Plan(task="tape_box", setting="standard", label="A", trials=3, seed=10, timeout_s=30.0)
+
+
+def row(**changes) -> Row:
+    values = dict(task="tape_box", setting="standard", label="A", seed=0, outcome="success", reason="", seconds=4.0, steps=80, calls=16,
+                  horizon=5, stalls=0, stall_s=0.0, mode="async", generation=1, checkpoint="c", began=1.0, ended=5.0)
+    return Row(**{**values, **changes})
+
+
+class VirtualRig:
+    """Answers at once; a trial ends as ``script[seed]`` says: an outcome, or an event at a step of 50 ms."""
+
+    def __init__(self, script=None):
+        self.script = script or {}
+        self.scene = {"scene_id": 0, "phase": "ready", "outcome": None}
+        self.inference = {"calls": 100, "horizon": 5, "mode": "async", "generation": 2, "checkpoint": "models/x"}
+        self.controller = ("unconfigured", "the arm waits")
+        self.next_step, self.stalls, self.stall_s = 1000, 7, 1.5
+        self.now, self.laid, self.runs, self.orders, self.quiet = 50.0, [], False, [], None
+
+    def clock(self):
+        return self.now
+
+    def wait(self, condition, timeout_s):
+        end = self.now + timeout_s
+        while not condition():
+            if self.now >= end:
+                return False
+            self.now += 0.05
+            self._live()
+        return True
+
+    def _live(self):
+        if not self.runs or self.controller[0] != "moving":
+            return
+        self.next_step += 1
+        if self.next_step % 5 == 0:
+            self.inference["calls"] += 1
+        self.steps += 1
+        event = self.script.get(self.laid[-1], "success")
+        if callable(event):
+            event(self)
+        elif self.steps == 80:
+            self.scene = {**self.scene, "phase": "done", "outcome": event}
+
+    def silent(self):
+        return self.quiet
+
+    def at_ready(self):
+        return self.controller[0] == "holding"
+
+    def lay(self, task, setting, seed):
+        self.laid.append(seed)
+        self.scene = {"task": task, "setting": setting, "scene_id": self.scene["scene_id"] + 1, "phase": "ready", "outcome": None}
+
+    def home(self):
+        self.orders.append("home")
+        self.controller = ("holding", "home: arrived")
+
+    def go(self):
+        self.orders.append("go")
+        self.controller = ("moving", "go")
+
+    def start(self):
+        self.steps = 0
+        self.scene = {**self.scene, "phase": "running"}
+
+    def run(self, on):
+        self.orders.append("run" if on else "stop")
+        self.runs = on
+
+    def hold(self):
+        self.orders.append("hold")
+        if self.controller[0] == "moving":
+            self.controller = ("holding", "operator hold")
+
+
+def trials(tmp_path, rig, plan=PLAN):
+    store, said = Store(tmp_path), []
+    try:
+        return run_trials(rig, plan, store, said.append), said
+    finally:
+        store.close()
+
+
+def test_a_trial_goes_home_then_go_run_stop_hold_and_is_counted_from_go_to_the_outcome(tmp_path):
+    rig = VirtualRig({11: "failure"})
+    stopped, said = trials(tmp_path, rig)
+    assert stopped is None and len(said) == 3 and "trial 2/3" in said[1] and "seed=11 failure" in said[1]
+    assert rig.orders == ["home", "go", "run", "stop", "hold"] * 3
+    rows = read(tmp_path)
+    assert [(r.seed, r.outcome) for r in rows] == [(10, "success"), (11, "failure"), (12, "success")]
+    assert all((r.steps, r.calls, r.stalls, r.stall_s, r.horizon) == (80, 16, 0, 0.0, 5) for r in rows)
+    assert all(r.seconds == pytest.approx(4.0) and r.generation == 2 and r.mode == "async" for r in rows)
+
+
+def test_recorded_trials_are_not_repeated_and_aborted_ones_are(tmp_path):
+    store = Store(tmp_path)
+    store.append(row(seed=10))
+    store.append(row(seed=11, outcome="aborted"))
+    store.append(row(seed=12, label="B"))
+    store.close()
+    rig = VirtualRig()
+    trials(tmp_path, rig)
+    assert rig.laid == [11, 12]
+    rig = VirtualRig()
+    trials(tmp_path, rig, Plan(**{**vars(PLAN), "repeat": True}))
+    assert rig.laid == [10, 11, 12]
+
+
+@pytest.mark.parametrize("state", [("fault", "feedback silent: 0.20 s"), ("holding", "operator hold"), ("unconfigured", "no feedback")])
+def test_a_fault_or_an_operators_hold_aborts_the_trial_and_the_rest_are_not_run(tmp_path, state):
+    rig = VirtualRig({11: lambda rig: setattr(rig, "controller", state)})
+    stopped, _ = trials(tmp_path, rig)
+    assert rig.laid == [10, 11] and rig.orders[-2:] == ["stop", "hold"]
+    assert state[1] in stopped and read(tmp_path)[-1].outcome == "aborted" and state[1] in read(tmp_path)[-1].reason
+
+
+def test_a_silent_process_aborts_the_trial_and_is_named(tmp_path):
+    stopped, _ = trials(tmp_path, VirtualRig({10: lambda rig: setattr(rig, "quiet", "inference")}))
+    assert "inference has fallen silent" in stopped and [r.outcome for r in read(tmp_path)] == ["aborted"]
+
+
+def test_no_outcome_in_time_is_a_failure_with_the_reason(tmp_path):
+    stopped, _ = trials(tmp_path, VirtualRig({seed: lambda rig: None for seed in (10, 11, 12)}))
+    assert stopped is None and {(r.outcome, r.reason) for r in read(tmp_path)} == {("failure", "no success within 30 s")}
+
+
+def test_a_hold_before_the_first_action_is_an_abort_and_not_a_failure_of_the_policy(tmp_path):
+    rig = VirtualRig()
+    rig.go = rig.hold
+    stopped, _ = trials(tmp_path, rig)
+    assert "controller: holding" in stopped
+    assert read(tmp_path)[0].outcome == "aborted"
+
+
+def test_a_scene_laid_by_somebody_else_makes_the_trial_invalid(tmp_path):
+    rig = VirtualRig({11: lambda rig: rig.scene.update(scene_id=99)})
+    stopped, _ = trials(tmp_path, rig)
+    assert stopped is None and [r.outcome for r in read(tmp_path)] == ["success", "invalid", "success"]
+
+
+def test_an_arm_that_does_not_reach_ready_aborts_with_the_controllers_reason(tmp_path):
+    rig = VirtualRig()
+    rig.home = lambda: setattr(rig, "controller", ("fault", "arm status: teach mode"))
+    stopped, _ = trials(tmp_path, rig)
+    assert "teach mode" in stopped and "run" not in rig.orders
+
+
+def test_an_interrupt_stores_the_aborted_row_and_holds(tmp_path):
+    def interrupt(rig):
+        rig.script[10] = "success"
+        raise Interrupted("ended by the operator")
+
+    rig = VirtualRig({10: interrupt})
+    with pytest.raises(Interrupted):
+        trials(tmp_path, rig)
+    assert rig.orders[-2:] == ["stop", "hold"] and read(tmp_path)[0].outcome == "aborted"
+
+
+def test_a_controller_that_does_not_take_the_hold_ends_the_run(tmp_path):
+    def refuse():
+        raise RigError("controller/hold did not answer within 5 s")
+
+    rig = VirtualRig()
+    rig.hold = refuse
+    stopped, _ = trials(tmp_path, rig)
+    assert "did not answer" in stopped and len(read(tmp_path)) == 1
+
+
+def test_a_half_written_last_line_is_no_row_and_is_cut_off_by_the_next_writer(tmp_path):
+    store = Store(tmp_path)
+    store.append(row(seed=1))
+    store.append(row(seed=2))
+    store.close()
+    path = tmp_path / FILE
+    whole = path.read_bytes()
+    for cut in range(1, len(whole) // 2):
+        path.write_bytes(whole[:-cut])
+        assert [r.seed for r in read(tmp_path)] == [1]
+    store = Store(tmp_path)
+    store.append(row(seed=3))
+    store.close()
+    assert [r.seed for r in read(tmp_path)] == [1, 3]
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path):
+    (tmp_path / FILE).write_text('{"task": "x"\n')
+    with pytest.raises(StoreError, match="trials.jsonl line 1"):
+        read(tmp_path)
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(StoreError, match="another trial run"):
+        Store(tmp_path)
+    store.close()
+
+
+def test_a_directory_that_cannot_be_written_is_one_clear_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "file")
+
+
+def test_rows_of_a_later_version_are_read_without_their_new_fields(tmp_path):
+    (tmp_path / FILE).write_text(json.dumps({**vars(row()), "temperature": 3}) + "\n")
+    assert read(tmp_path) == [row()]
+
+
+def test_a_killed_process_loses_no_row_that_was_appended(tmp_path):
+    code = (
+        f"import sys; from policytrim_ros.trials.store import Store; sys.path.insert(0, {os.path.dirname(__file__)!r}); from test_trials import row\n"
+        f"store = Store({str(tmp_path)!r})\nfor seed in range(10**6):\n store.append(row(seed=seed)); print(seed, flush=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    said = [process.stdout.readline() for _ in range(20)]
+    process.send_signal(signal.SIGKILL)
+    said += process.stdout.readlines()
+    process.wait()
+    assert [r.seed for r in read(tmp_path)][: len(said)] == list(range(len(said)))
+    assert process.returncode == -signal.SIGKILL and os.path.getsize(tmp_path / FILE) > 0
+
+
+def test_the_table_counts_success_and_failure_only_and_keeps_labels_apart():
+    rows = [row(seed=s, seconds=3.0 + s % 3) for s in range(18)] + [row(seed=s, outcome="failure", seconds=99.0) for s in (18, 19)]
+    rows += [row(seed=20, outcome="aborted", steps=5000), row(seed=0, label="B", horizon=10, calls=8)]
+    lines = table(rows).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    first = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert first[:5] == ["tape_box", "standard", "A", "18/20", "90 [70, 97]"]
+    assert first[5].startswith("4.0 [") and first[6] == "80 [80, 80]" and first[8] == "5" and first[-1] == "1 aborted"
+    assert [cell.strip() for cell in lines[3].split("|")[3:5]] == ["B", "1/1"]
+
+
+def test_a_repeated_trial_replaces_what_it_repeats_in_the_table():
+    assert "| 1/1 " in table([row(outcome="aborted"), row(outcome="failure"), row()])
+
+
+def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
+    assert "0/1" in table([row(outcome="failure")]) and "nan" not in table([row(outcome="failure")])
+    assert "nan" not in table([row(outcome="aborted")])
+    assert show(tmp_path) == f"no trials in {tmp_path}"
