@@ -12,7 +12,7 @@ Shapes: B batch, H = config.horizon, A = 7, n cameras, L prefix tokens (n * toke
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -200,15 +200,6 @@ def relative_actions(actions: torch.Tensor, state: torch.Tensor) -> torch.Tensor
 def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
     """(B, n, h, w, 3) uint8 -> (B, n, 3, h, w) float32 in [-1, 1]."""
     return pictures.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-
-
-def flow_config_from(values) -> FlowConfig:
-    """FlowConfig from the mapping stored in config.json; ConfigError names an unknown or bad entry."""
-    return FlowConfig.from_mapping(values)
-
-
-def flow_config_dict(config: FlowConfig) -> dict:
-    return asdict(config)
 
 
 def _scale(values, low, high):
