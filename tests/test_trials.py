@@ -92,7 +92,7 @@ class VirtualRig:
 def trials(tmp_path, rig, plan=PLAN):
     store, said = Store(tmp_path), []
     try:
-        return run_trials(rig, plan, store, said.append), said
+        return run_trials(rig, plan, store, said.append, lambda line: None), said
     finally:
         store.close()
 

@@ -68,22 +68,25 @@ class Plan:
     repeat: bool = False  # whether finished trials are run again
 
 
-def run_trials(rig: Rig, plan: Plan, store: Store, say: Callable[[str], None]) -> str | None:
+def run_trials(rig: Rig, plan: Plan, store: Store, say: Callable[[str], None], begin: Callable[[str], None]) -> str | None:
     """Runs the plan's trials that ``store`` does not hold yet; returns why it ended early, or None.
 
-    An aborted trial ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored.
+    ``begin`` gets one line before each trial, ``say`` one line after it. An aborted trial ends the run: whatever stopped
+    it wants a person's eyes. Raises Interrupted after the row is stored.
     """
     done = set() if plan.repeat else {row.key for row in store.rows if row.counts}
     seeds = [s for s in range(plan.seed, plan.seed + plan.trials) if (plan.task, plan.setting, plan.label, s) not in done]
     if len(seeds) < plan.trials:
         say(f"{plan.trials - len(seeds)} of {plan.trials} trials are recorded already in {store.path}")
-    began = rig.clock()
+    began, left = rig.clock(), "?"
     for number, seed in enumerate(seeds, start=1):
+        begin(f"trial {number}/{len(seeds)} task={plan.task} setting={plan.setting} seed={seed} left={left} s")
         row, cause = run_trial(rig, plan, seed)
         store.append(row)
-        left = (rig.clock() - began) / number * (len(seeds) - number)
-        say(f"trial {number}/{len(seeds)} task={row.task} setting={row.setting} seed={row.seed} {row.outcome} ({row.reason}) "
-            f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left:.0f} s")
+        left = f"{(rig.clock() - began) / number * (len(seeds) - number):.0f}"
+        why = "" if row.outcome == "success" else f" ({row.reason})"
+        say(f"trial {number}/{len(seeds)} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
+            f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left} s")
         if isinstance(cause, Interrupted):
             raise cause
         if row.outcome == "aborted":
