@@ -11,7 +11,7 @@ value is described and range-checked in exactly one place.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Mapping
 
 
@@ -52,7 +52,7 @@ class Config:
 def check_value(spec, value, owner: str) -> None:
     """Raises ConfigError when ``value`` breaks the bounds or type of dataclass field ``spec``."""
     meta, where = spec.metadata, f"{owner}.{spec.name}"
-    default = spec.default if spec.default_factory.__class__.__name__ == "_MISSING_TYPE" else spec.default_factory()
+    default = spec.default if spec.default is not MISSING else spec.default_factory()
     if isinstance(default, bool) != isinstance(value, bool) and isinstance(default, (bool, int, float)):
         raise ConfigError(f"{where} = {value!r}: expected {type(default).__name__}")
     if isinstance(default, (int, float)) and not isinstance(value, (int, float)):

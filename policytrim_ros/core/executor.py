@@ -72,6 +72,11 @@ class ChunkExecutor:
         return self._to is not None
 
     @property
+    def playing(self) -> bool:
+        """Whether an action is being played now."""
+        return self._began is not None
+
+    @property
     def queued(self) -> int:
         """Actions that have not begun."""
         return len(self._queue)

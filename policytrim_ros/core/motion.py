@@ -11,7 +11,7 @@ def limited_step(x, v, goal, goal_v, dt, v_max, a_max):
 
     All arguments but ``dt`` are arrays of one shape. The velocity stays within ``v_max`` and changes by at most
     ``a_max * dt``. A feasible goal path is followed without lag (``goal_v`` is fed forward); a resting goal is
-    reached without overshoot.
+    overshot by less than ``a_max * dt**2``, the grain of time.
     """
     error = goal - x
     closing = np.sign(error) * np.minimum(np.sqrt(2.0 * 0.8 * a_max * np.abs(error)), np.abs(error) / dt)

@@ -60,8 +60,8 @@ FAILSAFES = {row.name: row for row in (
 class SafetyLimits(Config):
     """Limits of motion. Positions in rad and m in the order of JOINTS; the workspace is a box for the fingertip."""
 
-    position_low: list = setting([float(v) for v in kinematics.LIMITS[:, 0]] + [0.0], "lower joint limits and least gripper stroke", unit="rad, m")
-    position_high: list = setting([float(v) for v in kinematics.LIMITS[:, 1]] + [0.07], "upper joint limits and widest gripper stroke", unit="rad, m")
+    position_low: list = setting([float(v) for v in kinematics.LIMITS[:, 0]], "lower joint limits and least gripper stroke", unit="rad, m")
+    position_high: list = setting([float(v) for v in kinematics.LIMITS[:, 1]], "upper joint limits and widest gripper stroke", unit="rad, m")
     joint_margin_rad: float = setting(0.015, "kept away from every joint limit", low=0.0, high=0.3, unit="rad")
     v_max: list = setting([float(v) for v in kinematics.V_MAX], "greatest joint velocities", low=0.01, high=3.0, unit="rad/s, m/s")
     a_max: list = setting([float(v) for v in kinematics.A_MAX], "greatest joint accelerations", low=0.1, high=5.0, unit="rad/s2, m/s2")

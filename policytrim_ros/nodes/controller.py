@@ -1,0 +1,290 @@
+"""Controller node: the only owner of the arm.
+
+    chunk, services --> Supervisor (core) --> setpoints at setpoint_rate_hz from an own thread --> Piper (arm/)
+    Piper --> joint_states (200 Hz), controller/setpoint, controller/consumed, controller/state, diagnostics
+
+The setpoint thread keeps absolute deadlines and does nothing but judge, filter and send; ROS callbacks only hand it data.
+Every ending (SIGINT, SIGTERM, a lost node, a lost bus) decelerates and holds; nothing here disables or resets the arm.
+"""
+
+from __future__ import annotations
+
+import collections
+import gc
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Int64MultiArray, String
+from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig
+from policytrim_ros.core.config import setting
+from policytrim_ros.core.executor import ChunkRefused
+from policytrim_ros.core.safety import SafetyLimits
+from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
+from policytrim_ros.nodes import agilex
+from policytrim_ros.nodes.messages import (LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state,
+                                           seconds_to_time)
+from policytrim_ros.nodes.parameters import declare
+from policytrim_ros.nodes.process import run
+
+SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
+
+
+@dataclass(frozen=True)
+class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
+    """Parameters of the controller node: the arm, its limits, when to doubt, and how to stream."""
+
+    setpoint_rate_hz: float = setting(100.0, "setpoints streamed to the arm", low=30.0, high=200.0, unit="Hz")
+    state_rate_hz: float = setting(200.0, "joint_states published", low=10.0, high=200.0, unit="Hz")
+    realtime_priority: int = setting(50, "SCHED_FIFO priority of the setpoint thread where the system allows it; 0: do not ask", low=0, high=90)
+    enable_timeout_s: float = setting(5.0, "how long go, home and park wait for the motors to come on", low=0.5, high=30.0, unit="s")
+    agilex_topics: bool = setting(False, "also offer AgileX's topics (joint_states_single, joint_ctrl_single, end_pose, enable_flag)")
+
+
+class Controller(Node):
+    """See the module. ``fatal`` is set when the node cannot go on."""
+
+    def __init__(self):
+        super().__init__("controller")
+        self.fatal = None
+        self.config = declare(self, ControllerConfig)
+        self.arm = Piper(self.config)
+        self.supervisor = Supervisor(self.config, self.config)
+        self._lock = threading.Lock()  # guards the supervisor; never held across a call into the SDK
+        self._stop = threading.Event()
+        self._lateness = collections.deque(maxlen=int(5 * self.config.setpoint_rate_hz))
+        self._setpoint = None
+        self._reported = self._published_state = None
+        self.arm.connect()
+        self.get_logger().info(f"connected can_interface={self.config.can_interface} can_port={self.config.can_port} firmware={self.arm.firmware}")
+
+        self._joints = self.create_publisher(JointState, "joint_states", QoSProfile(depth=10))
+        self._setpoints = self.create_publisher(JointState, "controller/setpoint", NEWEST)
+        self._consumed = self.create_publisher(Int64MultiArray, "controller/consumed", 10)
+        self._state = self.create_publisher(String, "controller/state", LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
+        self.create_subscription(JointTrajectory, "chunk", self._on_chunk, 10)
+        self.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
+        for name in ("go", "home", "park", "hold", "clear_fault", "damped_stop"):
+            self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
+        self.create_timer(1.0 / self.config.state_rate_hz, self._publish_joints)
+        self.create_timer(0.05, self._publish_consumed)
+        self.create_timer(1.0, self._publish_diagnostics)
+        self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
+        self._thread = threading.Thread(target=self._stream, name="setpoints", daemon=True)
+        gc.collect()
+        gc.freeze()  # what is alive now stays: later collections do not walk it beside the setpoint thread
+        self._thread.start()
+
+    # ---- the setpoint thread --------------------------------------------------------------------------------------
+
+    def _stream(self) -> None:
+        granted = self._ask_for_priority()
+        self.get_logger().info(f"streaming rate_hz={self.config.setpoint_rate_hz:g} realtime_priority={granted}")
+        period = 1.0 / self.config.setpoint_rate_hz
+        due = time.monotonic() + period
+        try:
+            while not self._stop.is_set():
+                time.sleep(max(0.0, due - time.monotonic()))
+                now = time.monotonic()
+                self._lateness.append(now - due)
+                due += period
+                if now > due + period:  # after a long pause of the machine: no burst of old deadlines
+                    due = now + period
+                self._tick(now)
+        except Exception as error:  # the arm holds its last setpoint; the process must end and say why
+            self.fatal = f"setpoint thread stopped: {type(error).__name__}: {error}"
+
+    def _tick(self, now: float) -> None:
+        health = self._health()
+        with self._lock:
+            command = self.supervisor.tick(now, health)
+            state = f"{self.supervisor.state}: {self.supervisor.reason}"
+        if command.setpoint is not None:
+            self.arm.send(command.setpoint, SPEED_PERCENT)
+        self._setpoint = (command.setpoint, command.velocity) if command.setpoint is not None else None
+        if state != self._published_state:
+            self._published_state = state
+            self._state.publish(String(data=state))
+            (self.get_logger().error if state.startswith(FAULTED) else self.get_logger().info)(f"state={state}")
+        step = self.supervisor.executor.next_step
+        if step != self._reported:
+            self._reported = step
+            self._publish_consumed()
+
+    def _ask_for_priority(self) -> int:
+        if self.config.realtime_priority == 0:
+            return 0
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self.config.realtime_priority))
+            return self.config.realtime_priority
+        except (PermissionError, OSError) as error:
+            self.get_logger().warning(f"no real-time priority ({error}); allow it with an rtprio line in /etc/security/limits.d")
+            return 0
+
+    def _health(self) -> Health:
+        feedback = self.arm.feedback()
+        if feedback is None:
+            return Health(None, float("inf"), False, (), self.arm.send_failures)
+        age = time.monotonic() - feedback.state.stamp
+        return Health(feedback.state.position, age, all(feedback.enabled), feedback.problems, self.arm.send_failures)
+
+    # ---- the operator's orders -------------------------------------------------------------------------------------
+
+    def _order(self, carry_out):
+        def serve(_request, response):
+            try:
+                response.message = carry_out() or ""
+                response.success = True
+            except (Refused, ArmError) as error:
+                response.success, response.message = False, str(error)
+                self.get_logger().warning(f"refused order={carry_out.__name__.strip('_')} reason={error}")
+            return response
+        return serve
+
+    def order(self, name: str) -> str:
+        """Carries out an operator's order by its service name; raises Refused or ArmError."""
+        return getattr(self, f"_{name}")()
+
+    def _enable(self) -> None:
+        health = self._health()
+        with self._lock:
+            self.supervisor.may_enable(health)
+        if not health.enabled:
+            self.arm.enable(self.config.enable_timeout_s)
+
+    def _go(self) -> str:
+        self._enable()
+        with self._lock:
+            self.supervisor.go(self._health(), time.monotonic())
+        return "chunks may move the arm"
+
+    def _home(self) -> str:
+        self._enable()
+        with self._lock:
+            self.supervisor.home(self._health(), time.monotonic())
+        return "moving to the ready pose"
+
+    def _park(self) -> str:
+        self._enable()
+        with self._lock:
+            self.supervisor.park(self._health(), time.monotonic())
+        return "moving to the rest pose"
+
+    def _hold(self) -> str:
+        with self._lock:
+            self.supervisor.hold()
+            return f"{self.supervisor.state}: {self.supervisor.reason}"
+
+    def _clear_fault(self) -> str:
+        health = self._health()
+        if health.age_s > 1.0:
+            self.arm.reconnect()
+            health = self._health()
+        with self._lock:
+            self.supervisor.clear_fault(health)
+            return f"{self.supervisor.state}: {self.supervisor.reason}"
+
+    def _damped_stop(self) -> str:
+        with self._lock:
+            self.supervisor.damped_stop()
+        self.arm.damped_stop()
+        return "the arm sinks with damping; support it. Recovery cuts its power: see docs/can.md"
+
+    # ---- data in and out -------------------------------------------------------------------------------------------
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        try:
+            chunk = chunk_from_message(message)
+        except BadMessage as error:
+            with self._lock:
+                self.supervisor.bad_chunk(str(error))
+            self.get_logger().error(f"bad chunk: {error}")
+            return
+        self.take(chunk)
+
+    def take(self, chunk) -> None:
+        """Hands a chunk to the supervisor; a refusal is logged, never silent."""
+        try:
+            with self._lock:
+                self.supervisor.accept(chunk)
+        except ChunkRefused as error:
+            self.get_logger().warning(str(error), throttle_duration_sec=1.0)
+
+    def _on_heartbeat(self, message: String) -> None:
+        with self._lock:
+            self.supervisor.heartbeat(message.data, time.monotonic())
+
+    def _publish_joints(self) -> None:
+        feedback = self.arm.feedback()
+        if feedback is None:
+            return
+        state = feedback.state
+        stamp = seconds_to_time(time.time() - (time.monotonic() - state.stamp))
+        message = joint_state(stamp, state.position, state.velocity, state.effort)
+        self._joints.publish(message)
+        setpoint = self._setpoint
+        where, speed = setpoint if setpoint is not None else (state.position, np.zeros(7))
+        self._setpoints.publish(joint_state(stamp, where, speed))
+        if self._agilex is not None:
+            self._agilex.publish(message, self.arm)
+
+    def _publish_consumed(self) -> None:
+        executor = self.supervisor.executor
+        playing = self.supervisor.state == MOVING and executor.running and executor.playing
+        self._consumed.publish(Consumed(executor.generation, executor.chunk_id, executor.next_step, executor.queued, playing,
+                                        executor.stalls, executor.stall_s).to_message())
+
+    def _publish_diagnostics(self) -> None:
+        feedback = self.arm.feedback()
+        late = np.array(self._lateness) * 1000 if self._lateness else np.zeros(1)
+        values = {
+            "state": self.supervisor.state, "reason": self.supervisor.reason,
+            "lateness_p50_ms": f"{np.percentile(late, 50):.3f}", "lateness_p99_ms": f"{np.percentile(late, 99):.3f}",
+            "lateness_max_ms": f"{late.max():.3f}", "send_failures": str(self.arm.send_failures),
+            "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
+            "feedback_age_ms": "none" if feedback is None else f"{(time.monotonic() - feedback.state.stamp) * 1000:.1f}",
+            "control_steps": str(self.supervisor.executor.next_step), "stalls": str(self.supervisor.executor.stalls),
+            "stall_s": f"{self.supervisor.executor.stall_s:.3f}",
+        }
+        level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(self.supervisor.state, DiagnosticStatus.OK)
+        status = DiagnosticStatus(level=level, name="controller", message=f"{self.supervisor.state}: {self.supervisor.reason}",
+                                  hardware_id=self.config.can_port, values=[KeyValue(key=k, value=v) for k, v in values.items()])
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def close(self) -> None:
+        """Decelerates and leaves the arm holding with its motors on."""
+        with self._lock:
+            self.supervisor.hold("the controller ends")
+        deadline = time.monotonic() + 2.0
+        while self._thread.is_alive() and not self._at_rest() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        self._stop.set()
+        self._thread.join(timeout=1.0)
+        self.arm.close()
+        print("controller: ended; the arm holds its position with the motors as they were", flush=True)
+
+    def _at_rest(self) -> bool:
+        with self._lock:
+            return self.supervisor.filter.setpoint is None or self.supervisor.filter.at_rest
+
+
+def main() -> None:
+    sys.setswitchinterval(0.0005)  # a waiting setpoint thread asks for the interpreter after 0.5 ms, not 5
+    sys.exit(run(Controller))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""The safety filter and the supervisor on a virtual clock."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policytrim_ros.core import kinematics
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.executor import ChunkRefused
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
+from policytrim_ros.core.supervisor import Health, Refused, Supervisor, SupervisorConfig
+from policytrim_ros.core.types import JOINTS, READY, Chunk
+
+DT = 0.01
+LIMITS = SafetyLimits()
+
+
+def filter_at(pose=READY):
+    safety = SafetyFilter(LIMITS)
+    safety.reset(np.array(pose))
+    return safety
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(-4, 4), min_size=7, max_size=7), min_size=1, max_size=12), st.integers(1, 40))
+def test_no_goal_whatever_makes_a_setpoint_break_a_limit(goals, hold_for):
+    safety = filter_at()
+    v_before = np.zeros(7)
+    low, high = np.array(LIMITS.position_low), np.array(LIMITS.position_high)
+    for goal in goals:
+        for _ in range(hold_for):
+            before = safety.setpoint.copy()
+            out = safety.step(np.array(goal), np.zeros(7), DT)
+            assert np.all(np.abs(out.velocity) <= np.array(LIMITS.v_max) + 1e-9)
+            assert np.all(np.abs(out.velocity - v_before) <= np.array(LIMITS.a_max) * DT + 1e-9)
+            assert out.setpoint == pytest.approx(before + out.velocity * DT)
+            assert np.all(out.setpoint >= low - 1e-9) and np.all(out.setpoint <= high + 1e-9)
+            assert kinematics.link_points(out.setpoint[:6])[:, 2].min() >= LIMITS.table_z - 0.005
+            v_before = out.velocity
+
+
+def test_nan_and_far_goals_brake_and_say_why():
+    safety = filter_at()
+    assert "NaN" in safety.step(np.full(7, np.nan), np.zeros(7), DT).breach
+    assert "joint1 asked for 3.500" in safety.step(np.array([3.5, 1.2, -1.1, 0, 0.9, 0, 0.07]), np.zeros(7), DT).breach
+    below = np.array([0, 2.6, -1.1, 0, 0.9, 0, 0.07])
+    assert kinematics.link_points(below[:6])[:, 2].min() < -0.1
+    assert "beyond the workspace or table" in [safety.step(below, np.zeros(7), DT).breach for _ in range(200)][-1]
+
+
+def test_a_feasible_path_is_followed_without_lag_and_a_resting_goal_without_overshoot():
+    safety = filter_at()
+    start, speed = np.array(READY), 0.8
+    for k in range(1, 200):
+        goal = start.copy()
+        goal[0] += min(speed * k * DT, 0.9)
+        out = safety.step(goal, np.array([speed if speed * k * DT < 0.9 else 0, 0, 0, 0, 0, 0, 0]), DT)
+        if k == 100:
+            assert abs(out.setpoint[0] - goal[0]) < 0.02
+    assert out.setpoint[0] == pytest.approx(0.9, abs=1e-3)
+    safety = filter_at()
+    reached = [safety.step(start + np.array([0.6, 0, 0, 0, 0, 0, 0]), np.zeros(7), DT).setpoint[0] for _ in range(300)]
+    assert max(reached) <= 0.6 + 5e-4 and reached[-1] == pytest.approx(0.6, abs=1e-6)
+
+
+def test_limits_that_make_no_sense_are_refused_by_name():
+    with pytest.raises(ConfigError, match="v_max"):
+        SafetyLimits(v_max=[9.0] * 7)
+    with pytest.raises(ConfigError, match="unknown key 'speed'"):
+        SafetyLimits.from_mapping({"speed": 1})
+    with pytest.raises(ValueError, match="7 values"):
+        SafetyLimits(a_max=[1.0])
+
+
+class Arm:
+    """An ideal arm on a virtual clock: it is where the last setpoint told it to be."""
+
+    def __init__(self, **config):
+        self.supervisor = Supervisor(SupervisorConfig(**config), LIMITS)
+        self.position, self.now = np.array(READY), 10.0
+        self.enabled, self.age, self.problems, self.failures, self.frozen = True, 0.001, (), 0, False
+
+    @property
+    def health(self):
+        return Health(self.position, self.age, self.enabled, self.problems, self.failures)
+
+    def run(self, seconds):
+        sent = []
+        for _ in range(round(seconds / DT)):
+            self.now += DT
+            command = self.supervisor.tick(self.now, self.health)
+            if command.setpoint is not None:
+                sent.append(command.setpoint.copy())
+                if not self.frozen:
+                    self.position = command.setpoint.copy()
+        return sent
+
+    def go(self):
+        self.run(0.05)
+        self.supervisor.go(self.health, self.now)
+
+    def play(self, offset=0.3, n=10):
+        target = np.array(READY)
+        ramp = np.linspace(0, offset, n + 1)[1:]
+        positions = np.repeat(target[None], n, axis=0)
+        positions[:, 0] += ramp
+        executor = self.supervisor.executor
+        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step))
+
+    @property
+    def state(self):
+        return self.supervisor.state
+
+
+def moving(**config):
+    arm = Arm(**config)
+    arm.go()
+    arm.play()
+    arm.run(0.25)
+    assert arm.state == "moving" and arm.position[0] > 0.02
+    return arm
+
+
+def test_nothing_is_sent_before_feedback_and_an_operators_go():
+    arm = Arm()
+    arm.position = None
+    assert arm.run(0.5) == [] and arm.state == "unconfigured"
+    arm.position = np.array(READY)
+    assert arm.run(0.5) == [] and arm.state == "unconfigured"
+    with pytest.raises(ChunkRefused):
+        arm.supervisor.accept(Chunk(np.zeros((1, 7)), 1, 1, 0))
+    arm.go()
+    first = arm.run(0.02)[0]
+    assert first == pytest.approx(READY)  # the first target is the measured pose
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(enabled=False), "not enabled"), (dict(age=0.5), "no fresh joint feedback"), (dict(problems=("joint3: collision",)), "collision"),
+])
+def test_go_is_refused_in_doubt(change, message):
+    arm = Arm()
+    arm.run(0.1)
+    for name, value in change.items():
+        setattr(arm, name, value)
+    with pytest.raises(Refused, match=message):
+        arm.supervisor.go(arm.health, arm.now)
+    assert arm.run(0.2) == []
+
+
+def test_a_chunk_moves_the_arm_and_a_hold_decelerates_it():
+    arm = moving()
+    arm.supervisor.hold()
+    sent = np.array(arm.run(1.0))[:, 0]
+    steps = np.diff(sent)
+    assert arm.state == "holding" and steps[-1] == 0 and np.all(steps >= 0) and np.all(np.diff(steps) <= 1e-12)
+
+
+@pytest.mark.parametrize("change, state, reason", [
+    (dict(age=0.2), "fault", "feedback silent"), (dict(problems=("collision of joint2",)), "fault", "collision of joint2"),
+    (dict(enabled=False), "fault", "not enabled"), (dict(failures=9), "fault", "send failed"),
+    (dict(position=np.zeros(7)), "fault", "exactly zero"), (dict(position=np.full(7, np.nan)), "fault", "NaN"),
+])
+def test_each_doubt_about_the_arm_latches_a_fault_that_only_an_operator_clears(change, state, reason):
+    arm = moving()
+    good = arm.position.copy()
+    for name, value in change.items():
+        setattr(arm, name, value)
+    arm.frozen = True
+    arm.run(1.5)
+    assert arm.state == state and reason in arm.supervisor.reason
+    assert arm.run(0.2) == []  # at rest nothing more is sent: a stale target must not wait for a re-enabled arm
+    with pytest.raises(Refused, match="fault"):
+        arm.supervisor.go(arm.health, arm.now)
+    arm.position, arm.age, arm.problems, arm.enabled, arm.failures = good, 0.001, (), True, 0
+    arm.run(0.5)
+    assert arm.state == "fault"
+    arm.supervisor.clear_fault(arm.health)
+    arm.frozen = False
+    arm.run(0.1)
+    assert arm.state == "holding" and arm.position == pytest.approx(good)
+
+
+def test_a_fault_whose_cause_is_still_there_cannot_be_cleared():
+    arm = moving()
+    arm.problems = ("driver error of joint1",)
+    arm.run(0.5)
+    with pytest.raises(Refused, match="driver error of joint1"):
+        arm.supervisor.clear_fault(arm.health)
+    assert arm.state == "fault"
+
+
+def test_a_starved_arm_holds():
+    arm = moving(chunk_timeout_s=0.5)
+    arm.run(1.5)
+    assert arm.state == "holding" and "chunk starved" in arm.supervisor.reason
+
+
+def test_a_lost_node_holds_and_is_named():
+    arm = Arm(required_nodes=["camera", "inference"], heartbeat_timeout_s=0.5)
+    arm.run(0.1)
+    arm.supervisor.heartbeat("camera", arm.now)
+    with pytest.raises(Refused, match="'inference' is not running"):
+        arm.supervisor.go(arm.health, arm.now)
+    arm.supervisor.heartbeat("inference", arm.now)
+    arm.go()
+    arm.play(n=100)
+    for _ in range(10):
+        arm.supervisor.heartbeat("inference", arm.now)
+        arm.run(0.1)
+    assert arm.state == "holding" and "'camera' is silent" in arm.supervisor.reason
+
+
+def test_a_blocked_arm_holds_where_it_is_and_does_not_push_on():
+    arm = moving(tracking_tolerance_rad=0.1, tracking_time_s=0.3)
+    arm.frozen = True
+    arm.supervisor.executor.start(arm.supervisor.filter.setpoint, arm.now)
+    arm.play(offset=1.0, n=20)
+    arm.run(2.0)
+    assert arm.state == "holding" and "tracking" in arm.supervisor.reason
+    assert arm.run(0.1)[-1] == pytest.approx(arm.position)
+
+
+def test_home_refuses_chunks_arrives_and_holds():
+    arm = Arm()
+    arm.position = np.array([0.5, 1.0, -1.0, 0.2, 0.5, 0.1, 0.02])
+    arm.run(0.1)
+    arm.supervisor.home(arm.health, arm.now)
+    with pytest.raises(ChunkRefused):
+        arm.play()
+    arm.run(4.0)
+    assert arm.state == "holding" and "arrived" in arm.supervisor.reason and arm.position == pytest.approx(READY, abs=0.02)
+
+
+def test_a_damped_stop_ends_all_sending_until_cleared():
+    arm = moving()
+    arm.supervisor.damped_stop()
+    assert arm.run(1.0) == [] and arm.state == "fault"
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_sequence_of_orders_chunks_and_faults_keeps_the_limits_and_ends_in_hold(data):
+    arm = Arm()
+    arm.run(0.1)
+    last, last_v = None, None
+    low, high = np.array(LIMITS.position_low), np.array(LIMITS.position_high)
+    for _ in range(data.draw(st.integers(1, 15))):
+        event = data.draw(st.sampled_from(["go", "chunk", "hold", "home", "stale", "fresh", "problem", "clear", "bad"]))
+        try:
+            if event == "go":
+                arm.supervisor.go(arm.health, arm.now)
+            elif event == "chunk":
+                shape = data.draw(st.lists(st.floats(-3, 3), min_size=7, max_size=7))
+                arm.supervisor.accept(Chunk(np.tile(shape, (5, 1)), data.draw(st.integers(0, 3)), 1, arm.supervisor.executor.next_step))
+            elif event == "hold":
+                arm.supervisor.hold()
+            elif event == "home":
+                arm.supervisor.home(arm.health, arm.now)
+            elif event == "bad":
+                arm.supervisor.bad_chunk("test")
+            elif event == "clear":
+                arm.supervisor.clear_fault(arm.health)
+                last = None  # the target is the measured pose again
+            else:
+                arm.age = {"stale": 0.5, "fresh": 0.001, "problem": arm.age}[event]
+                arm.problems = ("a driver error",) if event == "problem" else ()
+        except (Refused, ChunkRefused):
+            pass
+        for setpoint in arm.run(data.draw(st.sampled_from([0.01, 0.1, 0.7]))):
+            if last is not None:
+                velocity = (setpoint - last) / DT
+                assert np.all(np.abs(velocity) <= np.array(LIMITS.v_max) + 1e-6)
+                if last_v is not None:
+                    assert np.all(np.abs(velocity - last_v) <= np.array(LIMITS.a_max) * DT + 1e-6)
+                last_v = velocity
+            assert np.all(setpoint >= low - 1e-9) and np.all(setpoint <= high + 1e-9)
+            last = setpoint
+        if last is None:
+            last_v = None
+    arm.supervisor.hold()
+    arm.run(1.5)
+    assert arm.state in ("holding", "fault", "unconfigured") and (arm.supervisor.filter.setpoint is None or arm.supervisor.filter.at_rest)
+
+
+def test_names_of_the_joints_are_seven():
+    assert len(JOINTS) == 7
