@@ -6,15 +6,20 @@ from __future__ import annotations
 import numpy as np
 
 
+def stopping_speed(distance, a_max, dt):
+    """The greatest speed from which a stop within ``distance`` is possible with steps of ``dt`` that decelerate by ``a_max``."""
+    return np.minimum(a_max * (np.sqrt(dt * dt / 4.0 + 2.0 * distance / a_max) - dt / 2.0), distance / dt)
+
+
 def limited_step(x, v, goal, goal_v, dt, v_max, a_max):
     """Moves ``x`` (with velocity ``v``) towards a moving ``goal`` for ``dt`` seconds; returns the new (x, v).
 
     All arguments but ``dt`` are arrays of one shape. The velocity stays within ``v_max`` and changes by at most
     ``a_max * dt``. A feasible goal path is followed without lag (``goal_v`` is fed forward); a resting goal is
-    overshot by less than ``a_max * dt**2``, the grain of time.
+    reached without overshoot, braking with 80 % of ``a_max``.
     """
     error = goal - x
-    closing = np.sign(error) * np.minimum(np.sqrt(2.0 * 0.8 * a_max * np.abs(error)), np.abs(error) / dt)
+    closing = np.sign(error) * stopping_speed(np.abs(error), 0.8 * a_max, dt)
     wanted = np.clip(goal_v + closing, -v_max, v_max)
     v_new = np.clip(wanted, v - a_max * dt, v + a_max * dt)
     return x + v_new * dt, v_new

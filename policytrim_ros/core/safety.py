@@ -13,7 +13,7 @@ import numpy as np
 
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import Config, setting
-from policytrim_ros.core.motion import limited_step
+from policytrim_ros.core.motion import limited_step, stopping_speed
 from policytrim_ros.core.types import JOINTS
 
 HOLD, FAULT, REFUSE = "hold", "fault", "refuse"
@@ -125,8 +125,8 @@ class SafetyFilter:
             return Filtered(*self._braked(dt), breach)
         inside = np.clip(goal, np.minimum(self._low, self.setpoint), np.maximum(self._high, self.setpoint))
         forward = np.where(inside == goal, goal_velocity, 0.0)
-        x, v = limited_step(self.setpoint, self.velocity, inside, forward, dt, self._v_max * speed, self._a_max)
-        x, v = self._keep_inside(x, v)
+        _, v = limited_step(self.setpoint, self.velocity, inside, forward, dt, self._v_max * speed, self._a_max)
+        x, v = self._keep_inside(v, dt)
         resting = x + v * np.abs(v) / (2.0 * self._a_max)  # where the arm would come to rest if it braked now
         now, then = self._depth(self.setpoint), self._depth(resting)
         if then > max(now, 0.0):
@@ -141,11 +141,13 @@ class SafetyFilter:
         out = self.brake(dt)
         return out.setpoint, out.velocity
 
-    def _keep_inside(self, x, v):
-        """Cuts an overshoot of a moving goal at the joint limits."""
-        low, high = np.minimum(self._low, self.setpoint), np.maximum(self._high, self.setpoint)
-        cut = np.clip(x, low, high)
-        return cut, np.where(cut == x, v, 0.0)
+    def _keep_inside(self, v, dt):
+        """Slows down early enough to stop at the joint limits (or where the arm is, when it begins beyond them)."""
+        x = self.setpoint
+        above = stopping_speed(np.maximum(self._high - x, 0.0), self._a_max, dt)
+        below = stopping_speed(np.maximum(x - self._low, 0.0), self._a_max, dt)
+        v = np.clip(v, -below, above)
+        return x + v * dt, v
 
     def _joint_breach(self, goal) -> str:
         excess = np.maximum(self._low - goal, goal - self._high)
