@@ -1,0 +1,279 @@
+"""The one description of all processes: which, with what, in which order.
+
+    LaunchArguments --graph()--> [Process, ...]  --> launch/piper_deploy.launch.py   (ros2 launch)
+                                                 +-> policytrim_ros/up.py            (policytrim up, without a ROS 2 installation)
+
+A process is started when those it needs are ready, and the list is also the order of the start; it ends in reverse. The
+simulation is named by dotted module names only: nothing of it is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Mapping
+
+from policytrim_ros.core.config import Config, ConfigError
+from policytrim_ros.core.config import setting as argument  # one of the arguments is called setting
+from policytrim_ros.share import share
+
+TASKS = ("tape_box", "flip_mug", "hang_mug")
+SETTINGS = ("standard", "dynamic")
+EMULATED_SERIALS = {"front": "emulated-front", "wrist": "emulated-wrist"}
+DEMONSTRATORS = ("clean", "hesitant")
+LAVAPIPE = ("lvp_icd.json", "lvp_icd.x86_64.json", "lvp_icd.aarch64.json")
+"""Names that Mesa's packages have given to the description of its software renderer."""
+
+
+@dataclass(frozen=True)
+class LaunchArguments(Config):
+    """What may be said at the start. `ros2 launch ... --show-args` and `policytrim up --help` print these sentences."""
+
+    sim: bool = argument(True, "true: simulated world behind an emulated arm and emulated cameras; false: the real robot")
+    can_port: str = argument("", "CAN channel of the arm: can0, ... on a robot; empty: can0, or the emulated bus of the session in simulation")
+    can_interface: str = argument("", "python-can interface; empty: socketcan, or piper_hub in simulation")
+    cameras: str = argument("", "cameras as name=serial,name=serial; empty: the emulated front and wrist cameras (simulation only)")
+    camera_size: str = argument("640x480", "pixels of the colour images, WIDTHxHEIGHT")
+    task: str = argument("tape_box", "what the arm is to do", choices=TASKS)
+    setting: str = argument("standard", "standard: the target stays; dynamic: it is moved once during the approach", choices=SETTINGS)
+    seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
+    checkpoint: str = argument("", "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: models/<task>, in "
+                                  "simulation the clean demonstrator where there is none")
+    horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)
+    mode: str = argument("sync", "sync: the arm waits for inference; async: the next chunk is predicted while this one runs", choices=("sync", "async"))
+    speed_scale: float = argument(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
+    trials: int = argument(0, "trials to run, after which everything ends; 0: only bring the system up", low=0, high=10000)
+    out: str = argument("runs", "directory for trial records and recordings")
+    label: str = argument("", "name of this policy in the trial table; empty: the checkpoint's name")
+    record: bool = argument(False, "record images (JPEG), joints, setpoints and chunks into an MCAP file under out")
+    namespace: str = argument("", "ROS namespace of all nodes; empty: none")
+    remap: str = argument("", "remappings for every node, from:=to separated by blanks")
+    session: str = argument("", "name of this running system (letters, digits, - and _); empty: domain-<ROS_DOMAIN_ID>")
+    on_failure: str = argument("hold", "when a required process dies, the arm holds; hold: keep the others for inspection; shutdown: end them",
+                              choices=("hold", "shutdown"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        parse_cameras(self.cameras)
+        parse_size(self.camera_size)
+        parse_remap(self.remap)
+        if self.session and not all(c.isalnum() or c in "-_" for c in self.session):
+            raise ConfigError(f"LaunchArguments.session = {self.session!r}: use letters, digits, '-' and '_'")
+        if self.namespace and not self.namespace.strip("/").replace("/", "_").isidentifier():
+            raise ConfigError(f"LaunchArguments.namespace = {self.namespace!r}: use letters, digits and '_', not beginning with a digit")
+        if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
+            raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
+
+    @classmethod
+    def from_text(cls, values: Mapping[str, str]):
+        """From texts, as ``key:=value`` gives them; ConfigError on an unknown key, a wrong type or a value out of range."""
+        specs = {spec.name: spec for spec in fields(cls)}
+        return cls.from_mapping({key: _value(specs[key], text) if key in specs else text for key, text in values.items()})
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process. ``name`` is its node name, its word on ``heartbeat`` and the mark before each of its output lines."""
+
+    name: str
+    executable: str
+    module: str
+    ros: bool = True
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    remappings: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
+    socket: str = ""  # ready when somebody serves this socket; empty: ready at its first heartbeat
+    required: bool = True  # its death means hold
+    finite: bool = False  # it ends by itself, and the system with it
+
+    @property
+    def parameter_file(self) -> Path | None:
+        """config/<name>.yaml, for a ROS node."""
+        return share("config", f"{self.name}.yaml") if self.ros else None
+
+
+def graph(arguments: LaunchArguments) -> list[Process]:
+    """All processes in the order of their start. Raises ConfigError when the arguments do not go together."""
+    session, sim = session_name(arguments), arguments.sim
+    checkpoint = resolve_checkpoint(arguments)
+    can_port = arguments.can_port or (str(runtime_dir() / f"{session}.can") if sim else "can0")
+    cameras = parse_cameras(arguments.cameras) or (EMULATED_SERIALS if sim else {})
+    if not cameras:
+        raise ConfigError("LaunchArguments.cameras: name the cameras as front=<serial>,wrist=<serial>; `policytrim doctor` lists what is plugged in")
+    width, height = parse_size(arguments.camera_size)
+    demonstrated = checkpoint.startswith("demonstrator:")
+    driver = "demonstrator" if demonstrated else "inference"
+    common = dict(environment=environment(arguments), remappings=parse_remap(arguments.remap))
+
+    processes = []
+    if sim:
+        processes += [
+            Process("world", "world_node", "sim_bridge.world", **{**common, "environment": {**common["environment"], **renderer()}},
+                    parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session, width=width, height=height)),
+            Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, environment=common["environment"],
+                    arguments=("--socket", can_port, "--session", session), socket=can_port, needs=("world",)),
+        ]
+    processes += [
+        Process("camera", "camera_node", "policytrim_ros.nodes.camera", **common, needs=("world",) if sim else (),
+                parameters=dict(cameras=list(cameras), serials=list(cameras.values()), width=width, height=height,
+                                **(dict(realsense_context="sim_bridge.realsense:context") if sim else {}))),
+        Process("controller", "controller_node", "policytrim_ros.nodes.controller", **common, needs=("piper_emulator",) if sim else (),
+                parameters=dict(can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"), can_port=can_port,
+                                speed_scale=arguments.speed_scale, required_nodes=["camera", driver])),
+    ]
+    if demonstrated:
+        processes.append(Process("demonstrator", "demonstrator_node", "sim_bridge.demonstrator_node", **common, needs=("controller",),
+                                 parameters=dict(style=checkpoint.split(":")[1], session=session)))
+    else:
+        processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common, needs=("controller", "camera"),
+                                 parameters=dict(checkpoint=checkpoint, horizon=arguments.horizon, mode=arguments.mode)))
+    if arguments.record:
+        processes.append(Process("recorder", "recorder_node", "policytrim_ros.nodes.recorder", **common, needs=("controller",), required=False,
+                                 parameters=dict(out=arguments.out, cameras=list(cameras))))
+    if arguments.trials:
+        label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
+        processes.append(Process("trial", "trial_node", "policytrim_ros.nodes.trial", **common, required=False, finite=True,
+                                 needs=tuple(process.name for process in processes),
+                                 parameters=dict(task=arguments.task, setting=arguments.setting, trials=arguments.trials,
+                                                 seed=arguments.seed, out=arguments.out, label=label)))
+    return processes
+
+
+def command(process: Process, namespace: str = "") -> list[str]:
+    """The command line that starts ``process`` with this interpreter; may be copied from the log and run by hand."""
+    line = [sys.executable, "-u", "-m", process.module, *process.arguments]
+    if not process.ros:
+        return line
+    line += ["--ros-args", "--params-file", str(process.parameter_file)]
+    for name, value in process.parameters.items():
+        line += ["-p", f"{name}:={json.dumps(value)}"]
+    for source, target in process.remappings:
+        line += ["-r", f"{source}:={target}"]
+    return line + (["-r", f"__ns:=/{namespace.strip('/')}"] if namespace else [])
+
+
+def environment(arguments: LaunchArguments) -> dict[str, str]:
+    """What every process gets unless the user has set it already."""
+    wanted = {
+        "OMP_NUM_THREADS": "1",  # on few cores, more threads in one process make all others late
+        "PYTHONUNBUFFERED": "1",
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(share("config", "fastdds_shm.xml")),  # room for whole images in shared memory
+    }
+    if arguments.sim:
+        wanted["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # a simulated arm must not answer to somebody else's network
+    chosen = {name: value for name, value in wanted.items() if name not in os.environ}
+    if arguments.sim:
+        chosen["POLICYTRIM_SESSION"] = session_name(arguments)
+        chosen["POLICYTRIM_CAMERA_SIZE"] = arguments.camera_size
+    return chosen
+
+
+def renderer() -> dict[str, str]:
+    """Vulkan's software renderer, for a machine without a GPU and where the user chose none."""
+    if any(name in os.environ for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")) or has_gpu():
+        return {}
+    for folder in ("/usr/share/vulkan/icd.d", "/etc/vulkan/icd.d"):
+        for name in LAVAPIPE:
+            path = os.path.join(folder, name)
+            if os.path.exists(path):
+                return {"VK_DRIVER_FILES": path, "VK_ICD_FILENAMES": path}  # the second is the name older loaders know
+    return {}
+
+
+def has_gpu() -> bool:
+    return os.path.exists("/dev/nvidia0") or (os.path.isdir("/dev/dri") and any(n.startswith("renderD") for n in os.listdir("/dev/dri")))
+
+
+def resolve_checkpoint(arguments: LaunchArguments) -> str:
+    """The directory of the checkpoint, or ``demonstrator:<style>``; ConfigError says what to give instead."""
+    given = arguments.checkpoint
+    if given.startswith("demonstrator:"):
+        style = given.split(":", 1)[1]
+        if not arguments.sim:
+            raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: demonstrators know the simulated scene; on a robot give a checkpoint")
+        if style not in DEMONSTRATORS:
+            raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: allowed demonstrators are {', '.join(DEMONSTRATORS)}")
+        return given
+    if given:
+        if not (Path(given) / "manifest.json").is_file():
+            raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: no manifest.json there; give the directory of a checkpoint")
+        return str(Path(given).resolve())
+    try:
+        return str(share("models", arguments.task, "manifest.json").parent)
+    except FileNotFoundError:
+        if arguments.sim:
+            return "demonstrator:clean"
+        raise ConfigError(f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory") from None
+
+
+def session_name(arguments: LaunchArguments) -> str:
+    return arguments.session or f"domain-{os.environ.get('ROS_DOMAIN_ID') or 0}"
+
+
+def runtime_dir() -> Path:
+    """The user's own directory for sockets and locks, made when missing."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
+    path = base / f"policytrim-{os.getuid()}"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise PermissionError(f"{path} belongs to another user; set XDG_RUNTIME_DIR to a directory of your own")
+    return path
+
+
+def parse_cameras(text: str) -> dict[str, str]:
+    """``front=123,wrist=456`` as {name: serial}."""
+    cameras = {}
+    for part in filter(None, text.split(",")):
+        name, equals, serial = part.partition("=")
+        if not equals or not name.isidentifier() or not serial or name in cameras:
+            raise ConfigError(f"LaunchArguments.cameras = {text!r}: expected name=serial,name=serial with each name once")
+        cameras[name] = serial
+    return cameras
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and 32 <= int(width) <= 1920 and 32 <= int(height) <= 1080):
+        raise ConfigError(f"LaunchArguments.camera_size = {text!r}: expected WIDTHxHEIGHT, at most 1920x1080")
+    return int(width), int(height)
+
+
+def parse_remap(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.split(":=") for part in text.split()]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise ConfigError(f"LaunchArguments.remap = {text!r}: expected from:=to separated by blanks")
+    return tuple((source, target) for source, target in pairs)
+
+
+def explain(spec) -> str:
+    """One launch argument in a sentence, with what is allowed."""
+    meta = spec.metadata
+    allowed = ""
+    if isinstance(spec.default, bool):
+        allowed = " (true or false)"
+    elif meta["low"] is not None:
+        allowed = f" ({meta['low']} to {meta['high']}{' ' + meta['unit'] if meta['unit'] else ''})"
+    return meta["doc"] + allowed
+
+
+def as_text(value) -> str:
+    """A default as it is written on a command line."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _value(spec, text: str):
+    if isinstance(spec.default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"LaunchArguments.{spec.name} = {text!r}: expected true or false")
+        return text.lower() == "true"
+    if isinstance(spec.default, (int, float)):
+        try:
+            return type(spec.default)(text)
+        except ValueError:
+            raise ConfigError(f"LaunchArguments.{spec.name} = {text!r}: expected a {'whole number' if isinstance(spec.default, int) else 'number'}") from None
+    return text

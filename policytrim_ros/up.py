@@ -1,0 +1,276 @@
+"""`policytrim up`: starts the processes of graph.py in order, shows their output, ends them in reverse order.
+
+    waiting --needs ready--> started --first heartbeat, or socket served--> ready        all ready --> running
+    Ctrl-C, SIGTERM, a failed start, the end of the trials --> ended one after the other, last started first
+
+A required process that dies is named; the controller then misses its heartbeat (or is itself the one that died, and the
+arm keeps its last setpoint) and the arm holds. What happens to the others is ``on_failure``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+from policytrim_ros.graph import LaunchArguments, Process, command, graph, runtime_dir, session_name
+
+START_S = 180.0  # the first start of a simulated scene compiles shaders on a slow machine
+STOP_S = 8.0  # a controller decelerates and holds well within this
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StartRefused(RuntimeError):
+    """The system cannot be started; the message says why and what to do."""
+
+
+class SessionLock:
+    """One running system a session: a lock that dies with its holder. Raises StartRefused when somebody holds it."""
+
+    def __init__(self, session: str):
+        self.path = runtime_dir() / f"{session}.lock"
+        self._file = open(self.path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            self._file.close()
+            raise StartRefused(f"session '{session}' is already running (process {holder}); end it with Ctrl-C there, "
+                               "or choose another session and ROS_DOMAIN_ID") from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class Readiness:
+    """Who is ready: heard on ``heartbeat``, or serving its socket. ``close`` as soon as everybody is: it costs CPU."""
+
+    def __init__(self, namespace: str):
+        import rclpy
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+        from std_msgs.msg import String
+
+        self._heard: set[str] = set()
+        self._context = rclpy.Context()
+        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        self._node = rclpy.create_node(f"starter_{os.getpid()}", context=self._context, namespace=namespace.strip("/"), enable_rosout=False,
+                                       start_parameter_services=False)
+        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(message.data), 50)
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+
+    def spin(self, timeout_s: float) -> None:
+        """Listens until something was heard or ``timeout_s`` has passed."""
+        self._executor.spin_once(timeout_sec=timeout_s)
+
+    def ready(self, process: Process) -> bool:
+        return serves(process.socket) if process.socket else process.name in self._heard
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._node.destroy_node()
+        self._context.try_shutdown()
+
+
+def serves(path: str) -> bool:
+    """Whether a process listens on the Unix socket (SEQPACKET) at ``path``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+@dataclass
+class Child:
+    """A started process and what has been read of its unfinished output line."""
+
+    process: Process
+    popen: subprocess.Popen
+    rest: bytes = b""
+    ended: bool = False  # its end has been noticed
+
+
+class Starter:
+    """Runs one graph to its end. ``run`` returns the exit code; it may be used once, from the main thread."""
+
+    def __init__(self, processes: list[Process], arguments: LaunchArguments, say=lambda text: print(text, flush=True)):
+        self._processes, self._arguments, self._say = processes, arguments, say
+        self._children: dict[str, Child] = {}
+        self._output = selectors.DefaultSelector()
+        self._signal = None
+        self._code = 0
+
+    def run(self) -> int:
+        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        try:
+            if self._start():
+                self._watch()
+        except StartRefused as error:
+            self._say(f"start refused: {error}")
+            self._code = 1
+        finally:
+            self._end()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return self._code
+
+    def _on_signal(self, number, _frame) -> None:
+        self._signal = number
+
+    # ---- start --------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> bool:
+        """Starts everything in order; False when a signal came in between."""
+        began = time.monotonic()
+        readiness = Readiness(self._arguments.namespace)
+        ready: set[str] = set()
+        try:
+            while len(ready) < len(self._processes):
+                for process in self._processes:
+                    if process.name not in self._children and ready.issuperset(process.needs):
+                        self._spawn(process)
+                    elif process.name in self._children and process.name not in ready and (process.finite or readiness.ready(process)):
+                        ready.add(process.name)
+                        self._say(f"{process.name}: ready after {time.monotonic() - began:.1f} s ({len(ready)} of {len(self._processes)})")
+                readiness.spin(0.05)
+                self._forward(0.0)
+                if self._signal is not None:
+                    return False
+                for child in self._newly_ended():
+                    if not child.process.finite:
+                        raise StartRefused(f"{child.process.name} ended during the start ({outcome(child.popen.returncode)}); its last lines say why")
+                if time.monotonic() - began > START_S:
+                    late = ", ".join(p.name for p in self._processes if p.name in self._children and p.name not in ready)
+                    raise StartRefused(f"{late} not ready after {START_S:.0f} s; look at its output above")
+        finally:
+            readiness.close()
+        return True
+
+    def _spawn(self, process: Process) -> None:
+        line = command(process, self._arguments.namespace)
+        popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                                 env={**os.environ, **process.environment}, preexec_fn=_end_with_parent)
+        os.set_blocking(popen.stdout.fileno(), False)
+        self._children[process.name] = Child(process, popen)
+        self._output.register(popen.stdout, selectors.EVENT_READ, process.name)
+
+    # ---- running ------------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Until a signal, the end of a finite process, or a death that ends the system."""
+        if not any(process.finite for process in self._processes):
+            self._say("running; `policytrim go` lets the policy move the arm, Ctrl-C ends everything and leaves the arm held")
+        while self._signal is None:
+            self._forward(0.1)
+            for child in self._newly_ended():
+                code = child.popen.returncode
+                if child.process.finite:
+                    self._code = self._code or code
+                    return
+                if not child.process.required and code == 0:
+                    continue
+                self._code = 1
+                consequence = self._consequence(child.process)
+                self._say(f"{child.process.name} died ({outcome(code)}): {consequence}")
+                if child.process.required and self._arguments.on_failure == "shutdown":
+                    return
+
+    def _consequence(self, process: Process) -> str:
+        if not process.required:
+            return "the arm does not depend on it"
+        held = "the arm keeps its last setpoint" if process.name == "controller" else "the controller holds the arm"
+        return held + ("; ending the others" if self._arguments.on_failure == "shutdown" else "; the others stay for inspection, end them with Ctrl-C")
+
+    def _newly_ended(self) -> list[Child]:
+        ended = [child for child in self._children.values() if not child.ended and child.popen.poll() is not None]
+        for child in ended:
+            child.ended = True
+            self._forward(0.0)
+        return ended
+
+    # ---- end ----------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        """Ends what still runs, last started first: SIGINT, then SIGTERM, then SIGKILL."""
+        for child in reversed(self._children.values()):
+            for number, patience_s in ((signal.SIGINT, STOP_S), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
+                if child.popen.poll() is not None:
+                    break
+                if number == signal.SIGKILL:
+                    self._say(f"{child.process.name} does not end; killed")
+                child.popen.send_signal(number)
+                end = time.monotonic() + patience_s
+                while child.popen.poll() is None and time.monotonic() < end:
+                    self._forward(0.05)
+        self._forward(0.0)
+        self._output.close()
+        if self._children:
+            self._say("all processes have ended")
+
+    # ---- output -------------------------------------------------------------------------------------------------------
+
+    def _forward(self, timeout_s: float) -> None:
+        """Prints whole lines of the children's output, each marked with its process."""
+        if not self._output.get_map():
+            time.sleep(timeout_s)
+            return
+        for key, _ in self._output.select(timeout_s):
+            child = self._children[key.data]
+            data = os.read(key.fd, 65536)
+            *lines, child.rest = (child.rest + data).split(b"\n")
+            if not data:
+                lines, child.rest = ([child.rest] if child.rest else []), b""
+                self._output.unregister(key.fileobj)
+                key.fileobj.close()
+            for line in lines:
+                self._say(f"[{key.data}] {line.decode(errors='replace').rstrip()}")
+
+
+def outcome(code: int) -> str:
+    """An exit code in words."""
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG: a killed starter leaves no orphans behind
+
+
+def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> int:
+    """Brings the system up and runs it to its end; returns the exit code. Raises ConfigError and StartRefused before anything was started."""
+    processes = graph(arguments)
+    lock = SessionLock(session_name(arguments))
+    try:
+        return Starter(processes, arguments, say).run()
+    finally:
+        lock.release()
+
+
+def wait(processes: list[Process], names: list[str], namespace: str, timeout_s: float = START_S) -> list[str]:
+    """Waits until the processes called ``names`` are ready; returns those that are not after ``timeout_s``."""
+    waiting = [process for process in processes if process.name in names]
+    readiness = Readiness(namespace)
+    end = time.monotonic() + timeout_s
+    try:
+        while waiting and time.monotonic() < end:
+            readiness.spin(0.05)
+            waiting = [process for process in waiting if not readiness.ready(process)]
+    finally:
+        readiness.close()
+    return [process.name for process in waiting]
