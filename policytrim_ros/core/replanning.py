@@ -1,0 +1,57 @@
+"""When the policy looks again, and how much of its chunk is sent.
+
+The controller counts control steps; this side knows up to which step it has planned. ``sync``: look when everything
+planned has been played and the arm rests. ``async``: look while the plan still plays, so early that the new chunk is there
+before the old one runs out.
+"""
+
+from __future__ import annotations
+
+import math
+
+SYNC, ASYNC = "sync", "async"
+LOST_AFTER_S = 0.5
+"""A chunk that has not begun to play for so long after it was sent is taken for lost (refused, or a new go)."""
+
+
+class Replanner:
+    """Decides from what was consumed; time is an argument (s)."""
+
+    def __init__(self, mode: str, horizon: int, rate_hz: float):
+        if mode not in (SYNC, ASYNC):
+            raise ValueError(f"mode '{mode}': use '{SYNC}' or '{ASYNC}'")
+        self.mode, self.horizon, self.rate_hz = mode, horizon, rate_hz
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the plan: the next turn comes at once."""
+        self._planned_until = self._sent_at = self.rest_since = None
+
+    def turn(self, next_step: int, queued: int, playing: bool, latency_s: float, now: float) -> bool:
+        """Whether to look now. ``latency_s``: how long a chunk takes from look to arrival (a high percentile)."""
+        resting = not playing and queued == 0
+        if not resting:
+            self.rest_since = None
+        elif self.rest_since is None:
+            self.rest_since = now
+        if self._planned_until is not None and resting and self._planned_until > next_step:
+            if now - self._sent_at < LOST_AFTER_S:
+                return False  # on its way
+            self.reset()
+            self.rest_since = now
+        if self.mode == SYNC:
+            return resting
+        left = queued if self._planned_until is None else max(queued, self._planned_until - next_step)
+        return left <= self.lead(latency_s)
+
+    def lead(self, latency_s: float) -> int:
+        """Actions that must be left when the policy looks: 0 in sync mode."""
+        return 0 if self.mode == SYNC else math.ceil(latency_s * self.rate_hz) + 1
+
+    def trim(self, predicted: int, latency_s: float) -> int:
+        """How many of ``predicted`` actions to send: h, and in async mode those that will be skipped on arrival."""
+        return min(predicted, self.horizon + self.lead(latency_s))
+
+    def sent(self, first: int, count: int, now: float) -> None:
+        """A chunk of ``count`` actions for control steps ``first``.. was sent."""
+        self._planned_until, self._sent_at = first + count, now

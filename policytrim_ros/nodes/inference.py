@@ -1,0 +1,278 @@
+"""Inference node: looks, predicts a chunk, hands the first h actions to the controller.
+
+    images, joint_states, controller/setpoint, scene/state --> Observation --> Policy.predict --> chunk (JointTrajectory)
+    controller/consumed --> when to look again
+
+ROS callbacks only keep the newest of everything; one worker thread looks and predicts. Modes:
+
+    sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
+    async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
+           there before the old one runs out; alignment is by the control step counted by the controller
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Int64MultiArray, String
+from std_srvs.srv import SetBool
+from trajectory_msgs.msg import JointTrajectory
+
+from policytrim_ros.core.config import Config, setting
+from policytrim_ros.core.contract import implausible, robot_contract
+from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
+from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
+from policytrim_ros.nodes.messages import (LATCHED, NEWEST, Consumed, chunk_to_message, positions_of, seconds_to_time,
+                                           time_to_seconds)
+from policytrim_ros.nodes.parameters import declare
+from policytrim_ros.nodes.process import run
+
+GENERATION = 1
+"""The first checkpoint of a process; a hot swap raises it."""
+
+
+@dataclass(frozen=True)
+class InferenceConfig(Config):
+    """Parameters of the inference node."""
+
+    checkpoint: str = setting("", "directory of the checkpoint (config.json, model.safetensors, manifest.json)")
+    cameras: list = setting(["front", "wrist"], "names of the robot's cameras")
+    width: int = setting(424, "width of the robot's images", low=32, high=1920, unit="px")
+    height: int = setting(240, "height of the robot's images", low=32, high=1080, unit="px")
+    horizon: int = setting(0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100)
+    mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
+    denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
+    instruction: str = setting("", "what the policy is told; empty: the instruction of scene/state")
+    threads: int = setting(1, "torch threads", low=1, high=32)
+    seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
+    stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
+
+
+class Inference(Node):
+    """See the module. Raises on a checkpoint that is missing, damaged or does not fit the robot."""
+
+    def __init__(self):
+        super().__init__("inference")
+        self.fatal = None
+        self.config = declare(self, InferenceConfig)
+        self._calls = self._chunk_id = 0
+        self._load()
+        self._replanner = Replanner(self.config.mode, self.horizon, CONTROL_RATE_HZ)
+        self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
+        self._joints = self._setpoint = self._consumed = None
+        self._controller_state = ""
+        self._instruction = self.config.instruction
+        self._changed = threading.Condition()  # guards everything the callbacks write
+        self._running, self._stop = False, threading.Event()
+        self._latency = collections.deque(maxlen=200)
+        self._stalls_before = (0, 0.0)
+        self._complaint = ""
+
+        self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
+        self._status = self.create_publisher(String, "inference/status", LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
+        for name in self.contract.cameras:
+            self.create_subscription(Image, f"{name.name}/color/image_raw", self._on_image(name.name), NEWEST)
+        self.create_subscription(JointState, "joint_states", self._keep("_joints", positions_of), 1)
+        self.create_subscription(JointState, "controller/setpoint", self._keep("_setpoint", positions_of), NEWEST)
+        self.create_subscription(Int64MultiArray, "controller/consumed", self._keep("_consumed", Consumed.from_message), 10)
+        self.create_subscription(String, "controller/state", self._keep("_controller_state", lambda m: m.data), LATCHED)
+        self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
+        self.create_service(SetBool, "inference/run", self._on_run)
+        self.create_timer(1.0, self._publish_diagnostics)
+        self._publish_status()
+        self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
+        self._worker.start()
+
+    def _load(self) -> None:
+        import torch  # a second of import, and only this process needs it
+
+        from policytrim_ros.policies import checkpoint
+        torch.set_num_threads(self.config.threads)
+        began = time.monotonic()
+        robot = robot_contract({name: (self.config.width, self.config.height) for name in self.config.cameras},
+                               execution_horizon=self.config.horizon)
+        self.policy, self.manifest = checkpoint.load(self.config.checkpoint, robot=robot)
+        self.contract = self.policy.contract
+        self.horizon = self.config.horizon or self.contract.execution_horizon
+        if self.horizon != self.contract.execution_horizon:
+            self.get_logger().warning(f"horizon={self.horizon} trained_for={self.contract.execution_horizon}: success was not measured at this horizon")
+        self._warm_up()
+        self.get_logger().info(f"loaded checkpoint={self.config.checkpoint} family={self.policy.family} H={self.contract.prediction_horizon} "
+                               f"h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}")
+
+    def _warm_up(self) -> None:
+        blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
+        state = np.zeros(14, np.float32)
+        for _ in range(3):
+            self._predict({camera.name: blank for camera in self.contract.cameras}, state, self.contract.instructions[0])
+
+    # ---- what arrives ----------------------------------------------------------------------------------------------
+
+    def _keep(self, name, read):
+        def callback(message):
+            value = read(message)
+            with self._changed:
+                setattr(self, name, value)
+                if name != "_joints" and name != "_setpoint":
+                    self._changed.notify_all()
+        return callback
+
+    def _on_image(self, camera: str):
+        def callback(message: Image):
+            if message.encoding != "rgb8" or (message.width, message.height) != (self.config.width, self.config.height):
+                self.fatal = (f"camera '{camera}' sends {message.width}x{message.height} {message.encoding}, this node was started for "
+                              f"{self.config.width}x{self.config.height} rgb8; start camera and inference with the same size")
+                return
+            image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+            with self._changed:
+                self._newest[camera] = (time_to_seconds(message.header.stamp), image)
+                self._changed.notify_all()
+        return callback
+
+    def _on_scene(self, message: String) -> None:
+        if not self.config.instruction:
+            with self._changed:
+                self._instruction = json.loads(message.data)["instruction"]
+
+    def _on_run(self, request, response):
+        with self._changed:
+            if request.data and not self._running:
+                self._calls = 0
+                self._replanner.reset()
+                self._latency.clear()
+                if self._consumed is not None:
+                    self._stalls_before = (self._consumed.stalls, self._consumed.stall_s)
+            self._running = bool(request.data)
+            self._changed.notify_all()
+        self._publish_status()
+        response.success, response.message = True, "running" if request.data else "stopped"
+        return response
+
+    # ---- the worker --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                observed = self._wait_for_turn()
+                if observed is not None:
+                    self._infer(*observed)
+        except Exception as error:  # without a worker nothing is predicted: the process must end and say why
+            self.fatal = f"prediction stopped: {type(error).__name__}: {error}"
+
+    def _wait_for_turn(self):
+        """Blocks until the policy should look; returns what it sees, or None to ask again."""
+        with self._changed:
+            self._changed.wait(timeout=0.1)
+            consumed = self._consumed
+            if not self._running or consumed is None or not self._controller_state.startswith("moving"):
+                self._replanner.reset()  # a new go begins with a new plan
+                return None
+            if self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.time()):
+                return self._observe(consumed)
+            return None
+
+    def _observe(self, consumed: Consumed):
+        """(images, state (14,), instruction, first control step, stamp), or None while something is missing."""
+        now, images = time.time(), {}
+        for camera in self.contract.cameras:
+            stamp, image = self._newest.get(camera.name, (None, None))
+            if stamp is None:
+                return self._complain(f"no image of camera '{camera.name}' yet")
+            if now - stamp > self.config.stale_after_s:
+                return self._complain(f"no image of camera '{camera.name}' for {now - stamp:.1f} s")
+            if self.config.mode == SYNC and stamp < self._replanner.rest_since:
+                return None  # the next frame shows the arm at rest
+            images[camera.name] = image
+        if self._joints is None or self._setpoint is None:
+            return self._complain("no joint_states from the controller")
+        if not self._instruction:
+            return self._complain("no instruction: set the parameter or start a scene")
+        self._complain("")
+        state = np.concatenate([self._joints, self._setpoint]).astype(np.float32)
+        stamp = min(self._newest[camera.name][0] for camera in self.contract.cameras)
+        return images, state, self._instruction, consumed.next_step, stamp
+
+    def _complain(self, text: str) -> None:
+        if text and text != self._complaint:
+            self.get_logger().warning(text)
+        self._complaint = text
+
+    def _infer(self, images, state, instruction, first, stamp) -> None:
+        began = time.monotonic()
+        actions = self._predict(images, state, instruction)
+        doubt = implausible(actions)
+        if doubt:
+            self.get_logger().error(f"the policy's chunk is not sent: {doubt}")
+            self._complain(f"the policy predicts nonsense: {doubt}")
+            return
+        with self._changed:
+            if not self._running:
+                return
+            self._latency.append(time.monotonic() - began)
+            self._calls += 1
+            self._chunk_id += 1
+            chunk = Chunk(actions[:self._replanner.trim(len(actions), self._p99())], GENERATION, self._chunk_id, first)
+            self._replanner.sent(first, len(chunk.positions), time.time())
+        self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
+        self._publish_status()
+
+    def _predict(self, images, state, instruction) -> np.ndarray:
+        """One chunk (H, 7) of absolute actions."""
+        from policytrim_ros.policies.policy import Observation
+        observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
+        return self.policy.predict(observation, seed=self.config.seed + self._chunk_id, steps=self.config.denoising_steps or None)[0]
+
+    # ---- reports ------------------------------------------------------------------------------------------------------
+
+    def _p99(self) -> float:
+        return self._percentile(99) if self._latency else 0.1
+
+    def _percentile(self, q: float) -> float:
+        return float(np.percentile(self._latency, q)) if self._latency else 0.0
+
+    def _publish_status(self) -> None:
+        with self._changed:
+            consumed, before = self._consumed, self._stalls_before
+            values = dict(generation=GENERATION, checkpoint=self.config.checkpoint, horizon=self.horizon, mode=self.config.mode,
+                          calls=self._calls, latency_ms_p50=round(self._percentile(50) * 1000, 2),
+                          latency_ms_p99=round(self._percentile(99) * 1000, 2),
+                          stalls=consumed.stalls - before[0] if consumed else 0,
+                          stall_s=round(consumed.stall_s - before[1], 3) if consumed else 0.0,
+                          running=self._running, complaint=self._complaint)
+        self._status.publish(String(data=json.dumps(values)))
+
+    def _publish_diagnostics(self) -> None:
+        self._publish_status()
+        values = {"calls": self._calls, "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}", "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
+                  "horizon": self.horizon, "mode": self.config.mode}
+        level = DiagnosticStatus.WARN if self._complaint else DiagnosticStatus.OK
+        status = DiagnosticStatus(level=level, name="inference", message=self._complaint or ("running" if self._running else "ready"),
+                                  values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(array)
+
+    def close(self) -> None:
+        self._stop.set()
+        with self._changed:
+            self._running = False
+            self._changed.notify_all()
+        self._worker.join(timeout=2.0)
+
+
+def main() -> None:
+    sys.exit(run(Inference))
+
+
+if __name__ == "__main__":
+    main()

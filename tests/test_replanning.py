@@ -1,0 +1,62 @@
+"""Replanner and executor together on a virtual clock: what a deployment does, without the deployment."""
+
+import numpy as np
+import pytest
+
+from policytrim_ros.core.executor import ChunkExecutor
+from policytrim_ros.core.replanning import Replanner
+from policytrim_ros.core.types import Chunk
+
+RATE = 20.0
+
+
+def play(mode, horizon, latency_s, seconds=10.0, predicted=15, dt=0.005):
+    """Runs a policy of constant latency; returns (executor, calls, chunk id of each control step)."""
+    executor, replanner = ChunkExecutor(RATE), Replanner(mode, horizon, RATE)
+    executor.start(np.zeros(7), 0.0)
+    pending, calls, played = None, 0, []
+    for tick in range(round(seconds / dt)):
+        now = tick * dt
+        if pending and now >= pending[0]:
+            executor.accept(pending[1])
+            pending = None
+        before = executor.next_step
+        point = executor.tick(now)
+        played += [point.chunk_id] * (point.next_step - before)
+        if pending is None and replanner.turn(executor.next_step, executor.queued, executor.playing, latency_s, now):
+            calls += 1
+            count = replanner.trim(predicted, latency_s)
+            replanner.sent(executor.next_step, count, now)
+            pending = (now + latency_s, Chunk(np.zeros((count, 7)), 1, calls, executor.next_step))
+    return executor, calls, played
+
+
+@pytest.mark.parametrize("latency", [0.02, 0.09, 0.2])
+@pytest.mark.parametrize("horizon", [1, 5, 10])
+def test_sync_plays_exactly_h_actions_of_every_chunk_and_stalls_for_the_latency(horizon, latency):
+    executor, calls, played = play("sync", horizon, latency)
+    counts = np.unique(played, return_counts=True)[1]
+    assert set(counts[:-1]) == {horizon}
+    assert executor.stall_s / executor.stalls == pytest.approx(latency, abs=0.011)
+
+
+@pytest.mark.parametrize("latency", [0.02, 0.09, 0.2, 0.34])
+def test_async_never_runs_dry_when_the_latency_leaves_enough_actions(latency):
+    executor, calls, played = play("async", 8, latency, predicted=30)
+    assert executor.stalls == 0
+    assert calls == pytest.approx(len(played) / 8, rel=0.35)
+
+
+def test_async_with_too_short_a_chunk_stalls_rather_than_replays():
+    executor, _, played = play("async", 2, 0.34, predicted=8)
+    assert executor.next_step == len(played)
+
+
+def test_a_chunk_that_never_plays_is_given_up_after_a_while():
+    replanner = Replanner("sync", 5, RATE)
+    assert replanner.turn(0, 0, False, 0.0, 1.0)
+    replanner.sent(0, 5, 1.0)
+    assert not replanner.turn(0, 0, False, 0.0, 1.2)
+    assert replanner.turn(0, 0, False, 0.0, 1.7)
+    with pytest.raises(ValueError, match="use 'sync' or 'async'"):
+        Replanner("rtc2", 5, RATE)
