@@ -1,0 +1,228 @@
+"""A CAN bus between processes without a CAN kernel module: python-can interface ``piper_hub`` over a Unix socket.
+
+    can.Bus(interface="piper_hub", channel="/tmp/piper.sock")
+
+The emulated arm owns the hub (``Hub``); every bus client (``HubBus``, found by python-can through the entry point group
+``can.interface``) connects to it. A frame reaches everybody but its sender, as with SocketCAN. A client that never reads,
+such as the send half of piper_sdk, loses frames and disturbs nobody.
+
+On the wire one SEQPACKET packet = time stamp (float64, wall clock, s) + frames of 16 bytes in the layout of ``struct can_frame``.
+The stamp is taken when the frames enter the bus, so a reader that was held up sees how old they are.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+import struct
+import time
+from collections import deque
+
+import can
+
+STAMP = struct.Struct("=d")
+FRAME = struct.Struct("=IB3x8s")
+EXTENDED, REMOTE, ID_MASK = 0x80000000, 0x40000000, 0x1FFFFFFF
+
+PACKET_BYTES = 4096
+"""Longest packet; a tick of the arm's feedback needs 328 bytes."""
+
+SEND_BUFFER_BYTES = 24576
+"""Room for about 64 unsent frames: a hub that takes nothing makes sends fail soon, like a controller in bus-off."""
+
+
+class HubInUse(RuntimeError):
+    """Another process already serves this socket; the message says which socket and what to do."""
+
+
+class Hub:
+    """The bus itself: server side of the socket at ``path``. Never blocks; ``collect`` and ``broadcast`` are called from one loop.
+
+    Raises HubInUse when a live process serves ``path`` and OSError when the socket cannot be made. A socket file left
+    behind by a killed process is replaced.
+    """
+
+    def __init__(self, path: str):
+        self.path = str(path)
+        self.passing = True
+        self._clients: list[socket.socket] = []
+        self._listener = listen(self.path, socket.SOCK_SEQPACKET)
+
+    @property
+    def clients(self) -> int:
+        return len(self._clients)
+
+    def collect(self) -> list[tuple[float, int, bytes]]:
+        """Frames that clients sent since the last call, as (wall-clock stamp, CAN id, 8 data bytes); relays them to the other clients.
+
+        While ``passing`` is False (bus-off) nothing is taken from the clients, whose send buffers then fill up.
+        """
+        self._accept()
+        frames = []
+        if not self.passing:
+            return frames
+        for client in tuple(self._clients):
+            while True:
+                try:
+                    packet = client.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    packet = b""
+                if not packet:
+                    self._drop(client)
+                    break
+                self._deliver(packet, client)
+                stamp = STAMP.unpack_from(packet)[0]
+                for can_id, _length, data in FRAME.iter_unpack(packet[STAMP.size:]):
+                    frames.append((stamp, can_id, data))
+        return frames
+
+    def broadcast(self, frames: bytes) -> None:
+        """Sends concatenated frames (multiples of 16 bytes) to every client, stamped now."""
+        if frames and self.passing:
+            self._deliver(STAMP.pack(time.time()) + frames, None)
+
+    def discard(self) -> None:
+        """Throws away what clients have queued: a controller that leaves bus-off starts with empty buffers."""
+        for client in self._clients:
+            while True:
+                try:
+                    if not client.recv(PACKET_BYTES, socket.MSG_DONTWAIT):
+                        break
+                except OSError:  # empty, or gone (then the next collect drops it)
+                    break
+
+    def close(self) -> None:
+        for client in self._clients:
+            client.close()
+        self._listener.close()
+        if os.path.exists(self.path):
+            os.unlink(self.path)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            client.setblocking(False)
+            self._clients.append(client)
+
+    def _deliver(self, packet: bytes, sender) -> None:
+        for client in tuple(self._clients):
+            if client is sender:
+                continue
+            try:
+                client.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                pass  # this client does not read; CAN does not wait for slow listeners either
+            except OSError:
+                self._drop(client)
+
+    def _drop(self, client) -> None:
+        client.close()
+        self._clients.remove(client)
+
+
+class HubBus(can.BusABC):
+    """python-can bus of interface ``piper_hub``; ``channel`` is the socket of a running hub.
+
+    Raises can.CanInitializationError when nobody serves the socket, can.CanOperationError when the hub has gone or when
+    the send buffer is full. Options meant for other interfaces (bitrate, local_loopback) are accepted and have no effect.
+    """
+
+    def __init__(self, channel, can_filters=None, receive_own_messages: bool = False, **kwargs):
+        self.channel_info = f"piper_hub on {channel}"
+        self._frames: deque[can.Message] = deque()
+        self._own = receive_own_messages
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        try:
+            self._socket.connect(str(channel))
+        except OSError as error:
+            self._socket.close()
+            raise can.CanInitializationError(f"no emulated CAN bus at {channel}: {error.strerror or error}", error.errno) from error
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+        super().__init__(channel, can_filters=can_filters, **kwargs)
+
+    def send(self, msg: can.Message, timeout: float | None = None) -> None:
+        flags = (EXTENDED if msg.is_extended_id else 0) | (REMOTE if msg.is_remote_frame else 0)
+        packet = STAMP.pack(time.time()) + FRAME.pack(msg.arbitration_id | flags, msg.dlc, bytes(msg.data))
+        if timeout:
+            writable = select.poll()
+            writable.register(self._socket, select.POLLOUT)
+            writable.poll(timeout * 1000.0)
+        try:
+            self._socket.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError as error:
+            raise can.CanOperationError("transmit buffer full", errno.ENOBUFS) from error
+        except OSError as error:
+            raise can.CanOperationError(f"{self.channel_info} has gone: {error.strerror}", error.errno) from error
+        if self._own:
+            self._frames.append(msg)
+
+    def _recv_internal(self, timeout):
+        if not self._frames:
+            if not self._poll.poll(None if timeout is None else max(0.0, timeout) * 1000.0):
+                return None, False
+            try:
+                packet = self._socket.recv(PACKET_BYTES)
+            except OSError as error:
+                raise can.CanOperationError(f"{self.channel_info} has gone: {error.strerror}", error.errno) from error
+            if not packet:
+                raise can.CanOperationError(f"{self.channel_info} has gone: its process ended", errno.ENETDOWN)
+            stamp = STAMP.unpack_from(packet)[0]
+            for can_id, length, data in FRAME.iter_unpack(packet[STAMP.size:]):
+                self._frames.append(can.Message(
+                    timestamp=stamp, arbitration_id=can_id & ID_MASK, is_extended_id=bool(can_id & EXTENDED),
+                    is_remote_frame=bool(can_id & REMOTE), dlc=length, data=data[:length], channel=self.channel_info))
+        return self._frames.popleft(), False
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits in recv
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EBADF):
+                raise
+        self._socket.close()
+
+
+def listen(path: str, kind: int) -> socket.socket:
+    """A non-blocking listening Unix socket at ``path``; replaces a socket file whose process is dead, else raises HubInUse."""
+    listener = socket.socket(socket.AF_UNIX, kind)
+    listener.setblocking(False)
+    try:
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(errno.EEXIST, "a file that is not a socket is in the way; choose another path", path) from None
+            if _is_served(path, kind):
+                raise HubInUse(f"{path} is already served by another process: stop that one or choose another socket") from None
+            os.unlink(path)
+            listener.bind(path)
+        listener.listen(16)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_served(path: str, kind: int) -> bool:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except BlockingIOError:
+            return True  # its queue is full, so it exists
+    return True
