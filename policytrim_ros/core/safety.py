@@ -169,3 +169,9 @@ def failsafe_table() -> str:
     lines = ["| failsafe | when | reaction | what the operator does |", "| --- | --- | --- | --- |"]
     lines += [f"| {row.name} | {row.condition} | {row.reaction} | {row.advice} |" for row in FAILSAFES.values()]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print("# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. Every reaction\n"
+          "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`.\n")
+    print(failsafe_table(), end="")
