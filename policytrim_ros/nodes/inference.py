@@ -74,7 +74,6 @@ class Inference(Node):
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
-        self._stalls_before = (0, 0.0)
         self._complaint = ""
 
         self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
@@ -147,11 +146,7 @@ class Inference(Node):
     def _on_run(self, request, response):
         with self._changed:
             if request.data and not self._running:
-                self._calls = 0
                 self._replanner.reset()
-                self._latency.clear()
-                if self._consumed is not None:
-                    self._stalls_before = (self._consumed.stalls, self._consumed.stall_s)
             self._running = bool(request.data)
             self._changed.notify_all()
         self._publish_status()
@@ -242,13 +237,9 @@ class Inference(Node):
 
     def _publish_status(self) -> None:
         with self._changed:
-            consumed, before = self._consumed, self._stalls_before
             values = dict(generation=GENERATION, checkpoint=self.config.checkpoint, horizon=self.horizon, mode=self.config.mode,
                           calls=self._calls, latency_ms_p50=round(self._percentile(50) * 1000, 2),
-                          latency_ms_p99=round(self._percentile(99) * 1000, 2),
-                          stalls=consumed.stalls - before[0] if consumed else 0,
-                          stall_s=round(consumed.stall_s - before[1], 3) if consumed else 0.0,
-                          running=self._running, complaint=self._complaint)
+                          latency_ms_p99=round(self._percentile(99) * 1000, 2), running=self._running, complaint=self._complaint)
         self._status.publish(String(data=json.dumps(values)))
 
     def _publish_diagnostics(self) -> None:
