@@ -1,0 +1,60 @@
+"""HangMug: hang an upright mug by its handle on the peg of a rack.
+
+Success: the peg runs through the hole of the handle, the mug's centre is more than 45 mm above the table, and no finger
+touches the mug.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from mani_skill.utils.registration import register_env
+
+from sim_bridge.tasks.mug import HEIGHT, HOLE, build_mug, distance_to_body
+from sim_bridge.tasks.scene import TIME_LIMIT, Material, TabletopEnv, about_z, add_box, new_builder
+
+PEG_HEIGHT, PEG_LENGTH, PEG_RISE = 0.160, 0.090, 0.15
+PEG_ROOT = (0.0, 0.0, PEG_HEIGHT)
+"""Where the peg leaves the axis of the post, in the rack's frame (m)."""
+
+PEG_DIRECTION = (0.0, -np.cos(PEG_RISE), np.sin(PEG_RISE))
+"""Unit vector from root to tip in the rack's frame: towards the workspace, rising by PEG_RISE (rad)."""
+
+
+@register_env("PolicyTrim-HangMug-v1", max_episode_steps=TIME_LIMIT)
+class HangMug(TabletopEnv):
+    INSTRUCTION = "hang the mug on the rack"
+    TARGET = "mug"
+    CENTRE = (0.32, -0.06)
+
+    def build(self):
+        rack, green = new_builder(self.scene, 2.0), Material(0.10, 0.45, 0.25)
+        add_box(rack, [0.050, 0.050, 0.005], (0, 0, 0.005), color=green)
+        add_box(rack, [0.010, 0.010, 0.090], (0, 0, 0.090), color=green)
+        middle = np.array(PEG_ROOT) + 0.5 * PEG_LENGTH * np.array(PEG_DIRECTION)
+        tilt = (np.cos(PEG_RISE / 2), -np.sin(PEG_RISE / 2), 0.0, 0.0)
+        add_box(rack, [0.005, PEG_LENGTH / 2, 0.005], middle, tilt, Material(0.95, 0.55, 0.15))
+        return {"mug": build_mug(self.scene), "rack": rack.build_kinematic("rack")}
+
+    def layout(self, rng):
+        mug = rng.uniform([0.27, -0.12], [0.37, 0.0])
+        yaw = rng.uniform(-0.5, 0.5)
+        rack = rng.uniform([0.35, 0.23], [0.39, 0.27])
+        return {"mug": [*mug, HEIGHT / 2, *about_z(yaw)], "rack": [*rack, 0.0, *about_z(0.0)]}
+
+    def placed(self):
+        rack, mug = (self.actors[name].pose.to_transformation_matrix() for name in ("rack", "mug"))
+        ends = []
+        for length in (0.0, PEG_LENGTH):
+            point = rack.new_tensor(np.array(PEG_ROOT) + length * np.array(PEG_DIRECTION))
+            world = rack[:, :3, :3] @ point + rack[:, :3, 3]
+            ends.append(torch.einsum("nij,ni->nj", mug[:, :3, :3], world - mug[:, :3, 3]))
+        root, tip = ends
+        crosses = root[:, 1] * tip[:, 1] < 0
+        share = root[:, 1] / torch.where(crosses, root[:, 1] - tip[:, 1], torch.ones_like(root[:, 1]))
+        hit = root + share[:, None] * (tip - root)
+        inside = (hit[:, 0] > 0.026) & (hit[:, 0] < 0.062) & ((hit[:, 2] - HOLE[2]).abs() < 0.021)
+        return crosses & inside & (mug[:, 2, 3] > 0.045)
+
+    def grasp_distance(self):
+        return distance_to_body(self.actors["mug"].pose, self.agent.tcp_pose.p)
