@@ -36,6 +36,7 @@ EXTRAS = {
         "piper_sdk==0.6.2",  # the vendor's driver of the arm; its feedback layout is tied to this release
         "python-can>=4.4,<5",  # SocketCAN, and the plug-in group through which the emulator's bus is found
         "pyrealsense2>=2.55",  # the cameras; older releases lack software devices with metadata
+        "mcap==1.3.1",  # recordings that Foxglove and ros2 bag read
         "opencv-python>=4.8",  # JPEG and V4L2; the same distribution that the simulator asks for, so that cv2 exists once
     ],
     "policy": [
@@ -77,6 +78,7 @@ setup(
             "controller_node = policytrim_ros.nodes.controller:main",
             "inference_node = policytrim_ros.nodes.inference:main",
             "trial_node = policytrim_ros.nodes.trial:main",
+            "recorder_node = policytrim_ros.nodes.recorder:main",
             "world_node = sim_bridge.world:main",
             "piper_emulator = sim_bridge.piper_emulator:main",
             "demonstrator_node = sim_bridge.demonstrator_node:main",
