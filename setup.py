@@ -36,7 +36,6 @@ EXTRAS = {
         "piper_sdk==0.6.2",  # the vendor's driver of the arm; its feedback layout is tied to this release
         "python-can>=4.4,<5",  # SocketCAN, and the plug-in group through which the emulator's bus is found
         "pyrealsense2>=2.55",  # the cameras; older releases lack software devices with metadata
-        "mcap==1.3.1",  # recordings that Foxglove and ros2 bag read
         "opencv-python>=4.8",  # JPEG and V4L2; the same distribution that the simulator asks for, so that cv2 exists once
     ],
     "policy": [
@@ -50,6 +49,7 @@ EXTRAS = {
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
     ],
     "train": ["h5py>=3.8", "tensorboard>=2.14"],  # demonstrations on disk; training curves
+    "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
     "test": ["pytest>=7.4", "hypothesis>=6.100"],  # the tests; properties of core
 }
 
@@ -80,7 +80,6 @@ setup(
             "trial_node = policytrim_ros.nodes.trial:main",
             "recorder_node = policytrim_ros.nodes.recorder:main",
             "world_node = sim_bridge.world:main",
-            "piper_emulator = sim_bridge.piper_emulator:main",
             "demonstrator_node = sim_bridge.demonstrator_node:main",
         ],
         "can.interface": ["piper_hub = sim_bridge.can_hub:HubBus"],

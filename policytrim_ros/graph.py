@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -36,12 +36,12 @@ class LaunchArguments(Config):
     can_port: str = argument("", "CAN channel of the arm: can0, ... on a robot; empty: can0, or the emulated bus of the session in simulation")
     can_interface: str = argument("", "python-can interface; empty: socketcan, or piper_hub in simulation")
     cameras: str = argument("", "cameras as name=serial,name=serial; empty: the emulated front and wrist cameras (simulation only)")
-    camera_size: str = argument("640x480", "pixels of the colour images, WIDTHxHEIGHT")
+    camera_size: str = argument("424x240", "pixels of the colour images, WIDTHxHEIGHT; a D435i offers 424x240 and 640x480 among others")
     task: str = argument("tape_box", "what the arm is to do", choices=TASKS)
     setting: str = argument("standard", "standard: the target stays; dynamic: it is moved once during the approach", choices=SETTINGS)
     seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
-    checkpoint: str = argument("", "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: models/<task>, in "
-                                  "simulation the clean demonstrator where there is none")
+    checkpoint: str = argument("", "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: the project's own "
+                                   "for the task, in simulation the clean demonstrator where there is none")
     horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)
     mode: str = argument("sync", "sync: the arm waits for inference; async: the next chunk is predicted while this one runs", choices=("sync", "async"))
     speed_scale: float = argument(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
@@ -66,12 +66,6 @@ class LaunchArguments(Config):
             raise ConfigError(f"LaunchArguments.namespace = {self.namespace!r}: use letters, digits and '_', not beginning with a digit")
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
-
-    @classmethod
-    def from_text(cls, values: Mapping[str, str]):
-        """From texts, as ``key:=value`` gives them; ConfigError on an unknown key, a wrong type or a value out of range."""
-        specs = {spec.name: spec for spec in fields(cls)}
-        return cls.from_mapping({key: _value(specs[key], text) if key in specs else text for key, text in values.items()})
 
 
 @dataclass(frozen=True)
@@ -114,7 +108,8 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     if sim:
         processes += [
             Process("world", "world_node", "sim_bridge.world", **{**common, "environment": {**common["environment"], **renderer()}},
-                    parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session, width=width, height=height)),
+                    parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session,
+                                    camera_width=width, camera_height=height)),
             Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, environment=common["environment"],
                     arguments=("--socket", can_port, "--session", session), socket=can_port, needs=("world",)),
         ]
@@ -131,7 +126,8 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                                  parameters=dict(style=checkpoint.split(":")[1], session=session)))
     else:
         processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common, needs=("controller", "camera"),
-                                 parameters=dict(checkpoint=checkpoint, horizon=arguments.horizon, mode=arguments.mode)))
+                                 parameters=dict(checkpoint=checkpoint, cameras=list(cameras), width=width, height=height,
+                                                 horizon=arguments.horizon, mode=arguments.mode)))
     if arguments.record:
         processes.append(Process("recorder", "recorder_node", "policytrim_ros.nodes.recorder", **common, needs=("controller",), required=False,
                                  parameters=dict(out=arguments.out, cameras=list(cameras))))
@@ -142,6 +138,25 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                                  parameters=dict(task=arguments.task, setting=arguments.setting, trials=arguments.trials,
                                                  seed=arguments.seed, out=arguments.out, label=label)))
     return processes
+
+
+RUNNING = "running; `policytrim go` lets the policy move the arm, Ctrl-C ends everything and leaves the arm held"
+
+
+def consequence(process: Process, arguments: LaunchArguments) -> str:
+    """What the death of a running ``process`` means, in words."""
+    if not process.required:
+        return "the arm does not depend on it"
+    held = "the arm keeps its last setpoint" if process.name == "controller" else "the controller holds the arm"
+    return held + ("; ending the others" if arguments.on_failure == "shutdown" else "; the others stay for inspection, end them with Ctrl-C")
+
+
+def stages(processes: list[Process]) -> list[list[Process]]:
+    """The processes in groups: each group needs only processes of the groups before it."""
+    level: dict[str, int] = {}
+    for process in processes:
+        level[process.name] = max((level[name] + 1 for name in process.needs), default=0)
+    return [[p for p in processes if level[p.name] == number] for number in range(max(level.values()) + 1)]
 
 
 def command(process: Process, namespace: str = "") -> list[str]:
@@ -203,12 +218,19 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
         if not (Path(given) / "manifest.json").is_file():
             raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: no manifest.json there; give the directory of a checkpoint")
         return str(Path(given).resolve())
+    own = own_checkpoint(arguments.task)
+    if own is None and not arguments.sim:
+        raise ConfigError(f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory")
+    return str(own) if own else "demonstrator:clean"
+
+
+def own_checkpoint(task: str) -> Path | None:
+    """The first checkpoint of the project, by name, whose manifest lists ``task``."""
     try:
-        return str(share("models", arguments.task, "manifest.json").parent)
+        manifests = sorted(share("models").glob("*/manifest.json"))
     except FileNotFoundError:
-        if arguments.sim:
-            return "demonstrator:clean"
-        raise ConfigError(f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory") from None
+        return None
+    return next((path.parent for path in manifests if task in json.loads(path.read_text()).get("tasks", ())), None)
 
 
 def session_name(arguments: LaunchArguments) -> str:
@@ -248,32 +270,3 @@ def parse_remap(text: str) -> tuple[tuple[str, str], ...]:
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise ConfigError(f"LaunchArguments.remap = {text!r}: expected from:=to separated by blanks")
     return tuple((source, target) for source, target in pairs)
-
-
-def explain(spec) -> str:
-    """One launch argument in a sentence, with what is allowed."""
-    meta = spec.metadata
-    allowed = ""
-    if isinstance(spec.default, bool):
-        allowed = " (true or false)"
-    elif meta["low"] is not None:
-        allowed = f" ({meta['low']} to {meta['high']}{' ' + meta['unit'] if meta['unit'] else ''})"
-    return meta["doc"] + allowed
-
-
-def as_text(value) -> str:
-    """A default as it is written on a command line."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _value(spec, text: str):
-    if isinstance(spec.default, bool):
-        if text.lower() not in ("true", "false"):
-            raise ConfigError(f"LaunchArguments.{spec.name} = {text!r}: expected true or false")
-        return text.lower() == "true"
-    if isinstance(spec.default, (int, float)):
-        try:
-            return type(spec.default)(text)
-        except ValueError:
-            raise ConfigError(f"LaunchArguments.{spec.name} = {text!r}: expected a {'whole number' if isinstance(spec.default, int) else 'number'}") from None
-    return text

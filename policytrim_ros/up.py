@@ -20,7 +20,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from policytrim_ros.graph import LaunchArguments, Process, command, graph, runtime_dir, session_name
+from policytrim_ros.graph import RUNNING, LaunchArguments, Process, command, consequence, graph, runtime_dir, session_name
 
 START_S = 180.0  # the first start of a simulated scene compiles shaders on a slow machine
 STOP_S = 8.0  # a controller decelerates and holds well within this
@@ -150,8 +150,8 @@ class Starter:
                 self._forward(0.0)
                 if self._signal is not None:
                     return False
-                for child in self._newly_ended():
-                    if not child.process.finite:
+                for child in self._children.values():
+                    if not child.process.finite and child.popen.poll() is not None:
                         raise StartRefused(f"{child.process.name} ended during the start ({outcome(child.popen.returncode)}); its last lines say why")
                 if time.monotonic() - began > START_S:
                     late = ", ".join(p.name for p in self._processes if p.name in self._children and p.name not in ready)
@@ -173,7 +173,7 @@ class Starter:
     def _watch(self) -> None:
         """Until a signal, the end of a finite process, or a death that ends the system."""
         if not any(process.finite for process in self._processes):
-            self._say("running; `policytrim go` lets the policy move the arm, Ctrl-C ends everything and leaves the arm held")
+            self._say(RUNNING)
         while self._signal is None:
             self._forward(0.1)
             for child in self._newly_ended():
@@ -184,16 +184,9 @@ class Starter:
                 if not child.process.required and code == 0:
                     continue
                 self._code = 1
-                consequence = self._consequence(child.process)
-                self._say(f"{child.process.name} died ({outcome(code)}): {consequence}")
+                self._say(f"{child.process.name} died ({outcome(code)}): {consequence(child.process, self._arguments)}")
                 if child.process.required and self._arguments.on_failure == "shutdown":
                     return
-
-    def _consequence(self, process: Process) -> str:
-        if not process.required:
-            return "the arm does not depend on it"
-        held = "the arm keeps its last setpoint" if process.name == "controller" else "the controller holds the arm"
-        return held + ("; ending the others" if self._arguments.on_failure == "shutdown" else "; the others stay for inspection, end them with Ctrl-C")
 
     def _newly_ended(self) -> list[Child]:
         ended = [child for child in self._children.values() if not child.ended and child.popen.poll() is not None]

@@ -1,0 +1,343 @@
+"""`policytrim`: the command line. A command is a class: its docstring is the summary, ``add_arguments`` its options, ``run`` its work.
+
+Only the chosen command builds its options and imports what it needs, so that `policytrim hold` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+
+from policytrim_ros.arguments import add_arguments, from_text, texts, values_of
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, graph, runtime_dir, session_name
+
+
+class Up:
+    """start the whole system: simulated, or with sim:=false the robot
+
+    examples:
+      policytrim up                                          simulation; then `policytrim go` in another terminal
+      policytrim up task:=flip_mug checkpoint:=demonstrator:hesitant trials:=5
+      policytrim up sim:=false can_port:=can0 cameras:=front=123456789012,wrist=210987654321 speed_scale:=0.3
+
+    Ctrl-C ends everything, last process first; the arm is left held. Exit code 0 after a clean end, 1 after a refused
+    start or the death of a process.
+    """
+
+    def add_arguments(self, parser) -> None:
+        add_arguments(parser, LaunchArguments)
+
+    def run(self, options) -> int:
+        from policytrim_ros.up import up
+
+        return up(from_text(LaunchArguments, texts(options, LaunchArguments)))
+
+
+class Wait:
+    """wait until processes of the running system are ready (used by the launch file)
+
+    example: policytrim wait controller camera
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("names", nargs="+", metavar="process or name:=value", help="processes to wait for, and the launch arguments of the system")
+
+    def run(self, options) -> int:
+        from policytrim_ros.up import wait
+
+        given = dict(word.split(":=", 1) for word in options.names if ":=" in word)
+        names = [word for word in options.names if ":=" not in word]
+        arguments = from_text(LaunchArguments, given)
+        processes = graph(arguments)
+        unknown = set(names) - {process.name for process in processes}
+        if unknown:
+            raise ConfigError(f"no process '{sorted(unknown)[0]}' in this system; it has {', '.join(p.name for p in processes)}")
+        late = wait(processes, names, arguments.namespace)
+        if late:
+            print(f"wait: {', '.join(late)} did not become ready", file=sys.stderr)
+        return 1 if late else 0
+
+
+class Demo:
+    """watch the simulated arm do all three tasks, a few trials of each; ends with one table
+
+    The full output of all processes goes to <out>/log.txt.
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("--trials", type=int, default=2, choices=range(1, 1001), metavar="N", help="trials of each task (default 2)")
+        parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
+        parser.add_argument("--setting", default="standard", choices=SETTINGS, help="whether the target stays or is moved (default: it stays)")
+        parser.add_argument("--seed", type=int, default=1000, help="seed of each task's first scene (default 1000)")
+        parser.add_argument("--out", help="directory of the records (default: runs/demo-<time>)")
+
+    def run(self, options) -> int:
+        from policytrim_ros.demo import demo
+
+        return demo(options.tasks, options.setting, options.trials, options.seed, options.out or time.strftime("runs/demo-%Y%m%d-%H%M%S"))
+
+
+class Trial:
+    """run trials against the running system and print their table
+
+    example: policytrim trial task:=tape_box trials:=10 out:=runs/tape label:=mine
+    """
+
+    def add_arguments(self, parser) -> None:
+        from policytrim_ros.nodes.trial import TrialConfig
+
+        add_arguments(parser, TrialConfig)
+        add_namespace(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros.nodes.trial import TrialConfig, main
+
+        values = values_of(TrialConfig, texts(options, TrialConfig))
+        words = [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
+        namespace = options.namespace.strip("/")
+        return main(["trial", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
+
+
+class Order:
+    """Base of the operator's orders: one service of the controller, and whether the policy runs afterwards."""
+
+    service = ""
+    policy: bool | None = None  # what inference/run is told after the order was accepted; None: nothing
+
+    def add_arguments(self, parser) -> None:
+        add_namespace(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros.orders import order
+
+        return order(self.service, self.policy, options.namespace)
+
+
+class Go(Order):
+    """let the policy move the arm: enable the motors, then start inference"""
+
+    service, policy = "go", True
+
+
+class Hold(Order):
+    """decelerate and hold now, and stop inference; the motors stay on"""
+
+    service, policy = "hold", False
+
+
+class Home(Order):
+    """move slowly to the ready pose and hold there"""
+
+    service = "home"
+
+
+class Park(Order):
+    """move slowly to the folded pose, in which the arm rests on itself"""
+
+    service = "park"
+
+
+class ClearFault(Order):
+    """after the cause of a fault was removed: from fault to holding; moves nothing"""
+
+    service = "clear_fault"
+
+
+class DampedStop(Order):
+    """the arm sinks with damping and must be recovered by hand; `hold` is nearly always what you want
+
+    Support the arm first. Recovery cuts its power: see docs/can.md.
+    """
+
+    service, policy = "damped_stop", False
+
+    def add_arguments(self, parser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--yes", action="store_true", required=True, help="the arm is supported and its workspace is free")
+
+
+class Fault:
+    """make the emulated arm or an emulated camera fail, to see what the system does
+
+    examples:
+      policytrim fault arm mute seconds=1
+      policytrim fault arm collision joint=3        then: policytrim fault arm clear; policytrim clear-fault
+      policytrim fault front stall                  then: policytrim fault front clear
+      policytrim fault arm list
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("where", choices=("arm", "front", "wrist"), help="what fails")
+        parser.add_argument("fault", help="its fault; list: all of them, clear: end them, state: what the arm really does")
+        parser.add_argument("details", nargs="*", metavar="name=value", help="its numbers, such as seconds=1")
+        add_session(parser)
+
+    def run(self, options) -> int:
+        session = session_name(LaunchArguments(session=options.session))
+        module = importlib.import_module("sim_bridge.faults" if options.where == "arm" else "sim_bridge.realsense")
+        if options.fault == "list":
+            print("\n".join(f"{name:14} {fault.doc}" for name, fault in module.FAULTS.items()) if options.where == "arm" else "\n".join(module.FAULTS))
+        elif options.where == "arm":
+            try:
+                answer = module.inject(str(runtime_dir() / f"{session}.can"), options.fault, **numbers(options.details))
+            except module.FaultError as error:
+                raise CommandError(str(error)) from error
+            print(json.dumps(answer))
+        else:
+            try:
+                module.inject(session, options.where, options.fault)
+            except ValueError as error:
+                raise CommandError(str(error)) from error
+        return 0
+
+
+class Checkpoint:
+    """show what a checkpoint is, or verify that it is whole and unchanged
+
+    example: policytrim checkpoint verify models/tape_box
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("action", choices=("show", "verify"), help="show: print its manifest; verify: check every file against it")
+        parser.add_argument("directory", help="directory of the checkpoint")
+
+    def run(self, options) -> int:
+        checkpoint = importlib.import_module("policytrim_ros.policies.checkpoint")
+        try:
+            manifest = checkpoint.verify(options.directory) if options.action == "verify" else checkpoint.read_manifest(options.directory)
+        except checkpoint.CheckpointError as error:
+            raise CommandError(str(error)) from error
+        print(f"{options.directory} is whole: {len(manifest['files'])} files as in its manifest" if options.action == "verify"
+              else json.dumps(manifest, indent=2))
+        return 0
+
+
+class Doctor:
+    """check what this machine offers: Python, ROS 2, Vulkan, CAN, cameras, disk; says how to mend what is missing"""
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("--robot", action="store_true", help="a missing CAN interface or camera counts as a failure")
+
+    def run(self, options) -> int:
+        from policytrim_ros.doctor import doctor
+
+        return doctor(options.robot)
+
+
+class Delegate:
+    """Base of the commands whose options and work are a module's ``add_arguments(parser)`` and ``main(options) -> exit code``."""
+
+    module = ""
+
+    def add_arguments(self, parser) -> None:
+        importlib.import_module(self.module).add_arguments(parser)
+
+    def run(self, options) -> int:
+        return importlib.import_module(self.module).main(options)
+
+
+class Demos(Delegate):
+    """make demonstrations in the simulator, or look at a data set of them"""
+
+    module = "policytrim_ros.training.demos"
+
+
+class Train:
+    """train a policy; the same command resumes after an interruption"""
+
+    methods = {"sft": "policytrim_ros.training.sft"}
+
+    def add_arguments(self, parser) -> None:
+        methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
+        importlib.import_module(self.methods["sft"]).add_arguments(methods.add_parser("sft", help="imitate the demonstrations of a recipe"))
+
+    def run(self, options) -> int:
+        return importlib.import_module(self.methods[options.method]).main(options)
+
+
+class Evaluate(Delegate):
+    """run a checkpoint in the simulator without ROS, as fast as it goes, and print its success rate"""
+
+    module = "policytrim_ros.training.evaluate"
+
+
+COMMANDS = {
+    "up": Up, "demo": Demo, "trial": Trial,
+    "go": Go, "hold": Hold, "home": Home, "park": Park, "clear-fault": ClearFault, "damped-stop": DampedStop,
+    "doctor": Doctor, "fault": Fault, "wait": Wait,
+    "checkpoint": Checkpoint, "demos": Demos, "train": Train, "eval": Evaluate,
+}
+
+
+class CommandError(RuntimeError):
+    """A command cannot be carried out; the message says why and what to do."""
+
+
+def add_namespace(parser) -> None:
+    parser.add_argument("--namespace", default="", help="ROS namespace of the running system (default: none)")
+
+
+def add_session(parser) -> None:
+    parser.add_argument("--session", default="", help="name of the running system (default: domain-<ROS_DOMAIN_ID>)")
+
+
+def numbers(words) -> dict[str, float]:
+    """{name: number} from ``name=value`` words; CommandError on anything else."""
+    values = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise CommandError(f"'{word}': expected name=number") from None
+    return values
+
+
+def parser_for(argv) -> argparse.ArgumentParser:
+    """The parser, with the options of the command in ``argv`` alone."""
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(prog="policytrim", description="Trimmed policies on an AgileX Piper, simulated or real.",
+                                     epilog="`policytrim COMMAND --help` explains a command and gives examples.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        summary, _, rest = command.__doc__.partition("\n\n")
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_dedented(rest),
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name == chosen:
+            command().add_arguments(sub)
+    return parser
+
+
+def main(argv=None) -> int:
+    """Runs one command; returns its exit code. What goes wrong is one sentence on stderr and exit code 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    options = parser_for(argv).parse_args(argv)
+    try:
+        return COMMANDS[options.command]().run(options) or 0
+    except (ConfigError, CommandError, *_refusals()) as error:
+        print(f"policytrim {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _refusals():
+    from policytrim_ros.up import StartRefused
+
+    return (StartRefused, PermissionError, FileNotFoundError)
+
+
+def _dedented(text: str) -> str:
+    return "\n".join(line[4:] if line.startswith("    ") else line for line in text.rstrip().split("\n"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

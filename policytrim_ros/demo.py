@@ -1,0 +1,42 @@
+"""`policytrim demo`: the whole system, once for each task, with a few trials; one table at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from policytrim_ros.graph import LaunchArguments, resolve_checkpoint
+from policytrim_ros.trials.table import show
+from policytrim_ros.up import up
+
+
+def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
+    """Runs ``trials`` of each task and prints the table; 1 when a system did not start or broke down (a failed trial is a result)."""
+    began, broken = time.monotonic(), []
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:
+        for number, task in enumerate(tasks, start=1):
+            arguments = LaunchArguments(task=task, setting=setting, trials=trials, seed=seed, out=out, on_failure="shutdown")
+            print(f"\n{task} ({number} of {len(tasks)}), moved by {resolve_checkpoint(arguments)}", flush=True)
+            code = up(arguments, Screen(log))
+            if code == 130:
+                return code
+            if code:
+                broken.append(task)
+                print(f"{task}: broke down; look into {out}/log.txt", flush=True)
+    print(f"\n{show(out)}\n\n{time.monotonic() - began:.0f} s in all; records and log in {out}", flush=True)
+    return 1 if broken else 0
+
+
+class Screen:
+    """Where the starter's lines go: all to the log; on the screen those of the starter and of the trials."""
+
+    def __init__(self, log):
+        self._log = log
+
+    def __call__(self, text: str) -> None:
+        print(text, file=self._log, flush=True)
+        if text.startswith("[trial] ") and not text.startswith("[trial] |"):
+            print("  " + text.removeprefix("[trial] "), flush=True)
+        elif not text.startswith("["):
+            print("  " + text, flush=True)
