@@ -212,13 +212,20 @@ def test_a_lost_node_holds_and_is_named():
 
 
 def test_a_blocked_arm_holds_where_it_is_and_does_not_push_on():
-    arm = moving(tracking_tolerance_rad=0.1, tracking_time_s=0.3)
+    arm = moving(tracking_tolerance_rad=0.1, tracking_time_s=0.3, frozen_feedback_s=5.0)
     arm.frozen = True
     arm.supervisor.executor.start(arm.supervisor.filter.setpoint, arm.now)
     arm.play(offset=1.0, n=20)
     arm.run(2.0)
     assert arm.state == "holding" and "tracking" in arm.supervisor.reason
     assert arm.run(0.1)[-1] == pytest.approx(arm.position)
+
+
+def test_joints_that_stand_still_to_the_last_digit_while_told_to_move_are_not_believed():
+    arm = moving()
+    arm.frozen = True
+    arm.run(1.0)
+    assert arm.state == "fault" and "exactly the same" in arm.supervisor.reason
 
 
 def test_home_refuses_chunks_arrives_and_holds():

@@ -49,7 +49,7 @@ FAILSAFES = {row.name: row for row in (
              "support the arm, find out why, then call controller/clear_fault and controller/go"),
     Failsafe("send failed", "send_failures_max commands in a row could not be put on the bus", FAULT,
              "check the CAN interface (bus-off?), then call controller/clear_fault"),
-    Failsafe("impossible feedback", "the reported joints are NaN, all exactly zero after motion, or jump faster than the arm can", FAULT,
+    Failsafe("impossible feedback", "the reported joints are NaN, all exactly zero after motion, frozen while the setpoint travels, or jump further than the arm can", FAULT,
              "do not trust the pose; support the arm, power-cycle it, then call controller/clear_fault"),
     Failsafe("damped stop", "an operator called controller/damped_stop", FAULT,
              "the arm sinks and must be recovered by hand; see docs/can.md"),

@@ -19,6 +19,7 @@ from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused, PathPoint
 from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import PARK, READY, Chunk
 
+FROZEN_TRAVEL_RAD = 0.05
 UNCONFIGURED, HOLDING, MOVING, FAULTED = "unconfigured", "holding", "moving", "fault"
 
 
@@ -35,6 +36,8 @@ class SupervisorConfig(Config):
     tracking_tolerance_rad: float = setting(0.5, "greatest difference between arm and setpoint", low=0.05, high=2.0, unit="rad")
     tracking_time_s: float = setting(0.5, "for how long it may last", low=0.05, high=5.0, unit="s")
     send_failures_max: int = setting(5, "commands in a row that may fail to reach the bus", low=1, high=100)
+    frozen_feedback_s: float = setting(0.3, "joints that read exactly the same for so long while the setpoint travels are not believed",
+                                       low=0.1, high=5.0, unit="s")
     feedback_step_rad: float = setting(0.5, "a joint that jumps further between two feedbacks is not believed", low=0.05, high=3.0, unit="rad")
 
 
@@ -73,6 +76,7 @@ class Supervisor:
         self._required = tuple(name for name in config.required_nodes if name)
         self._seen: dict[str, float] = {}
         self._destination = None  # (pose, name) while an order to a fixed pose is carried out
+        self._frozen = None  # (since when, setpoint then) while the joints read exactly the same
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
         self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
         self._damped = False
@@ -230,7 +234,7 @@ class Supervisor:
             self._trip("not enabled", "")
         if self._streaming and health.send_failures >= config.send_failures_max:
             self._trip("send failed", f"{health.send_failures} in a row")
-        self._believe(health)
+        self._believe(now, health)
         if self.state != MOVING:
             return
         for name in self._required:
@@ -239,15 +243,25 @@ class Supervisor:
                 self._trip("node lost", f"'{name}' is silent for {silent:.1f} s")
         self._track(now, health)
 
-    def _believe(self, health: Health) -> None:
+    def _believe(self, now: float, health: Health) -> None:
         before, after = self._last_position, health.position
         self._last_position = after
         if not np.all(np.isfinite(after)):
             self._trip("impossible feedback", "NaN")
-        elif before is not None and np.all(after[:6] == 0.0) and np.max(np.abs(before[:6])) > 0.1:
+        elif before is None:
+            return
+        elif np.all(after[:6] == 0.0) and np.max(np.abs(before[:6])) > 0.1:
             self._trip("impossible feedback", "all joints read exactly zero")
-        elif before is not None and np.max(np.abs(after[:6] - before[:6])) > self.config.feedback_step_rad:
+        elif np.max(np.abs(after[:6] - before[:6])) > self.config.feedback_step_rad:
             self._trip("impossible feedback", f"a joint jumped by {np.max(np.abs(after[:6] - before[:6])):.2f} rad")
+        elif not np.array_equal(before[:6], after[:6]) or not self._streaming:
+            self._frozen = None
+        elif self._frozen is None:
+            self._frozen = now, self.filter.setpoint.copy()
+        else:
+            since, setpoint = self._frozen
+            if now - since > self.config.frozen_feedback_s and np.max(np.abs(self.filter.setpoint - setpoint)[:6]) > FROZEN_TRAVEL_RAD:
+                self._trip("impossible feedback", f"the joints have read exactly the same for {now - since:.1f} s while they were told to move")
 
     def _track(self, now: float, health: Health) -> None:
         off = float(np.max(np.abs(self.filter.setpoint[:6] - health.position[:6])))
