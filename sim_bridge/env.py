@@ -125,6 +125,25 @@ class TaskEnv:
         effort = np.clip(STIFFNESS * error + DAMPING * speed_error, -FORCE_LIMIT, FORCE_LIMIT)
         return position, velocity, np.append(effort[:6], 0.5 * (effort[6] - effort[7]))
 
+    def place_arm(self, position7) -> None:
+        """Puts the arm at ``position7`` (rad, m), at rest, the drives holding it there."""
+        position = torch.as_tensor(np.asarray(position7), dtype=torch.float32)[None]
+        joints, still = finger_targets(position, torch.zeros_like(position))
+        joints[:, 6:] = 0.5 * position[:, 6:] * torch.tensor([1.0, -1.0])
+        self._env.agent.robot.set_qpos(joints)
+        self._env.agent.robot.set_qvel(still)
+        self._controller.set_state({"setpoint": position, "setpoint_velocity": torch.zeros_like(position), "goal": position})
+
+    def loosen(self, damping: float | None) -> None:
+        """Takes the arm's motors away: only ``damping`` (N m s/rad) and the links' weight act on it. None brings them back
+        (the weight is compensated then, as by the arm's firmware)."""
+        for link in self._env.agent.robot._objs[0].links:
+            link.disable_gravity = damping is None
+        self._controller.set_drive_property()
+        if damping is not None:
+            for joint in self._controller.joints[:6]:
+                joint.set_drive_properties(0.0, damping, force_limit=1e3, mode="force")
+
     # Observation --------------------------------------------------------------------------------------------------
 
     def proprioception(self) -> np.ndarray:
@@ -167,6 +186,24 @@ class TaskEnv:
                 np.clip(far, 0, 65535).astype(np.uint16) if depth else None,
             )
         return pictures
+
+    def expose(self) -> None:
+        """Begins to draw all cameras as the scene is now and returns at once; the scene may go on meanwhile."""
+        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        for name in self.cameras:
+            self._lens(name).take_picture()
+
+    def develop(self) -> dict:
+        """Waits for what `expose` began: camera name -> (colour, depth) like `rgbd`."""
+        pictures = {}
+        for name in self.cameras:
+            lens = self._lens(name)
+            color, position = lens.get_picture("Color"), lens.get_picture("PositionSegmentation")  # int16, mm, camera looks along -z
+            pictures[name] = np.ascontiguousarray(color[..., :3]), np.negative(position[..., 2]).astype(np.uint16)
+        return pictures
+
+    def _lens(self, name):
+        return self._env._sensors[name].camera._render_cameras[0]
 
     def intrinsics(self, name: str):
         """Pinhole parameters (fx, fy, cx, cy) in pixels of camera ``name``."""
