@@ -75,9 +75,10 @@ class RealSenseCamera:
             profile = pipeline.start(config)
         except RuntimeError as error:
             raise CameraError(self._why_not_started(serial, error)) from error
-        self._align = rs.align(rs.stream.color)
+        color = profile.get_stream(rs.stream.color).as_video_stream_profile()
+        self._align = rs.align(rs.stream.color) if self.depth and not _coincide(profile.get_stream(rs.stream.depth), color) else None
         self._to_mm = self._configure(profile.get_device())
-        self._intrinsics = _intrinsics(profile.get_stream(rs.stream.color).as_video_stream_profile().get_intrinsics())
+        self._intrinsics = _intrinsics(color.get_intrinsics())
         self._clock = DeviceClock()
         self._drops.restart()
         self._heard = time.monotonic()
@@ -131,7 +132,7 @@ class RealSenseCamera:
         return self._clock.from_system_clock(stamp, arrival, system)
 
     def _aligned(self, frames):
-        depth = self._align.process(frames).get_depth_frame()
+        depth = (self._align.process(frames) if self._align is not None else frames).get_depth_frame()
         if not depth:
             return None
         if self._to_mm == 1.0:
@@ -178,6 +179,13 @@ class RealSenseCamera:
             if sensor.supports(rs.option.depth_units):
                 to_mm = 1000.0 * sensor.get_option(rs.option.depth_units)
         return 1.0 if abs(to_mm - 1.0) < 1e-6 else to_mm
+
+
+def _coincide(depth, color) -> bool:
+    """Whether depth lies on the colour pixels as it comes (a D405, where rs.align would only punch holes by rounding)."""
+    a, b, between = depth.as_video_stream_profile().get_intrinsics(), color.get_intrinsics(), depth.get_extrinsics_to(color)
+    same = all(getattr(a, key) == getattr(b, key) for key in ("width", "height", "fx", "fy", "ppx", "ppy", "coeffs"))
+    return same and np.allclose(between.translation, 0, atol=1e-6) and np.allclose(between.rotation, np.eye(3).ravel(), atol=1e-6)
 
 
 def _intrinsics(i) -> Intrinsics:
