@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import gc
-import os
 import sys
 import threading
 import time
@@ -35,7 +34,7 @@ from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import (LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state,
                                            seconds_to_time)
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import ask_for_priority, run
 
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
@@ -46,7 +45,7 @@ class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
 
     setpoint_rate_hz: float = setting(100.0, "setpoints streamed to the arm", low=30.0, high=200.0, unit="Hz")
     state_rate_hz: float = setting(200.0, "joint_states published", low=10.0, high=200.0, unit="Hz")
-    realtime_priority: int = setting(50, "SCHED_FIFO priority of the setpoint thread where the system allows it; 0: do not ask", low=0, high=90)
+    realtime_priority: int = setting(50, "SCHED_FIFO priority of this process where the system allows it; 0: do not ask", low=0, high=90)
     enable_timeout_s: float = setting(5.0, "how long go, home and park wait for the motors to come on", low=0.5, high=30.0, unit="s")
     agilex_topics: bool = setting(False, "also offer AgileX's topics (joint_states_single, joint_ctrl_single, end_pose, enable_flag)")
 
@@ -58,6 +57,10 @@ class Controller(Node):
         super().__init__("controller")
         self.fatal = None
         self.config = declare(self, ControllerConfig)
+        if self.config.realtime_priority:  # the whole process: whoever holds the interpreter delays the setpoint thread
+            refused = ask_for_priority(self.config.realtime_priority)
+            if refused:
+                self.get_logger().warning(f"no real-time priority: {refused}")
         self.arm = Piper(self.config)
         self.supervisor = Supervisor(self.config, self.config)
         self._lock = threading.Lock()  # guards the supervisor; never held across a call into the SDK
@@ -89,8 +92,8 @@ class Controller(Node):
     # ---- the setpoint thread --------------------------------------------------------------------------------------
 
     def _stream(self) -> None:
-        granted = self._ask_for_priority()
-        self.get_logger().info(f"streaming rate_hz={self.config.setpoint_rate_hz:g} realtime_priority={granted}")
+        if self.config.realtime_priority:
+            ask_for_priority(self.config.realtime_priority + 1)
         period = 1.0 / self.config.setpoint_rate_hz
         due = time.monotonic() + period
         try:
@@ -116,21 +119,14 @@ class Controller(Node):
         if state != self._published_state:
             self._published_state = state
             self._state.publish(String(data=state))
-            (self.get_logger().error if state.startswith(FAULTED) else self.get_logger().info)(f"state={state}")
+            if state.startswith(FAULTED):
+                self.get_logger().error(f"state={state}")
+            else:
+                self.get_logger().info(f"state={state}")
         step = self.supervisor.executor.next_step
         if step != self._reported:
             self._reported = step
             self._publish_consumed()
-
-    def _ask_for_priority(self) -> int:
-        if self.config.realtime_priority == 0:
-            return 0
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(self.config.realtime_priority))
-            return self.config.realtime_priority
-        except (PermissionError, OSError) as error:
-            self.get_logger().warning(f"no real-time priority ({error}); allow it with an rtprio line in /etc/security/limits.d")
-            return 0
 
     def _health(self) -> Health:
         feedback = self.arm.feedback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -18,6 +19,15 @@ def heartbeat(node) -> None:
     publisher = node.create_publisher(String, "heartbeat", 10)
     message = String(data=node.get_name())
     node.create_timer(1.0 / HEARTBEAT_HZ, lambda: publisher.publish(message))
+
+
+def ask_for_priority(priority: int) -> str:
+    """Asks for SCHED_FIFO ``priority`` (1..99) for the calling thread and those it starts later; '' when granted, else why not."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        return f"{error.strerror}; allow it with an rtprio line for this user in /etc/security/limits.d"
+    return ""
 
 
 def run(make_node, args=None) -> int:
