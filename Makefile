@@ -1,0 +1,25 @@
+# make demo    the simulated arm does three tasks, moved through the real nodes; ends with a table
+# make test    all tests
+# Both make .venv and install what is missing first (once).
+
+.PHONY: help setup demo test bench models clean
+help:
+	@echo "make demo    watch the simulated arm do three tasks; ends with a table"
+	@echo "make test    unit tests, then tests that start the real processes"
+	@echo "make bench   measure control-loop lateness, pictures and CPU; prints tables"
+	@echo "make models  make demonstrations and train the project's own checkpoints again (hours)"
+	@echo "make setup   only install (done by the others, once)"
+	@echo "make clean   remove runs, caches and build products; not .venv, data or models"
+
+setup:
+	@scripts/bootstrap
+
+demo: setup
+	@.venv/bin/policytrim demo $(ARGS)
+
+test: setup
+	@.venv/bin/python -m pytest $(ARGS)
+
+clean:
+	rm -rf runs build install log .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +

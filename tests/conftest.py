@@ -1,0 +1,17 @@
+"""For all tests: few threads, a ROS domain of their own on this machine alone, and the unit tests before those that start processes."""
+
+import os
+
+import pytest
+
+from policytrim_ros.graph import renderer
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+os.environ.setdefault("ROS_DOMAIN_ID", str(100 + os.getpid() % 100))  # a running system on this machine is not disturbed
+os.environ.update(renderer())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order

@@ -1,0 +1,415 @@
+"""The one description of the processes, and what is made from it: the starter, the launch file, the command line."""
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from policytrim_ros import cli
+from policytrim_ros.arguments import add_arguments, as_text, default_of, explain, from_text, texts
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.graph import (TASKS, LaunchArguments, Process, command, consequence, graph, renderer, resolve_checkpoint, runtime_dir,
+                                  session_name, stages)
+from policytrim_ros.up import SessionLock, Starter, StartRefused
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCH_FILE = ROOT / "launch" / "piper_deploy.launch.py"
+REAL = dict(sim=False, cameras="front=111,wrist=222")
+CONFIGS = {
+    "world": "sim_bridge.world:WorldConfig",
+    "camera": "policytrim_ros.nodes.camera:CameraConfig",
+    "controller": "policytrim_ros.nodes.controller:ControllerConfig",
+    "inference": "policytrim_ros.nodes.inference:InferenceConfig",
+    "demonstrator": "sim_bridge.demonstrator_node:DemonstratorConfig",
+    "recorder": "policytrim_ros.nodes.recorder:RecorderConfig",
+    "trial": "policytrim_ros.nodes.trial:TrialConfig",
+}
+
+
+def config_of(name):
+    module, _, kind = CONFIGS[name].partition(":")
+    return getattr(importlib.import_module(module), kind)
+
+
+def file_of(name):
+    return yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())["/**"]["ros__parameters"] or {}
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"tasks": ["tape_box"]}')
+    return str(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def own_runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+# ---- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_the_simulated_system_starts_from_the_world_upwards(checkpoint):
+    names = [process.name for process in graph(LaunchArguments(checkpoint=checkpoint, trials=3, record=True))]
+    assert names == ["world", "piper_emulator", "camera", "controller", "inference", "recorder", "trial"]
+
+
+def test_the_robot_has_neither_world_nor_emulators(checkpoint):
+    processes = graph(LaunchArguments(**REAL, checkpoint=checkpoint))
+    assert [process.name for process in processes] == ["camera", "controller", "inference"]
+    text = " ".join(" ".join(command(process)) + str(process) for process in processes)
+    assert "sim_bridge" not in text and "piper_hub" not in text and "LOCALHOST" not in text
+
+
+@pytest.mark.parametrize("arguments", [dict(), dict(record=True, trials=2), dict(checkpoint="demonstrator:hesitant")])
+def test_nobody_starts_before_those_it_needs(arguments):
+    seen = set()
+    for process in graph(LaunchArguments(**arguments)):
+        assert seen.issuperset(process.needs)
+        seen.add(process.name)
+
+
+def test_stages_keep_the_order_of_needs(checkpoint):
+    groups = [{process.name for process in stage} for stage in stages(graph(LaunchArguments(checkpoint=checkpoint, trials=1)))]
+    assert groups == [{"world"}, {"piper_emulator", "camera"}, {"controller"}, {"inference"}, {"trial"}]
+
+
+def test_a_demonstrator_takes_the_place_of_inference_and_is_required_like_it():
+    processes = {process.name: process for process in graph(LaunchArguments(checkpoint="demonstrator:hesitant"))}
+    assert "inference" not in processes
+    assert processes["demonstrator"].parameters["style"] == "hesitant"
+    assert processes["controller"].parameters["required_nodes"] == ["camera", "demonstrator"]
+
+
+def test_emulator_and_controller_meet_on_the_same_bus_and_session():
+    processes = {process.name: process for process in graph(LaunchArguments(session="lab"))}
+    port = processes["controller"].parameters["can_port"]
+    assert processes["piper_emulator"].arguments == ("--socket", port, "--session", "lab")
+    assert processes["piper_emulator"].socket == port and port.startswith(str(runtime_dir()))
+    assert processes["world"].parameters["session"] == processes["camera"].environment["POLICYTRIM_SESSION"] == "lab"
+    assert processes["camera"].environment["POLICYTRIM_CAMERA_SIZE"] == "424x240"
+
+
+@pytest.mark.parametrize("arguments", [
+    dict(trials=2, record=True, checkpoint="demonstrator:clean"), dict(trials=2, horizon=7, mode="async", camera_size="640x480"),
+    dict(REAL, speed_scale=0.3, trials=1, record=True),
+])
+def test_every_node_knows_every_parameter_that_file_and_graph_give_it(arguments, checkpoint):
+    for process in graph(LaunchArguments(**{"checkpoint": checkpoint, **arguments})):
+        if process.ros:
+            from_file = file_of(process.name)
+            assert not set(from_file) & set(process.parameters), f"{process.name}: the launch arguments would silently replace the file's values"
+            config_of(process.name).from_mapping({**from_file, **process.parameters})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_of_a_parameter_file_is_known_and_explained(name):
+    lines = (ROOT / "config" / f"{name}.yaml").read_text().splitlines()
+    config_of(name).from_mapping(file_of(name))
+    assert lines[0].startswith("# ")
+    assert set(yaml.safe_load("\n".join(lines))) == {"/**"}  # a node name here would miss a node in a namespace
+
+
+def test_every_process_is_a_module_with_an_executable(checkpoint):
+    scripts = (ROOT / "setup.py").read_text()
+    for chosen in (checkpoint, "demonstrator:clean"):
+        for process in graph(LaunchArguments(checkpoint=chosen, trials=1, record=True)):
+            assert f'"{process.executable} = {process.module}:main"' in scripts
+
+
+def test_the_command_line_quotes_what_would_change_its_type():
+    process = Process("camera", "camera_node", "policytrim_ros.nodes.camera", parameters=dict(serials=["012"], realsense_context="", fps=30, depth=True))
+    line = command(process, "left/")
+    assert line[:4] == [sys.executable, "-u", "-m", "policytrim_ros.nodes.camera"]
+    assert {'serials:=["012"]', 'realsense_context:=""', "fps:=30", "depth:=true", "__ns:=/left"} <= set(line)
+
+
+def test_remappings_reach_every_node(checkpoint):
+    for process in graph(LaunchArguments(checkpoint=checkpoint, remap="joint_states:=left/joint_states chunk:=c")):
+        assert not process.ros or ("chunk", "c") in process.remappings
+
+
+def test_settings_of_the_user_are_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+    monkeypatch.setenv("VK_DRIVER_FILES", "/my/driver.json")
+    world = graph(LaunchArguments())[0]
+    assert not {"OMP_NUM_THREADS", "ROS_AUTOMATIC_DISCOVERY_RANGE", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"} & set(world.environment)
+    assert renderer() == {}
+
+
+def test_a_simulation_stays_on_this_machine_and_a_robot_does_not_have_to(monkeypatch, checkpoint):
+    monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
+    assert all(p.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST" for p in graph(LaunchArguments(checkpoint=checkpoint)))
+    assert not any("ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in graph(LaunchArguments(**REAL, checkpoint=checkpoint)))
+
+
+def test_the_session_is_named_after_the_ros_domain(monkeypatch):
+    monkeypatch.setenv("ROS_DOMAIN_ID", "42")
+    assert session_name(LaunchArguments()) == "domain-42"
+
+
+# ---- arguments --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values, said", [
+    (dict(tusk="tape_box"), "unknown argument 'tusk'; known: .*task"),
+    (dict(task="juggle"), "task = 'juggle': allowed values are 'tape_box'"),
+    (dict(mode="rtc"), "allowed values are 'sync', 'async'"),
+    (dict(speed_scale="3"), "speed_scale = 3.0: allowed range is 0.05 to 1.0"),
+    (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
+    (dict(horizon="2.5"), "horizon = '2.5': expected a whole number"),
+    (dict(sim="maybe"), "sim = 'maybe': expected true or false"),
+    (dict(cameras="front"), "cameras = 'front': expected name=serial"),
+    (dict(cameras="front=1,front=2"), "with each name once"),
+    (dict(camera_size="big"), "camera_size = 'big': expected WIDTHxHEIGHT"),
+    (dict(remap="a=b"), "remap = 'a=b': expected from:=to"),
+    (dict(session="../x"), "session = '../x': use letters"),
+    (dict(namespace="9 lives"), "namespace = '9 lives': use letters"),
+])
+def test_a_bad_launch_argument_is_refused_in_one_sentence(values, said):
+    with pytest.raises(ConfigError, match=said) as refusal:
+        from_text(LaunchArguments, values)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (dict(sim=False, checkpoint="demonstrator:clean", cameras="front=1"), "demonstrators know the simulated scene"),
+    (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, hesitant"),
+    (dict(checkpoint="/nowhere"), "no manifest.json there"),
+])
+def test_arguments_that_do_not_go_together_are_refused(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        graph(LaunchArguments(**arguments))
+
+
+def test_a_robot_without_named_cameras_is_refused(checkpoint):
+    with pytest.raises(ConfigError, match="name the cameras as front=<serial>"):
+        graph(LaunchArguments(sim=False, checkpoint=checkpoint))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_without_a_checkpoint_each_task_still_has_somebody_to_move_the_arm(task):
+    chosen = resolve_checkpoint(LaunchArguments(task=task))
+    assert chosen == "demonstrator:clean" or (Path(chosen) / "manifest.json").is_file()
+
+
+def test_every_launch_argument_is_explained_and_survives_the_way_through_text():
+    for spec in fields(LaunchArguments):
+        assert len(explain(spec)) > 15
+    defaults = {spec.name: as_text(default_of(spec)) for spec in fields(LaunchArguments)}
+    assert from_text(LaunchArguments, defaults) == LaunchArguments()
+
+
+def test_both_spellings_of_an_argument_mean_the_same():
+    parser = argparse.ArgumentParser()
+    add_arguments(parser, LaunchArguments)
+    assert texts(parser.parse_args(["task:=flip_mug", "sim:=false"]), LaunchArguments) == texts(
+        parser.parse_args(["--task", "flip_mug", "--sim", "false"]), LaunchArguments)
+
+
+# ---- the launch file --------------------------------------------------------------------------------------------------
+
+
+def test_the_launch_file_decides_nothing_about_processes(checkpoint):
+    text = LAUNCH_FILE.read_text()
+    imported = {node.module for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    assert "policytrim_ros.graph" in imported
+    for process in graph(LaunchArguments(checkpoint=checkpoint, trials=1, record=True)):
+        assert process.executable not in text and process.module not in text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="launch_ros comes with a ROS 2 installation; there is none here")
+def test_the_launch_file_starts_the_processes_of_the_graph(checkpoint):
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument
+
+    spec = importlib.util.spec_from_file_location("piper_deploy", LAUNCH_FILE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    description = module.generate_launch_description()
+    declared = [entity for entity in description.entities if isinstance(entity, DeclareLaunchArgument)]
+    assert [action.name for action in declared] == [spec.name for spec in fields(LaunchArguments)]
+    context = LaunchContext()
+    for action in declared:
+        action.execute(context)
+    context.launch_configurations["checkpoint"] = checkpoint
+    actions = module.start(context)
+    assert [action.node_executable for action in actions if hasattr(action, "node_executable")] == ["world_node"]
+
+
+# ---- the starter, with processes that only keep a diary ---------------------------------------------------------------
+
+
+class Scene:
+    """Fake processes in tmp_path with a diary, and a thread-free way to act when the starter says something."""
+
+    def __init__(self, tmp_path):
+        self.path, self.diary, self.said, self.reactions = tmp_path, tmp_path / "diary", [], {}
+
+    def process(self, name, needs=(), behaviour="", **more):
+        path = str(self.path / f"{name}.socket")
+        words = (name, str(self.diary), path, *([behaviour] if behaviour else []))
+        return Process(name, name, "fake_process", ros=False, arguments=words, socket=path, needs=needs,
+                       environment={"PYTHONPATH": str(ROOT / "tests")}, **more)
+
+    def say(self, text):
+        self.said.append(text)
+        for mark, act in self.reactions.items():
+            if mark in text:
+                act()
+
+    def run(self, *processes, **arguments):
+        self.starter = Starter(list(processes), LaunchArguments(**arguments), self.say)
+        return self.starter.run()
+
+    def kill(self, name):
+        return lambda: self.starter._children[name].popen.kill()
+
+    @property
+    def lines(self):
+        return self.diary.read_text().split("\n")[:-1]
+
+
+@pytest.fixture
+def scene(tmp_path):
+    return Scene(tmp_path)
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.integration
+def test_processes_start_in_order_and_end_in_reverse_on_ctrl_c(scene):
+    scene.reactions["running;"] = interrupt
+    code = scene.run(scene.process("world"), scene.process("arm", ("world",)), scene.process("policy", ("arm",)))
+    assert code == 0
+    assert scene.lines == ["start world", "start arm", "start policy", "end policy", "end arm", "end world"]
+    assert "[policy] policy speaks" in scene.said
+
+
+@pytest.mark.integration
+def test_a_process_that_fails_at_the_start_ends_everything_and_is_named(scene):
+    code = scene.run(scene.process("world"), scene.process("arm", ("world",), behaviour="fail"), scene.process("policy", ("arm",)))
+    assert code == 1
+    assert any(line.startswith("start refused: arm ended during the start (exit code 3)") for line in scene.said)
+    assert "[arm] no arm on the bus" in scene.said
+    assert scene.lines == ["start world", "start arm", "end world"]
+
+
+@pytest.mark.integration
+def test_a_required_process_that_dies_is_named_and_the_others_stay_for_inspection(scene):
+    scene.reactions["running;"] = scene.kill("camera")
+    scene.reactions["camera died"] = interrupt
+    code = scene.run(scene.process("camera"), scene.process("controller", ("camera",)))
+    assert code == 1
+    assert "camera died (signal SIGKILL): the controller holds the arm; the others stay for inspection, end them with Ctrl-C" in scene.said
+    assert scene.lines == ["start camera", "start controller", "end controller"]
+
+
+@pytest.mark.integration
+def test_on_failure_shutdown_ends_the_others(scene):
+    scene.reactions["running;"] = scene.kill("camera")
+    assert scene.run(scene.process("camera"), scene.process("controller", ("camera",)), on_failure="shutdown") == 1
+    assert any("the controller holds the arm; ending the others" in line for line in scene.said)
+
+
+@pytest.mark.integration
+def test_the_end_of_a_finite_process_ends_the_system_with_its_exit_code(scene):
+    code = scene.run(scene.process("world"), scene.process("trial", ("world",), behaviour="brief", finite=True, required=False))
+    assert code == 5 and scene.lines[-1] == "end world"
+
+
+@pytest.mark.integration
+def test_a_killed_starter_leaves_no_orphans(scene):
+    script = ("import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_graph import Scene; "
+              f"s = Scene(Path({str(scene.path)!r})); s.say = lambda text: print(text, flush=True); s.run(s.process('world'))")
+    starter = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in starter.stdout:
+        if line.startswith("running;"):
+            break
+    starter.kill()
+    starter.wait()
+    deadline = time.monotonic() + 20
+    while scene.lines[-1] != "end world" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert scene.lines == ["start world", "end world"]
+
+
+def test_a_second_start_of_a_session_is_refused_in_one_sentence():
+    lock = SessionLock("lab")
+    with pytest.raises(StartRefused, match=rf"'lab' is already running \(process {os.getpid()}\); end it with Ctrl-C there"):
+        SessionLock("lab")
+    lock.release()
+    SessionLock("lab").release()
+
+
+def test_the_death_of_the_controller_is_told_as_what_it_is(checkpoint):
+    arguments = LaunchArguments(checkpoint=checkpoint, record=True)
+    processes = {process.name: process for process in graph(arguments)}
+    assert consequence(processes["controller"], arguments).startswith("the arm keeps its last setpoint")
+    assert consequence(processes["inference"], arguments).startswith("the controller holds the arm")
+    assert consequence(processes["recorder"], arguments) == "the arm does not depend on it"
+
+
+# ---- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_listed_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    assert len(capsys.readouterr().out) > 100
+
+
+def test_the_list_of_commands_gives_each_a_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["up", "tusk:=tape_box"], "unknown argument 'tusk'"),
+    (["up", "tape_box"], "'tape_box': expected name:=value"),
+    (["up", "checkpoint:=/nowhere"], "no manifest.json there"),
+    (["wait", "nobody"], "no process 'nobody' in this system"),
+    (["fault", "arm", "mute"], "no emulated arm answers"),
+    (["fault", "arm", "mute", "long"], "expected name=number"),
+    (["fault", "front", "melt"], "no fault 'melt'"),
+    (["checkpoint", "verify", "/nowhere"], "/nowhere: is not a checkpoint"),
+])
+def test_what_goes_wrong_is_one_sentence_and_exit_code_1(words, said, capsys):
+    assert cli.main(words) == 1
+    err = capsys.readouterr().err
+    assert said in err and err.startswith(f"policytrim {words[0]}: ") and err.count("\n") == 1
+
+
+def test_a_damped_stop_wants_a_yes(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["damped-stop"])
+    assert end.value.code == 2 and "--yes" in capsys.readouterr().err
+
+
+def test_a_running_session_is_not_started_again(capsys):
+    lock = SessionLock("lab")
+    assert cli.main(["up", "session:=lab"]) == 1
+    assert "session 'lab' is already running" in capsys.readouterr().err
+    lock.release()
+
+
+def test_arguments_are_not_shared_between_runs():
+    assert replace(LaunchArguments(), task="flip_mug") != LaunchArguments()
