@@ -1,0 +1,146 @@
+"""A recipe: one YAML file from which a checkpoint can be made again. Demonstrations, network, training, evaluation.
+
+Every key is a documented option with its range; an unknown key, a bad value or a missing section is refused with a sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import yaml
+
+from policytrim_ros.core.config import Config, ConfigError, setting as option
+from policytrim_ros.policies.flow import FlowConfig
+
+TASKS = ("tape_box", "flip_mug", "hang_mug")
+SETTINGS = ("standard", "dynamic")
+
+
+@dataclass(frozen=True)
+class Collection(Config):
+    """One batch of demonstrations of the same kind."""
+
+    task: str = option("tape_box", "task to demonstrate")
+    setting: str = option("standard", "whether the target is moved during the approach", choices=SETTINGS)
+    style: str = option("hesitant", "demonstrator", choices=("clean", "hesitant"))
+    episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
+    first_seed: int = option(0, "seed of the first attempt; the next attempts count up", low=0, high=2_000_000_000)
+
+
+@dataclass(frozen=True)
+class Pictures(Config):
+    """How pictures are made: rendered as the robot's camera delivers them, stored as the policy eats them."""
+
+    cameras: tuple = option(("front", "wrist"), "camera names, in the policy's order")
+    camera_width: int = option(424, "width of the camera's stream", low=32, high=1920, unit="px")
+    camera_height: int = option(240, "height of the camera's stream", low=32, high=1080, unit="px")
+    width: int = option(128, "width of the policy's picture", low=16, high=448, unit="px")
+    height: int = option(72, "height of the policy's picture", low=16, high=448, unit="px")
+    every: int = option(2, "control steps from one stored picture to the next", low=1, high=5)
+
+
+@dataclass(frozen=True)
+class Training(Config):
+    """Supervised fine-tuning: optimisation, augmentation, bookkeeping."""
+
+    steps: int = option(2500, "optimiser steps; the learning rate ends its cosine here", low=1, high=10_000_000)
+    cpu_minutes: float = option(0.0, "budget of CPU time after which training ends early (0: none)", low=0, high=100_000, unit="min")
+    batch: int = option(64, "pictures pairs in one step", low=1, high=4096)
+    flow_samples: int = option(4, "(noise, tau) pairs for every picture pair", low=1, high=64)
+    learning_rate: float = option(7e-4, "peak learning rate of AdamW", low=1e-7, high=1e-1)
+    warmup_steps: int = option(100, "steps of linear warm-up", low=0, high=100_000)
+    weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
+    gradient_clip: float = option(1.0, "largest norm of the gradient", low=1e-3, high=1e3)
+    ema: float = option(0.995, "decay of the weight average that is saved", low=0, high=0.99999)
+    locate_weight: float = option(1.0, "weight of the auxiliary object-position loss", low=0, high=100)
+    held_out: float = option(0.08, "share of the episodes kept for validation", low=0, high=0.5)
+    evaluate_every: int = option(250, "steps between two held-out losses", low=1, high=1_000_000)
+    patience: int = option(0, "held-out evaluations without improvement before stopping (0: never)", low=0, high=1000)
+    save_every: int = option(250, "steps between two saves of the training state", low=1, high=1_000_000)
+    shift_px: tuple = option((1, 4), "largest random shift of each camera's picture", low=0, high=32, unit="px")
+    brightness: float = option(0.08, "largest relative change of brightness", low=0, high=1)
+    image_delay_steps: int = option(2, "largest age of a picture against the joint state, in control steps", low=0, high=10)
+    state_delay: float = option(0.3, "probability that the measured positions are one step old", low=0, high=1)
+    joint_noise_rad: float = option(0.003, "standard deviation of noise on measured joints", low=0, high=0.1, unit="rad")
+    gripper_noise_m: float = option(0.0004, "standard deviation of noise on the measured stroke", low=0, high=0.01, unit="m")
+
+
+@dataclass(frozen=True)
+class Evaluation(Config):
+    """One row of the evaluation: where, how often, and with which execution horizon."""
+
+    task: str = option("tape_box", "task")
+    setting: str = option("standard", "task setting", choices=SETTINGS)
+    episodes: int = option(100, "episodes", low=1, high=100_000)
+    horizon: int = option(5, "execution horizon h: actions of a chunk that are executed", low=1, high=100)
+    blank: tuple = option((), "cameras whose pictures are replaced by grey (a control: does the policy look?)")
+
+
+@dataclass(frozen=True)
+class Recipe(Config):
+    """Everything that makes one checkpoint."""
+
+    name: str = option("policy", "name of the checkpoint")
+    environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
+    demonstrator: str = option("sim_bridge.demonstrators:make_demonstrator", "factory of the demonstrators, module:name")
+    dataset: str = option("data/policy", "directory of the demonstrations")
+    checkpoint: str = option("models/policy", "directory of the finished checkpoint")
+    seed: int = option(0, "seed of initialisation, order and augmentation", low=0, high=2_000_000_000)
+    execution_horizon: int = option(5, "default h that the checkpoint recommends", low=1, high=100)
+    pictures: Pictures = field(default_factory=Pictures, metadata={})
+    collect: tuple[Collection, ...] = field(default_factory=tuple, metadata={})
+    network: FlowConfig = field(default_factory=FlowConfig, metadata={})
+    training: Training = field(default_factory=Training, metadata={})
+    evaluation: tuple[Evaluation, ...] = field(default_factory=tuple, metadata={})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that shapes the weights."""
+        shaping = {key: value for key, value in asdict(self).items() if key not in ("name", "dataset", "checkpoint", "evaluation", "collect")}
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+def load_recipe(path) -> Recipe:
+    """Reads and checks a recipe; ConfigError names file, key, value and what is allowed."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    try:
+        for key, kind in (("pictures", Pictures), ("network", FlowConfig), ("training", Training)):
+            if key in values:
+                values[key] = kind.from_mapping(_tupled(values[key]))
+        for key, kind in (("collect", Collection), ("evaluation", Evaluation)):
+            if key in values:
+                values[key] = tuple(kind.from_mapping(_tupled(entry)) for entry in values[key])
+        return Recipe.from_mapping(values)
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def factory(dotted: str):
+    """The object behind ``module:name``; ConfigError when it cannot be imported."""
+    module, _, name = dotted.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"'{dotted}' cannot be imported ({error}); install what it needs or correct the name") from error
+
+
+def commit() -> str:
+    """The version of the source, for manifests: git's description, or 'unknown' outside a repository."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def _tupled(mapping):
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}

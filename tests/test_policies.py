@@ -1,0 +1,135 @@
+"""The flow policy: its mathematics equals the library's, its output is in the robot's units, its input is checked."""
+
+import numpy as np
+import pytest
+import torch
+from policy_samples import SENTENCES, observation, policy
+
+from policytrim_ros.policies.policy import Observation, resize_image
+from policytrim_ros.policies.tokenizer import IMAGE, encode, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def flow():
+    torch.manual_seed(0)
+    return policy()
+
+
+def context_of(flow, seen):
+    state = torch.from_numpy(seen.state)
+    return flow.encode(flow.pixels(seen.images), state, *flow.words(seen.instruction)), state
+
+
+@torch.no_grad()
+def test_our_sampler_equals_the_library_s(flow):
+    seen = observation()
+    context, state = context_of(flow, seen)
+    noise = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(1))
+    ids, words = flow.words(seen.instruction)
+    images = torch.full((2, 4), flow.tokenizer.token_to_id(IMAGE))
+    theirs = flow.pi0.sample_actions(
+        state=flow.state_features(state), input_ids=torch.cat([images, ids], 1), pixel_values=flow.pixels(seen.images), noise=noise,
+        attention_mask=torch.cat([torch.ones_like(images), words], 1), pixel_attention_mask=torch.ones(2, 2, dtype=torch.bool), num_steps=4,
+    )  # fmt: skip
+    torch.testing.assert_close(flow.sample(context, noise, 4), theirs, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_context_can_be_used_again(flow):
+    context, _ = context_of(flow, observation())
+    x, tau = torch.randn(2, 6, 7), torch.tensor([0.3, 0.9])
+    assert torch.equal(flow.velocity(context, x, tau), flow.velocity(context, x, tau))
+
+
+@torch.no_grad()
+def test_a_repeated_context_gives_the_same_velocity(flow):
+    context, _ = context_of(flow, observation())
+    x, tau = torch.randn(2, 6, 7), torch.tensor([0.3, 0.9])
+    once = flow.velocity(context, x, tau)
+    twice = flow.velocity(context.repeat(2), x.repeat_interleave(2, 0), tau.repeat_interleave(2))
+    torch.testing.assert_close(twice[::2], once, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(twice[1::2], once, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_the_vision_tower_through_the_prefix():
+    flow = policy()
+    context, _ = context_of(flow, observation())
+    flow.velocity(context.repeat(2), torch.randn(4, 6, 7), torch.rand(4)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.pi0.model.vlm.vision_tower.parameters())
+
+
+def test_a_chunk_is_absolute_and_in_the_robot_s_units(flow):
+    seen = observation(batch=3)
+    chunk = flow.predict(seen, seed=0)
+    assert chunk.shape == (3, 6, 7) and chunk.dtype == np.float32
+    assert np.all((0 <= chunk[..., 6]) & (chunk[..., 6] <= 0.07))
+    moved = Observation(seen.images, seen.state + np.r_[np.zeros(7), np.full(6, 0.2), 0].astype(np.float32), seen.instruction)
+    again = flow.predict(moved, seed=0)
+    assert abs(float((again - chunk)[..., :6].mean()) - 0.2) < 0.1  # follows the setpoint: relative inside, absolute outside
+
+
+def test_model_units_and_robot_units_are_inverse(flow):
+    state, actions = torch.randn(2, 14), torch.rand(2, 6, 7) * 0.07
+    torch.testing.assert_close(flow.to_robot(flow.to_model(actions, state), state), actions)
+
+
+def test_a_seed_fixes_the_chunk_and_another_changes_it(flow):
+    seen = observation()
+    assert np.array_equal(flow.predict(seen, seed=3), flow.predict(seen, seed=3))
+    assert not np.array_equal(flow.predict(seen, seed=3), flow.predict(seen, seed=4))
+    assert np.array_equal(flow.predict(seen, generator=torch.Generator().manual_seed(3)), flow.predict(seen, seed=3))
+
+
+def test_the_members_of_a_batch_do_not_mix(flow):
+    seen = observation(batch=2)
+    alone = Observation({k: v[1:] for k, v in seen.images.items()}, seen.state[1:], seen.instruction[1:])
+    noise = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        together, single = (flow.sample(context_of(flow, s)[0], n) for s, n in ((seen, noise), (alone, noise[1:])))
+    torch.testing.assert_close(together[1:], single, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_and_words_matter(flow):
+    seen = observation()
+    dark = Observation({k: np.zeros_like(v) for k, v in seen.images.items()}, seen.state, seen.instruction)
+    other = Observation(seen.images, seen.state, seen.instruction[::-1])
+    assert not np.allclose(flow.predict(dark, seed=0), flow.predict(seen, seed=0))
+    assert not np.allclose(flow.predict(other, seed=0), flow.predict(seen, seed=0))
+
+
+def test_a_missing_camera_is_named(flow):
+    with pytest.raises(ValueError, match="'wrist'"):
+        flow.predict(observation(cameras=("front",)))
+
+
+@pytest.mark.parametrize(
+    "images, state, instruction, words",
+    [
+        ({"front": np.zeros((1, 4, 4, 3), np.float32)}, np.zeros((1, 14)), ["x"], "uint8"),
+        ({"front": np.zeros((2, 4, 4, 3), np.uint8)}, np.zeros((1, 14)), ["x"], "front"),
+        ({}, np.zeros((1, 7)), ["x"], "14"),
+        ({}, np.full((1, 14), np.nan), ["x"], "NaN"),
+        ({}, np.zeros((1, 14)), "x", "list"),
+    ],
+)
+def test_a_malformed_observation_is_refused(images, state, instruction, words):
+    with pytest.raises(ValueError, match=words):
+        Observation(images, state, instruction)
+
+
+def test_an_instruction_of_unknown_words_is_refused(flow):
+    with pytest.raises(ValueError, match="no word"):
+        flow.words(["zzz qqq"])
+
+
+def test_words_survive_case_and_padding():
+    tokenizer = train_tokenizer(SENTENCES)
+    ids, mask = encode(tokenizer, ["Stand the MUG upright", SENTENCES[0]])
+    assert mask.sum(1).tolist() == [5, 7] and ids.shape == (2, 7)
+    assert tokenizer.decode(ids[0].tolist()) == "stand the mug upright"
+
+
+def test_a_picture_of_the_right_size_is_not_touched():
+    picture = np.zeros((18, 32, 3), np.uint8)
+    assert resize_image(picture, 32, 18) is picture
+    assert resize_image(np.full((36, 64, 3), 7, np.uint8), 32, 18).shape == (18, 32, 3)
