@@ -80,6 +80,7 @@ class Supervisor:
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
         self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
         self._damped = False
+        self._old_failures = 0
 
     # ---- orders of the operator -------------------------------------------------------------------------------------
 
@@ -133,6 +134,7 @@ class Supervisor:
             self.state = state
             raise
         self._damped = False
+        self._old_failures = health.send_failures  # those that led to the fault do not count again
         self._streaming = health.enabled
         self.filter.reset(health.position)
         self._off_track_since = None
@@ -232,8 +234,10 @@ class Supervisor:
             self._trip("arm status", "; ".join(health.problems))
         elif not health.enabled and not self._damped:
             self._trip("not enabled", "")
-        if self._streaming and health.send_failures >= config.send_failures_max:
-            self._trip("send failed", f"{health.send_failures} in a row")
+        self._old_failures = min(self._old_failures, health.send_failures)
+        failures = health.send_failures - self._old_failures
+        if self._streaming and failures >= config.send_failures_max:
+            self._trip("send failed", f"{failures} in a row")
         self._believe(now, health)
         if self.state != MOVING:
             return

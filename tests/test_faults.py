@@ -1,0 +1,184 @@
+"""Each fault is injected into the running processes, beneath the product; the emulated arm's true joints must come to hold."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from stack import Operator, Stack
+from trajectory_msgs.msg import JointTrajectory
+
+from policytrim_ros.core.types import JOINTS, READY, Chunk
+from policytrim_ros.nodes.messages import chunk_to_message, seconds_to_time
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    running = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        running.start_emulator()
+        running.start_controller(required_nodes="['camera','inference']")
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def operator(stack):
+    """An operator beside a controller that holds at the ready pose; whatever a test broke is mended afterwards."""
+    if stack.processes["controller"].poll() is not None:
+        stack.start_controller(required_nodes="['camera','inference']")
+    made = Operator(stack)
+    made.ready()
+    yield made
+    stack.clear()
+    made.rest()
+    if made.state.startswith("fault"):
+        made.until(lambda: made.order("controller/clear_fault").success, "the fault cannot be cleared")
+    made.order("controller/hold")
+    made.close()
+
+
+FAULTS = {
+    "mute": ({}, "fault", "feedback silent"),
+    "bus_off": ({}, "fault", "feedback silent"),
+    "stale_joints": ({}, "fault", "exactly the same"),
+    "zero_feedback": ({}, "fault", ""),
+    "status": (dict(code=10), "fault", "unspecified error"),
+    "collision": (dict(joint=2), "fault", "joint2: collision"),
+    "stall": (dict(joint=3), "fault", "joint3: stalled"),
+    "joint_error": (dict(joint=4), "fault", "joint4: driver error"),
+    "comm_error": (dict(joint=5), "fault", "joint5: no communication"),
+    "undervoltage": (dict(joint=1), "fault", "supply voltage"),
+    "teach_mode": ({}, "fault", "teach mode"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, operator, name):
+    arguments, state, reason = FAULTS[name]
+    operator.swing()
+    stack.fault(name, **arguments)
+    operator.until(lambda: operator.state.startswith(state), f"{name} is not noticed", 5.0)
+    assert reason in operator.state
+    stack.assert_held(operator.spin)
+    refused = operator.order("controller/go")
+    assert not refused.success and "clear_fault" in refused.message
+    stack.clear()
+    operator.until(lambda: operator.order("controller/clear_fault").success, "a fault whose cause is gone cannot be cleared")
+    stack.assert_held(operator.spin)
+
+
+def test_five_percent_of_lost_frames_do_not_disturb(stack, operator):
+    stack.fault("lost_frames", fraction=0.05)
+    operator.swing()
+    operator.spin(2.0)
+    assert operator.state.startswith("moving")
+
+
+def test_an_operators_hold_stops_the_arm_and_go_moves_it_again(stack, operator):
+    operator.swing()
+    assert operator.order("controller/hold").success
+    stack.assert_held(operator.spin)
+    operator.rest()
+    operator.swing()
+    assert operator.state.startswith("moving")
+
+
+def test_a_starved_controller_holds(stack, operator):
+    operator.swing()
+    operator.rest()
+    operator.until(lambda: operator.state.startswith("holding"), "starving is not noticed", 10.0)
+    assert "chunk starved" in operator.state
+    stack.assert_held(operator.spin)
+
+
+@pytest.mark.parametrize("lost", ["camera", "inference"])
+def test_a_lost_node_is_named_and_the_arm_holds(stack, operator, lost):
+    operator.swing()
+    operator.beats.discard(lost)
+    operator.until(lambda: operator.state.startswith("holding"), "the lost node is not noticed", 5.0)
+    assert f"'{lost}' is silent" in operator.state
+    stack.assert_held(operator.spin)
+    refused = operator.order("controller/go")
+    assert not refused.success and lost in refused.message
+
+
+def nan_chunk(first):
+    message = chunk_to_message(Chunk(np.tile(READY, (3, 1)), 1, 1, first), seconds_to_time(time.time()))
+    message.points[1].positions = [float("nan")] * 7
+    return message
+
+
+def partial_chunk(first):
+    message = chunk_to_message(Chunk(np.tile(READY, (3, 1)), 1, 1, first), seconds_to_time(time.time()))
+    message.joint_names = list(JOINTS[:6])
+    return message
+
+
+@pytest.mark.parametrize("make, reason", [(nan_chunk, "NaN"), (partial_chunk, "refused: exactly"), (lambda first: JointTrajectory(), "refused")])
+def test_a_bad_chunk_holds_with_the_reason(stack, operator, make, reason):
+    operator.swing()
+    operator.publish_raw(make(operator.consumed.next_step))
+    operator.until(lambda: operator.state.startswith("holding"), "the bad chunk is not noticed", 5.0)
+    assert "bad chunk" in operator.state and reason in operator.state
+    stack.assert_held(operator.spin)
+
+
+def test_actions_beyond_the_limits_hold_and_the_true_arm_never_leaves_them(stack, operator):
+    operator.swing()
+    operator.rest()
+    below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (15, 1))
+    operator.send(below, operator.consumed.next_step)
+    operator.until(lambda: operator.state.startswith("holding"), "the breach is not noticed", 5.0)
+    assert "beyond limits" in operator.state
+    stack.assert_held(operator.spin)
+    from policytrim_ros.core.kinematics import link_points
+    assert link_points(stack.truth()["position"][:6])[:, 2].min() > -0.01
+
+
+def test_a_killed_controller_leaves_the_arm_holding_and_its_successor_starts_from_where_the_arm_is(stack, operator):
+    operator.swing()
+    stack.kill("controller")
+    stack.assert_held(operator.spin)
+    where = np.array(stack.truth()["position"])
+    operator.rest()
+    operator.state = ""
+    stack.start_controller(required_nodes="['camera','inference']")
+    operator.until(lambda: "unconfigured" in operator.state, "the new controller does not speak")
+    operator.spin(0.5)
+    assert np.max(np.abs(np.array(stack.truth()["position"]) - where)) < 0.003
+    operator.ready()
+
+
+def test_ctrl_c_in_motion_decelerates_and_leaves_the_arm_held(stack, operator):
+    operator.swing()
+    process = stack.processes["controller"]
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)  # an impatient operator
+    assert stack.exit_code("controller") == 0
+    assert "holds its position" in stack.log("controller")
+    stack.assert_held(operator.spin)
+    operator.rest()
+    operator.state = ""
+    stack.start_controller(required_nodes="['camera','inference']")
+    operator.until(lambda: "unconfigured" in operator.state, "the new controller does not speak")
+
+
+def test_a_damped_stop_is_an_order_of_its_own(stack, operator, tmp_path):
+    other = Stack(tmp_path)
+    other.domain = stack.domain + 1
+    other.environment["ROS_DOMAIN_ID"] = str(other.domain)
+    try:
+        other.start_emulator()
+        other.start_controller()
+        mine = Operator(other)
+        mine.ready()
+        mine.swing()
+        assert mine.order("controller/damped_stop").success
+        mine.until(lambda: mine.state.startswith("fault"), "no fault after a damped stop")
+        mine.until(lambda: other.truth()["estop"], "the arm has not heard of it")
+        assert not mine.order("controller/go").success
+        mine.close()
+    finally:
+        other.close()
