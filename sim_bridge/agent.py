@@ -121,9 +121,9 @@ class LimitedJointController(BaseController):
         self._substep = 0
 
     def before_simulation_step(self):
-        self._substep = min(self._substep + 1, self._sim_steps)
         span = self._goal - self._start
-        goal = self._start + span * (self._substep / self._sim_steps)
+        goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
+        self._substep = min(self._substep + 1, self._sim_steps)
         dt = 1.0 / (self._control_freq * self._sim_steps)
         self.setpoint, self.setpoint_velocity = limited_step(
             self.setpoint, self.setpoint_velocity, goal, span * self._control_freq, dt, self._v_max, self._a_max
