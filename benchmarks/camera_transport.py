@@ -49,7 +49,8 @@ def subscribe(seconds: float, depth: bool) -> dict:
     for name in CAMERAS:
         node.create_subscription(Image, f"{name}/color/image_raw", lambda m, n=name: receive(n, m), QOS)
         if depth:
-            node.create_subscription(Image, f"{name}/aligned_depth_to_color/image_raw", lambda m, n=name: receive_depth(n, m), QOS)
+            topic = f"{name}/aligned_depth_to_color/image_raw"
+            node.create_subscription(Image, topic, lambda m, n=name: receive_depth(n, m), QOS)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     deadline = time.monotonic() + 30
@@ -71,7 +72,8 @@ def subscribe(seconds: float, depth: bool) -> dict:
         latency_ms = np.percentile([1000 * latency for _, latency, _ in pictures], (50, 99)) if pictures else (np.nan, np.nan)
         sent = numbers[-1] - numbers[0] + 1 if numbers else 0
         result[name] = dict(
-            hz=len(pictures) / elapsed, lost=sent - len(set(numbers)), sent=sent, broken=sum(not whole for _, _, whole in pictures),
+            hz=len(pictures) / elapsed, lost=sent - len(set(numbers)), sent=sent,
+            broken=sum(not whole for _, _, whole in pictures),
             p50_ms=float(latency_ms[0]), p99_ms=float(latency_ms[1]), depth_hz=depths[name] / elapsed,
         )
     node.destroy_node()
@@ -96,7 +98,8 @@ def measure(name: str, profile: Path | None, depth: bool, seconds: float) -> dic
         cwd=ROOT, env=environment,
     )
     try:
-        command = [sys.executable, "-m", "benchmarks.camera_transport", "--subscribe", "--seconds", str(seconds)] + ["--depth"] * depth
+        command = [sys.executable, "-m", "benchmarks.camera_transport", "--subscribe", "--seconds", str(seconds)]
+        command += ["--depth"] * depth
         with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as reader:
             if reader.stdout.readline().strip() != "receiving":
                 raise RuntimeError("the subscriber received nothing")
@@ -124,13 +127,14 @@ def main() -> None:
     load = os.getloadavg()[0]
     rows = [measure(*setting, arguments.seconds) for setting in settings]
     print(f"2 x 640x480 at 30 Hz for {arguments.seconds:.0f} s, {os.cpu_count()} cores, load before {load:.2f}")
-    print("| setting | camera | Hz | lost/sent | p50 ms | p99 ms | depth Hz | CPU node | CPU reader |\n|---|---|---|---|---|---|---|---|---|")
+    print("| setting | camera | Hz | lost/sent | p50 ms | p99 ms | depth Hz | CPU node | CPU reader |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         for name in CAMERAS:
             r = row[name]
             print(
-                f"| {row['setting']} | {name} | {r['hz']:.1f} | {r['lost']}/{r['sent']} | {r['p50_ms']:.1f} | {r['p99_ms']:.1f} | "
-                f"{r['depth_hz']:.1f} | {row['camera_cpu_percent']:.0f} % | {row['cpu_percent']:.0f} % |"
+                f"| {row['setting']} | {name} | {r['hz']:.1f} | {r['lost']}/{r['sent']} | {r['p50_ms']:.1f} | "
+                f"{r['p99_ms']:.1f} | {r['depth_hz']:.1f} | {row['camera_cpu_percent']:.0f} % | {row['cpu_percent']:.0f} % |"
             )
     if arguments.save:
         arguments.save.write_text(json.dumps({"load": load, "seconds": arguments.seconds, "rows": rows}, indent=1))

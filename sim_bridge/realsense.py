@@ -34,8 +34,8 @@ from sim_bridge.shared import Block, camera_frame, session_dir
 SERIALS = {"front": "emulated-front", "wrist": "emulated-wrist"}
 """Serial number of each emulated camera."""
 
-VERTICAL_FOV_RAD = math.radians(42.5)
-"""Vertical field of view of the D435i's colour camera (69 x 42.5 degrees at 16:9); whoever renders must use the same."""
+VERTICAL_FOV_RAD = {"front": math.radians(42.5), "wrist": math.radians(58.0)}
+"""Vertical field of view of the colour cameras as the world renders them (a D435i has 69 x 42.5 degrees at 16:9)."""
 
 BASELINE_M = 0.015
 """Distance from the depth sensor to the colour sensor of a D435i along x."""
@@ -89,11 +89,11 @@ def inject(session: str, camera: str, fault: str) -> None:
     os.replace(beside, path)
 
 
-def intrinsics(width: int, height: int) -> rs.intrinsics:
-    """The pinhole of both cameras at this size (pixels), without distortion."""
+def intrinsics(camera: str, width: int, height: int) -> rs.intrinsics:
+    """The pinhole of ``camera`` at this size (pixels), without distortion."""
     made = rs.intrinsics()
     made.width, made.height = width, height
-    made.fx = made.fy = height / 2 / math.tan(VERTICAL_FOV_RAD / 2)
+    made.fx = made.fy = height / 2 / math.tan(VERTICAL_FOV_RAD[camera] / 2)
     made.ppx, made.ppy = width / 2, height / 2
     made.model, made.coeffs = rs.distortion.brown_conrady, [0.0] * 5
     return made
@@ -110,14 +110,18 @@ class EmulatedCamera(threading.Thread):
         self._fault = ""
         self.device = rs.software_device()
         for key, value in (
-            (rs.camera_info.name, "Intel RealSense D435I"), (rs.camera_info.serial_number, SERIALS[name]),
-            (rs.camera_info.product_line, "D400"), (rs.camera_info.firmware_version, "5.16.0.1"), (rs.camera_info.usb_type_descriptor, "3.2"),
+            (rs.camera_info.name, "Intel RealSense D435I"),
+            (rs.camera_info.serial_number, SERIALS[name]),
+            (rs.camera_info.product_line, "D400"),
+            (rs.camera_info.firmware_version, "5.16.0.1"),
+            (rs.camera_info.usb_type_descriptor, "3.2"),
         ):
             self.device.register_info(key, value)
         self._depth, self._color = self.device.add_sensor("Stereo Module"), self.device.add_sensor("RGB Camera")
         self._depth.add_read_only_option(rs.option.depth_units, 0.001)
-        self._depth_profile = self._depth.add_video_stream(self._stream(rs.stream.depth, rs.format.z16, 2, 1)).as_video_stream_profile()
-        self._color_profile = self._color.add_video_stream(self._stream(rs.stream.color, rs.format.rgb8, 3, 2)).as_video_stream_profile()
+        depth, color = self._stream(rs.stream.depth, rs.format.z16, 2, 1), self._stream(rs.stream.color, rs.format.rgb8, 3, 2)
+        self._depth_profile = self._depth.add_video_stream(depth).as_video_stream_profile()
+        self._color_profile = self._color.add_video_stream(color).as_video_stream_profile()
         to_color = rs.extrinsics()
         to_color.rotation, to_color.translation = [1, 0, 0, 0, 1, 0, 0, 0, 1], [self._source.baseline_m, 0, 0]
         self._depth_profile.register_extrinsics_to(self._color_profile, to_color)
@@ -141,7 +145,8 @@ class EmulatedCamera(threading.Thread):
 
     def _show(self, number: int, stamp: float, color: np.ndarray, depth: np.ndarray) -> None:
         milliseconds = 1000.0 * (stamp + time.time() - time.monotonic())  # global time, as a D435i gives by default
-        for sensor, profile, image, bpp in ((self._depth, self._depth_profile, depth, 2), (self._color, self._color_profile, color, 3)):
+        outputs = ((self._depth, self._depth_profile, depth, 2), (self._color, self._color_profile, color, 3))
+        for sensor, profile, image, bpp in outputs:
             if sensor.get_active_streams():
                 frame = rs.software_video_frame()
                 frame.stride, frame.bpp, frame.profile, frame.pixels = image.shape[1] * bpp, bpp, profile, image
@@ -165,7 +170,7 @@ class EmulatedCamera(threading.Thread):
         stream = rs.video_stream()
         stream.type, stream.index, stream.uid, stream.fmt, stream.bpp, stream.fps = kind, 0, uid, form, bpp, self._fps
         stream.width, stream.height = self._size
-        stream.intrinsics = intrinsics(*self._size)
+        stream.intrinsics = intrinsics(self._camera, *self._size)
         return stream
 
 
@@ -216,7 +221,7 @@ class Pattern:
 
     def __init__(self, camera: str, width: int, height: int, fps: int):
         self._camera, self._width, self._height, self._period = camera, width, height, 1.0 / fps
-        self._focal = intrinsics(width, height).fx
+        self._focal = intrinsics(camera, width, height).fx
         self._number, self._due = 0, None
         self._wall = self._make_wall()
 
@@ -252,7 +257,8 @@ class Pattern:
 
     def _make_wall(self) -> np.ndarray:
         y, x = np.mgrid[:self._height, :self._width]
-        wall = np.stack([x * 255 // self._width, y * 255 // self._height, 64 + (x // 16 + y // 16) % 2 * 64], axis=2).astype(np.uint8)
+        squares = 64 + (x // 16 + y // 16) % 2 * 64
+        wall = np.stack([x * 255 // self._width, y * 255 // self._height, squares], axis=2).astype(np.uint8)
         return wall if self._camera == "front" else np.ascontiguousarray(wall[..., ::-1])
 
 
@@ -273,7 +279,8 @@ def _stop(cameras) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m sim_bridge.realsense", description="Make an emulated camera fail, or heal it.")
+    description = "Make an emulated camera fail, or heal it."
+    parser = argparse.ArgumentParser(prog="python -m sim_bridge.realsense", description=description)
     parser.add_argument("session")
     parser.add_argument("camera", choices=SERIALS)
     parser.add_argument("fault", choices=FAULTS)

@@ -86,7 +86,7 @@ def test_depth_is_moved_from_the_depth_sensor_onto_the_pixels_of_the_colour_imag
     near = np.flatnonzero(frame.depth[(top + bottom) // 2] == Pattern.NEAR_MM)
     assert abs(near[0] - left) <= 2 and abs(near[-1] - (right - 1)) <= 2
     raw = np.flatnonzero(pattern.depth(frame.number)[(top + bottom) // 2] == Pattern.NEAR_MM)
-    assert left - raw[0] == round(intrinsics(WIDTH, HEIGHT).fx * BASELINE_M / 0.5)  # it had to be moved by this much
+    assert left - raw[0] == round(intrinsics("front", WIDTH, HEIGHT).fx * BASELINE_M / 0.5)  # it had to be moved by this much
 
 
 def test_frames_carry_the_intrinsics_of_the_device_and_stamps_that_grow_and_lie_in_the_past(session):
@@ -98,7 +98,7 @@ def test_frames_carry_the_intrinsics_of_the_device_and_stamps_that_grow_and_lie_
         after = time.monotonic()
     finally:
         camera.stop()
-    expected = intrinsics(WIDTH, HEIGHT)
+    expected = intrinsics("front", WIDTH, HEIGHT)
     got = frames[0].intrinsics
     assert (got.width, got.height, got.cx, got.cy) == (WIDTH, HEIGHT, WIDTH / 2, HEIGHT / 2)
     assert got.fx == pytest.approx(expected.fx) and got.fy == pytest.approx(expected.fy)
@@ -272,7 +272,8 @@ def test_a_stamp_in_the_system_clock_moves_by_the_difference_of_the_clocks_and_n
 
 def test_a_stamp_in_the_hardware_clock_does_not_move_with_a_late_arrival():
     clock = DeviceClock()
-    stamps = [clock.from_hardware_clock(100.0 + i / 30, 5.0 + i / 30 + delay) for i, delay in enumerate([0.010, 0.004, 0.050, 0.005])]
+    delays = (0.010, 0.004, 0.050, 0.005)
+    stamps = [clock.from_hardware_clock(100.0 + i / 30, 5.0 + i / 30 + delay) for i, delay in enumerate(delays)]
     assert stamps[2] == pytest.approx(5.0 + 2 / 30 + 0.004) and stamps[3] == pytest.approx(5.0 + 3 / 30 + 0.004)
 
 

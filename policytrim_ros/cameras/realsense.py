@@ -15,7 +15,8 @@ import numpy as np
 try:
     import pyrealsense2 as rs
 except ImportError as error:
-    raise ImportError(f"pyrealsense2 cannot be loaded ({error}): pip install pyrealsense2, and apt install libusb-1.0-0") from error
+    remedy = "pip install pyrealsense2, and apt install libusb-1.0-0"
+    raise ImportError(f"pyrealsense2 cannot be loaded ({error}): {remedy}") from error
 
 from policytrim_ros.cameras.camera import CameraError, CameraStalled, DeviceClock, DropCounter, Frame, Intrinsics
 from policytrim_ros.core.config import ConfigError
@@ -42,7 +43,8 @@ def make_context(name: str = "") -> "rs.context":
 
 def serials(context: "rs.context") -> list[str]:
     """Serial numbers of the cameras that are plugged in."""
-    found = (d.get_info(rs.camera_info.serial_number) for d in context.query_devices() if d.supports(rs.camera_info.serial_number))
+    key = rs.camera_info.serial_number
+    found = (device.get_info(key) for device in context.query_devices() if device.supports(key))
     return sorted(serial for serial in found if serial)
 
 
@@ -52,7 +54,9 @@ class RealSenseCamera:
     ``serial`` "" takes the only camera there is. Colour and depth run at the same size and rate (pixels, Hz).
     """
 
-    def __init__(self, name: str, serial: str = "", width: int = 640, height: int = 480, fps: int = 30, depth: bool = True, context=None):
+    def __init__(
+        self, name: str, serial: str = "", width: int = 640, height: int = 480, fps: int = 30, depth: bool = True, context=None
+    ):
         self.name, self.serial = name, serial
         self.width, self.height, self.fps, self.depth = width, height, fps, depth
         self._context = context if context is not None else rs.context()
@@ -76,7 +80,8 @@ class RealSenseCamera:
         except RuntimeError as error:
             raise CameraError(self._why_not_started(serial, error)) from error
         color = profile.get_stream(rs.stream.color).as_video_stream_profile()
-        self._align = rs.align(rs.stream.color) if self.depth and not _coincide(profile.get_stream(rs.stream.depth), color) else None
+        needs_align = self.depth and not _coincide(profile.get_stream(rs.stream.depth), color)
+        self._align = rs.align(rs.stream.color) if needs_align else None
         self._to_mm = self._configure(profile.get_device())
         self._intrinsics = _intrinsics(color.get_intrinsics())
         self._clock = DeviceClock()
@@ -96,8 +101,11 @@ class RealSenseCamera:
         self._heard = arrival
         self._drops.see(color.get_frame_number())
         return Frame(
-            color=_copy(color), depth=self._aligned(frames) if depth and self.depth else None, stamp=self._stamp(color, arrival, system),
-            number=color.get_frame_number(), intrinsics=self._intrinsics,
+            color=_copy(color),
+            depth=self._aligned(frames) if depth and self.depth else None,
+            stamp=self._stamp(color, arrival, system),
+            number=color.get_frame_number(),
+            intrinsics=self._intrinsics,
         )
 
     def stop(self) -> None:
@@ -107,23 +115,26 @@ class RealSenseCamera:
                 pipeline.stop()
             except RuntimeError as error:
                 if self._device_serial in serials(self._context):  # stopping a camera that has gone always fails
-                    raise CameraError(f"camera {self.name} (serial {self._device_serial}) could not be stopped: {error}") from error
+                    raise CameraError(f"{self._who} could not be stopped: {error}; unplug it and plug it in again") from error
 
     def _wait(self, end: float):
         """(colour frame or None, frame set); raises when nothing came until the monotonic time ``end``."""
         try:
             arrived, frames = self._pipeline.try_wait_for_frames(max(1, round(1000 * (end - time.monotonic()))))
         except RuntimeError as error:
-            raise CameraError(f"camera {self.name} (serial {self._device_serial}) stopped: {error}; check its cable") from error
+            raise CameraError(f"{self._who} stopped: {error}; check its cable") from error
         if arrived:
             return frames.get_color_frame(), frames
         silent = time.monotonic() - self._heard
         if silent > PRESENCE_CHECK_S and self._device_serial not in serials(self._context):
-            raise CameraError(f"camera {self.name} (serial {self._device_serial}) is unplugged: plug it in again, it is picked up by itself")
+            raise CameraError(f"{self._who} is unplugged: plug it in again, it is picked up by itself")
         raise CameraStalled(
-            f"camera {self.name} (serial {self._device_serial}) is stalled: no frame for {silent:.1f} s; "
-            "check the cable and that it sits in a USB 3 port of its own"
+            f"{self._who} is stalled: no frame for {silent:.1f} s; check the cable and that it sits in a USB 3 port of its own"
         )
+
+    @property
+    def _who(self) -> str:
+        return f"camera {self.name} (serial {self._device_serial})"
 
     def _stamp(self, frame, arrival: float, system: float) -> float:
         stamp = frame.get_timestamp() / 1000.0
@@ -146,26 +157,34 @@ class RealSenseCamera:
         if not found:
             raise CameraError(f"camera {self.name}: no RealSense camera is connected; plug it into a USB 3 port")
         if self.serial and self.serial not in found:
-            raise CameraError(f"camera {self.name}: no camera with serial '{self.serial}'; found: {listed}; correct the parameter 'serials'")
+            raise CameraError(
+                f"camera {self.name}: no camera with serial '{self.serial}'; found: {listed}; correct the parameter 'serials'"
+            )
         if not self.serial and len(found) > 1:
-            raise CameraError(f"camera {self.name}: several cameras are connected ({listed}); name one in the parameter 'serials'")
+            raise CameraError(
+                f"camera {self.name}: several cameras are connected ({listed}); name one in the parameter 'serials'"
+            )
         return self.serial or found[0]
 
     def _why_not_started(self, serial: str, error: RuntimeError) -> str:
-        asked = f"{self.width}x{self.height} at {self.fps} Hz"
+        who = f"camera {self.name} (serial {serial})"
         if "resolve" not in str(error):
-            return f"camera {self.name} (serial {serial}) could not be started: {error}; is another process using it?"
-        kinds = {rs.stream.color: (rs.format.rgb8, "colour"), rs.stream.depth: (rs.format.z16, "depth")}
-        offered = {word: set() for _, word in kinds.values()}
+            return f"{who} could not be started: {error}; is another process using it?"
+        color = ", ".join(self._offered(serial, rs.stream.color, rs.format.rgb8))
+        depth = ", ".join(self._offered(serial, rs.stream.depth, rs.format.z16))
+        asked = f"{self.width}x{self.height} at {self.fps} Hz"
+        return f"{who} does not offer {asked}; it offers colour {color}; depth {depth}"
+
+    def _offered(self, serial: str, stream, form) -> list[str]:
+        """Profiles of the camera with ``serial`` for one kind of stream, as WIDTHxHEIGHT@HZ."""
+        profiles = set()
         for device in self._context.query_devices():
             if device.get_info(rs.camera_info.serial_number) == serial:
-                for profile in (p for sensor in device.query_sensors() for p in sensor.get_stream_profiles() if p.is_video_stream_profile()):
-                    form, word = kinds.get(profile.stream_type(), (None, ""))
-                    if profile.format() == form:
+                for profile in (profile for sensor in device.query_sensors() for profile in sensor.get_stream_profiles()):
+                    if profile.stream_type() == stream and profile.format() == form:
                         video = profile.as_video_stream_profile()
-                        offered[word].add((video.width(), video.height(), video.fps()))
-        listed = "; ".join(f"{word} " + ", ".join("%dx%d@%d" % p for p in sorted(profiles)) for word, profiles in offered.items())
-        return f"camera {self.name} (serial {serial}) does not offer {asked}; it offers {listed}"
+                        profiles.add((video.width(), video.height(), video.fps()))
+        return ["%dx%d@%d" % profile for profile in sorted(profiles)]
 
     @staticmethod
     def _configure(device) -> float:

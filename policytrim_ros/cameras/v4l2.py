@@ -42,13 +42,17 @@ class V4l2Camera:
             raise CameraError(f"camera {self.name}: no device '{self.path}'; see `ls /dev/v4l/by-id` for the cameras there are")
         capture = self._open(self.path)
         if not capture.isOpened():
-            raise CameraError(f"camera {self.name}: '{self.path}' cannot be opened as a camera; is it one, free, and may you read it (group video)?")
+            raise CameraError(
+                f"camera {self.name}: '{self.path}' cannot be opened as a camera; "
+                "is it one, is it free, and may you read it (group video)?"
+            )
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter_fourcc(*"YUYV"))
-        for key, value in ((cv2.CAP_PROP_FRAME_WIDTH, self.width), (cv2.CAP_PROP_FRAME_HEIGHT, self.height), (cv2.CAP_PROP_FPS, self.fps)):
+        asked = {cv2.CAP_PROP_FRAME_WIDTH: self.width, cv2.CAP_PROP_FRAME_HEIGHT: self.height, cv2.CAP_PROP_FPS: self.fps}
+        for key, value in asked.items():
             capture.set(key, value)
         capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, not the oldest of a queue
-        got = tuple(round(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS))
-        if got != (self.width, self.height, self.fps):
+        got = [round(capture.get(key)) for key in asked]
+        if got != list(asked.values()):
             capture.release()
             raise CameraError(
                 f"camera {self.name} ({self.path}) does not offer {self.width}x{self.height} at {self.fps} Hz: it gave "
@@ -64,7 +68,9 @@ class V4l2Camera:
         if not arrived and not os.path.exists(self.path):
             raise CameraError(f"camera {self.name} ({self.path}) is unplugged: plug it in again, it is picked up by itself")
         if not arrived:
-            raise CameraStalled(f"camera {self.name} ({self.path}) is stalled: the driver gave no frame; check the cable and the USB port")
+            raise CameraStalled(
+                f"camera {self.name} ({self.path}) is stalled: the driver gave no frame; check the cable and the USB port"
+            )
         stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000.0  # V4L2 stamps its buffers with the monotonic clock
         if not arrival - LAST_SECONDS < stamp <= arrival:
             stamp = arrival

@@ -4,7 +4,8 @@ One thread a camera reads and publishes; the executor only runs the heartbeat an
 compressed or converted for nobody: the work is done only while a topic has subscribers. A camera that fails while the
 node runs is reported in ``diagnostics`` and opened again until it is back; at the start it is a reason not to start.
 
-Images are reliable with depth 1: a slow reader gets the newest picture, and a best-effort reader matches too. A picture
+Images are reliable with a short queue: a reader with depth 1 gets the newest picture, one with depth 5 gets every picture
+though it be late for a moment, and a best-effort reader matches too. A picture
 (0.9 MB) is larger than the default shared-memory segment of Fast DDS: start node and readers with
 FASTRTPS_DEFAULT_PROFILES_FILE=config/fastdds_shm.xml, else some are lost under load.
 """
@@ -30,7 +31,7 @@ from policytrim_ros.cameras.camera import Camera, CameraError, CameraStalled, Fr
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.nodes import parameters, process
 
-QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 READ_S = 0.2
 RETRY_S = 1.0
 DIAGNOSTICS_S = 1.0
@@ -40,17 +41,21 @@ DIAGNOSTICS_S = 1.0
 class CameraConfig(Config):
     cameras: tuple = setting(("front", "wrist"), "names of the cameras: the first part of their topics and frame ids")
     source: str = setting("realsense", "what the cameras are", choices=("realsense", "v4l2"))
-    serials: tuple = setting(("", ""), "RealSense serial number of each camera, in the order of 'cameras'; empty with one camera: the only one there is")
+    serials: tuple = setting(("", ""), "RealSense serial number of each camera, in their order; empty: the only one there is")
     paths: tuple = setting(("", ""), "device of each camera for source v4l2, for example /dev/v4l/by-id/...")
     width: int = setting(640, "width of the pictures", low=16, high=1920, unit="pixels")
     height: int = setting(480, "height of the pictures", low=16, high=1080, unit="pixels")
     fps: int = setting(30, "pictures each second, as the camera offers them", low=1, high=90, unit="Hz")
-    realsense_context: str = setting("", "where the librealsense context comes from, as module:function?key=value; empty: the machine's USB")
+    realsense_context: str = setting("", "librealsense context, as module:function?key=value; empty: the cameras on the USB")
     publish_depth: bool = setting(True, "stream depth and offer it aligned to colour")
     jpeg_quality: int = setting(85, "quality of the compressed pictures", low=1, high=100, read_only=False)
     jpeg_rate_hz: float = setting(10.0, "most compressed pictures each second", low=0.1, high=90.0, unit="Hz", read_only=False)
-    stale_after_s: float = setting(0.5, "age of the newest picture at which a camera counts as stalled", low=0.05, high=10.0, unit="s", read_only=False)
-    restart_after_s: float = setting(5.0, "silence after which a stalled camera is closed and opened again", low=1.0, high=60.0, unit="s", read_only=False)
+    stale_after_s: float = setting(
+        0.5, "silence after which a camera counts as stalled", low=0.05, high=10.0, unit="s", read_only=False
+    )
+    restart_after_s: float = setting(
+        5.0, "silence after which a stalled camera is closed and opened again", low=1.0, high=60.0, unit="s", read_only=False
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,10 +66,10 @@ class CameraConfig(Config):
                 raise ConfigError(f"CameraConfig.cameras: '{name}' is no name: use letters, digits and '_', a letter first")
         key = "serials" if self.source == "realsense" else "paths"
         given = getattr(self, key)
-        if len(given) != len(self.cameras):
-            raise ConfigError(f"CameraConfig.{key} = {list(given)}: expected one for each of the cameras {', '.join(self.cameras)}")
-        if len(set(filter(None, given))) != len(list(filter(None, given))):
-            raise ConfigError(f"CameraConfig.{key} = {list(given)}: expected a different one for each of the cameras {', '.join(self.cameras)}")
+        named = [value for value in given if value]
+        if len(given) != len(self.cameras) or len(set(named)) != len(named):
+            cameras = ", ".join(self.cameras)
+            raise ConfigError(f"CameraConfig.{key} = {list(given)}: expected one for each of {cameras}, all different")
 
 
 def make_cameras(config: CameraConfig) -> list[Camera]:
@@ -72,7 +77,8 @@ def make_cameras(config: CameraConfig) -> list[Camera]:
     if config.source == "v4l2":
         from policytrim_ros.cameras.v4l2 import V4l2Camera
 
-        return [V4l2Camera(name, path, config.width, config.height, config.fps) for name, path in zip(config.cameras, config.paths)]
+        size = (config.width, config.height, config.fps)
+        return [V4l2Camera(name, path, *size) for name, path in zip(config.cameras, config.paths)]
     from policytrim_ros.cameras.realsense import RealSenseCamera, make_context
 
     context = make_context(config.realsense_context)
@@ -89,7 +95,8 @@ class CameraNode(Node):
         super().__init__("camera")
         self.config = parameters.declare(self, CameraConfig)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
-        self._streams = [Stream(self, camera, identity) for camera, identity in zip(make_cameras(self.config), self._identities())]
+        identities = self.config.serials if self.config.source == "realsense" else self.config.paths
+        self._streams = [Stream(self, camera, identity) for camera, identity in zip(make_cameras(self.config), identities)]
         self._started: list[Stream] = []
         try:
             for stream in self._streams:
@@ -101,7 +108,8 @@ class CameraNode(Node):
         for stream in self._streams:
             stream.thread.start()
         self.create_timer(DIAGNOSTICS_S, self._diagnose)
-        self.get_logger().info(f"event=started cameras={','.join(self.config.cameras)} size={self.config.width}x{self.config.height} fps={self.config.fps}")
+        size = f"{self.config.width}x{self.config.height}"
+        self.get_logger().info(f"event=started cameras={','.join(self.config.cameras)} size={size} fps={self.config.fps}")
 
     def close(self) -> None:
         """Ends the reading threads and releases the cameras."""
@@ -110,9 +118,6 @@ class CameraNode(Node):
         for stream in self._started:
             stream.close()
         self._started = []
-
-    def _identities(self):
-        return self.config.serials if self.config.source == "realsense" else self.config.paths
 
     def _diagnose(self) -> None:
         message = DiagnosticArray(status=[stream.status() for stream in self._streams])
@@ -160,13 +165,15 @@ class Stream:
         if self._error:
             level, text = DiagnosticStatus.ERROR, self._error
         elif dropped > dropped_then:
-            level, text = DiagnosticStatus.WARN, f"{dropped - dropped_then} frames lost between device and driver: check the USB port and the load"
+            level = DiagnosticStatus.WARN
+            text = f"{dropped - dropped_then} frames lost before they reached the node: check the USB port and the load"
         elif rate < 0.8 * self.node.config.fps:
             level, text = DiagnosticStatus.WARN, f"{rate:.1f} Hz instead of {self.node.config.fps} Hz"
         age = "never" if self._stamp is None else f"{now - self._stamp:.3f}"
         figures = dict(rate_hz=f"{rate:.2f}", age_s=age, received=received, dropped=dropped, restarts=self._restarts)
         values = [KeyValue(key=key, value=str(value)) for key, value in figures.items()]
-        return DiagnosticStatus(level=level, name=f"camera: {self.camera.name}", message=text, hardware_id=self.identity, values=values)
+        name = f"camera: {self.camera.name}"
+        return DiagnosticStatus(level=level, name=name, message=text, hardware_id=self.identity, values=values)
 
     def _run(self) -> None:
         is_open = True
