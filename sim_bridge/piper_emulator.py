@@ -586,12 +586,12 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping) -
         now = time.monotonic()
         to_monotonic = now - time.time()
         control.serve(emulator.answer)
-        for stamp, can_id, data in hub.collect():
-            emulator.receive(can_id, data, stamp + to_monotonic, now)
-        emulator.step(now)
         if hub.passing == emulator.faults.bus_off:
             hub.passing = not emulator.faults.bus_off
             hub.discard()
+        for stamp, can_id, data in hub.collect():
+            emulator.receive(can_id, data, stamp + to_monotonic, now)
+        emulator.step(now)
         hub.broadcast(emulator.feedback(now))
         deadline += TICK_S
         ahead = deadline - time.monotonic()

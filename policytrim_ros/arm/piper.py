@@ -28,6 +28,7 @@ from policytrim_ros.core.types import JOINTS, ArmState, frozen
 MDEG = math.degrees(1.0) * 1000.0
 """0.001 degree in one radian; the gripper's unit is 1e-6 m."""
 
+INTERFACES = Path("/sys/class/net")
 BITRATE = 1_000_000
 MOVE_J = 1
 INSTALLATIONS = ("unchanged", "horizontal", "left", "right")
@@ -106,7 +107,7 @@ class Piper:
         self._snapshots = _Snapshots()
         self._usable = False
         self._reader = None  # piper_sdk's reading thread
-        self._failed_sends = 0
+        self._failed_sends, self._send_failed = 0, False
         self._bus_error = ""
         self._firmware = None
         self._cached = (None, None)
@@ -135,7 +136,7 @@ class Piper:
     def _check_port(self) -> None:
         port = self.config.can_port
         if self.config.can_interface == "socketcan":
-            flags = Path("/sys/class/net") / port / "flags"
+            flags = INTERFACES / port / "flags"
             bring_up = f"sudo ip link set {port} up type can bitrate {BITRATE}"
             if not flags.exists():
                 raise ArmError(f"there is no CAN interface '{port}': plug in the CAN adapter, then `{bring_up}`, or set can_port")
@@ -182,10 +183,12 @@ class Piper:
                 self._snapshots.take(self._sdk, bus.GetRxMessage())
             elif result is not bus.CAN_STATUS.READ_CAN_MSG_TIMEOUT:
                 failures += 1
-                if failures >= READ_FAILURES_MAX or not self._usable:
+                if not self._usable:
+                    raise can.CanOperationError("closed")
+                if failures >= READ_FAILURES_MAX:
                     failures = 0
-                    self._bus_error = f"{self.config.can_interface} port '{self.config.can_port}' no longer answers: reconnect when it is back"
-                    raise can.CanOperationError(self._bus_error)  # the SDK's thread ends on this error and spins on any other
+                    self._bus_error = f"{self.config.can_interface} port '{self.config.can_port}' is gone: reconnect when it is back"
+                    raise can.CanOperationError(self._bus_error)  # the SDK's thread ends on this error; it would spin on others
                 time.sleep(READ_RETRY_S)
             return result
 
