@@ -48,7 +48,7 @@ EXTRAS = {
         "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
     ],
-    "train": ["h5py>=3.8", "tensorboard>=2.14"],  # demonstrations on disk; training curves
+    "train": ["tensorboard>=2.14"],  # training curves
     "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
     "test": ["pytest>=7.4", "hypothesis>=6.100"],  # the tests; properties of core
 }
@@ -80,6 +80,7 @@ setup(
             "trial_node = policytrim_ros.nodes.trial:main",
             "recorder_node = policytrim_ros.nodes.recorder:main",
             "world_node = sim_bridge.world:main",
+            "piper_emulator = sim_bridge.piper_emulator:main",
             "demonstrator_node = sim_bridge.demonstrator_node:main",
         ],
         "can.interface": ["piper_hub = sim_bridge.can_hub:HubBus"],

@@ -16,7 +16,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from policytrim_ros.arguments import as_text, explain, from_text, values_of
-from policytrim_ros.graph import RUNNING, LaunchArguments, command, consequence, graph, stages
+from policytrim_ros.graph import RUNNING, LaunchArguments, command, consequence, graph, prefix, stages
 
 
 def generate_launch_description():
@@ -69,8 +69,8 @@ def as_action(process, arguments):
     """A launch_ros Node, or a plain process for what is none. Its own node name stays: the heartbeat goes by it."""
     if not process.ros:
         return ExecuteProcess(cmd=command(process), name=process.name, additional_env=dict(process.environment), output="screen")
-    return Node(package="policytrim_ros", executable=process.executable, namespace=arguments.namespace, output="screen",
-                parameters=[str(process.parameter_file), dict(process.parameters)], remappings=list(process.remappings),
+    return Node(package="policytrim_ros", executable=process.executable, namespace=arguments.namespace, output="screen", prefix=prefix(process) or None,
+                parameters=[*([str(process.parameter_file)] if process.parameter_file else []), dict(process.parameters)], remappings=list(process.remappings),
                 arguments=list(process.arguments), additional_env=dict(process.environment))
 
 

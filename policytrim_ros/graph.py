@@ -3,14 +3,16 @@
     LaunchArguments --graph()--> [Process, ...]  --> launch/piper_deploy.launch.py   (ros2 launch)
                                                  +-> policytrim_ros/up.py            (policytrim up, without a ROS 2 installation)
 
-A process is started when those it needs are ready, and the list is also the order of the start; it ends in reverse. The
-simulation is named by dotted module names only: nothing of it is imported here.
+A process is started when those it needs are ready, and all end in the reverse order of the list. The policy needs nobody: it
+loads while the world is built, and says nothing before it is told to run. The simulation is named by dotted module names
+only: nothing of it is imported here.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,11 +86,13 @@ class Process:
     socket: str = ""  # ready when somebody serves this socket; empty: ready at its first heartbeat
     required: bool = True  # its death means hold
     finite: bool = False  # it ends by itself, and the system with it
+    niceness: int = 0  # asked for where the user may; what must answer within 0.1 s goes before what thinks
 
     @property
     def parameter_file(self) -> Path | None:
-        """config/<name>.yaml, for a ROS node."""
-        return share("config", f"{self.name}.yaml") if self.ros else None
+        """config/<name>.yaml, for a ROS node with parameters that no launch argument decides."""
+        path = share("config") / f"{self.name}.yaml"
+        return path if self.ros and path.is_file() else None
 
 
 def graph(arguments: LaunchArguments) -> list[Process]:
@@ -107,25 +111,25 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     processes = []
     if sim:
         processes += [
-            Process("world", "world_node", "sim_bridge.world", **{**common, "environment": {**common["environment"], **renderer()}},
+            Process("world", "world_node", "sim_bridge.world", niceness=-5, **{**common, "environment": {**common["environment"], **renderer()}},
                     parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session,
                                     camera_width=width, camera_height=height)),
-            Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, environment=common["environment"],
+            Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, niceness=-10, environment=common["environment"],
                     arguments=("--socket", can_port, "--session", session), socket=can_port, needs=("world",)),
         ]
     processes += [
-        Process("camera", "camera_node", "policytrim_ros.nodes.camera", **common, needs=("world",) if sim else (),
+        Process("camera", "camera_node", "policytrim_ros.nodes.camera", niceness=-5, **common, needs=("world",) if sim else (),
                 parameters=dict(cameras=list(cameras), serials=list(cameras.values()), width=width, height=height,
                                 **(dict(realsense_context="sim_bridge.realsense:context") if sim else {}))),
-        Process("controller", "controller_node", "policytrim_ros.nodes.controller", **common, needs=("piper_emulator",) if sim else (),
+        Process("controller", "controller_node", "policytrim_ros.nodes.controller", niceness=-10, **common, needs=("piper_emulator",) if sim else (),
                 parameters=dict(can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"), can_port=can_port,
                                 speed_scale=arguments.speed_scale, required_nodes=["camera", driver])),
     ]
     if demonstrated:
-        processes.append(Process("demonstrator", "demonstrator_node", "sim_bridge.demonstrator_node", **common, needs=("controller",),
-                                 parameters=dict(style=checkpoint.split(":")[1], session=session)))
+        processes.append(Process("demonstrator", "demonstrator_node", "sim_bridge.demonstrator_node", **common,
+                                 parameters=dict(style=checkpoint.split(":")[1])))
     else:
-        processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common, needs=("controller", "camera"),
+        processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common,
                                  parameters=dict(checkpoint=checkpoint, cameras=list(cameras), width=width, height=height,
                                                  horizon=arguments.horizon, mode=arguments.mode)))
     if arguments.record:
@@ -161,15 +165,21 @@ def stages(processes: list[Process]) -> list[list[Process]]:
 
 def command(process: Process, namespace: str = "") -> list[str]:
     """The command line that starts ``process`` with this interpreter; may be copied from the log and run by hand."""
-    line = [sys.executable, "-u", "-m", process.module, *process.arguments]
+    line = [*prefix(process), sys.executable, "-u", "-m", process.module, *process.arguments]
     if not process.ros:
         return line
-    line += ["--ros-args", "--params-file", str(process.parameter_file)]
+    line += ["--ros-args"] + (["--params-file", str(process.parameter_file)] if process.parameter_file else [])
     for name, value in process.parameters.items():
         line += ["-p", f"{name}:={json.dumps(value)}"]
     for source, target in process.remappings:
         line += ["-r", f"{source}:={target}"]
     return line + (["-r", f"__ns:=/{namespace.strip('/')}"] if namespace else [])
+
+
+def prefix(process: Process) -> list[str]:
+    """``nice``, where this user may raise a process as far as ``process`` asks."""
+    allowed = os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
+    return ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
 
 
 def environment(arguments: LaunchArguments) -> dict[str, str]:

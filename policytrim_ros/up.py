@@ -1,7 +1,7 @@
 """`policytrim up`: starts the processes of graph.py in order, shows their output, ends them in reverse order.
 
     waiting --needs ready--> started --first heartbeat, or socket served--> ready        all ready --> running
-    Ctrl-C, SIGTERM, a failed start, the end of the trials --> ended one after the other, last started first
+    Ctrl-C, SIGTERM, a failed start, the end of the trials --> ended one after the other, in reverse
 
 A required process that dies is named; the controller then misses its heartbeat (or is itself the one that died, and the
 arm keeps its last setpoint) and the arm holds. What happens to the others is ``on_failure``.
@@ -198,8 +198,8 @@ class Starter:
     # ---- end ----------------------------------------------------------------------------------------------------------
 
     def _end(self) -> None:
-        """Ends what still runs, last started first: SIGINT, then SIGTERM, then SIGKILL."""
-        for child in reversed(self._children.values()):
+        """Ends what still runs, in the reverse order of the graph: SIGINT, then SIGTERM, then SIGKILL."""
+        for child in [self._children[process.name] for process in reversed(self._processes) if process.name in self._children]:
             for number, patience_s in ((signal.SIGINT, STOP_S), (signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
                 if child.popen.poll() is not None:
                     break
