@@ -208,7 +208,7 @@ class Demonstrator:
         """A joint move through open space; a hesitant one may first pass ``beyond`` (3,) metres past its end."""
         if self.random.random() < self.style.overshoot:
             offset = self.random.uniform(0.6, 1.2) * np.asarray(beyond)
-            yield from self.joint_move(lambda: moved(goal(), offset), tolerance=0.2, lost=lost, free=True, **options)
+            yield from self.joint_move(lambda: moved(goal(), offset), lost=lost, free=True, **{**options, "tolerance": 0.2})
         return (yield from self.joint_move(goal, lost=lost, free=self.style.jitter > 0, **options))
 
     def grip(self, stroke, steps):
@@ -290,8 +290,8 @@ class Demonstrator:
     def first_reachable(self, poses, *lifts):
         """The first of ``poses`` that has an inverse solution, as has every copy translated by one of ``lifts``; or None."""
         for pose in poses:
-            q = solve_ik(pose, self._target[:6])
-            if q is not None and all(solve_ik(moved(pose, lift), q) is not None for lift in lifts):
+            q = solve_ik(pose, self._target[:6], tries=0)
+            if q is not None and all(solve_ik(moved(pose, lift), q, tries=0) is not None for lift in lifts):
                 return pose
         return None
 
