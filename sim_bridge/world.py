@@ -41,6 +41,7 @@ from sim_bridge.tasks import SETTINGS, TASKS
 CAMERAS = ("front", "wrist")
 COMMAND_TIMEOUT_S = 0.5  # an emulated arm that is silent for longer is gone: its last targets hold
 DRAWING_S = 0.015  # both cameras are usually drawn after so long on one core; fetching earlier would block the physics
+MAX_BLIND_S = 0.2
 LIMP, DAMPED = 0.5, 20.0  # N m s/rad: the arm is down in less than a second, or sinks for two to three
 MAX_LATE_S = 0.5  # beyond this, physics is given up as well and the scene runs slower than time
 REPEAT_S = 0.02  # arm feedback is repeated this often while a scene is built
@@ -177,6 +178,10 @@ class Cameras:
             self._exposed = now
             self._due += self._period * max(1.0, np.ceil((now - self._due) / self._period))
 
+    def starved(self, now: float) -> bool:
+        """Whether even a machine that is too slow owes a picture: a camera that shows nothing for long counts as broken."""
+        return now - self._due > MAX_BLIND_S
+
     def finish(self, env) -> None:
         """Waits for the drawing that was begun, if any, and writes it."""
         if self._exposed is None:
@@ -281,7 +286,7 @@ class Loop(threading.Thread):
             if tick % SUBSTEPS == 0:
                 self._on_objects(stage)
             now = time.monotonic()
-            if cameras is not None and now < due:
+            if cameras is not None and (now < due or cameras.starved(now)):
                 cameras.work(stage.env, now)
             time.sleep(max(0.0, due - time.monotonic()))
 

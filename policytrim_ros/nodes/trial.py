@@ -127,6 +127,9 @@ class RosRig:
 
     def run(self, on: bool) -> None:
         self._ask("inference/run", SetBool.Request(data=on))
+        end = time.monotonic() + ANSWER_S
+        while self.inference.get("running") != on and time.monotonic() < end:  # its last report holds the final count of calls
+            self._spin()
 
     def choose(self, task: str, setting: str, seed: int) -> None:
         """Sets the parameters of the next scene; RigError with the scene's own words when it refuses them."""
