@@ -231,6 +231,8 @@ class Supervisor:
         if health.age_s > config.feedback_timeout_s:
             self._trip("feedback silent", f"{health.age_s:.2f} s")
         elif health.problems:
+            if self.state == FAULTED and self.reason.startswith("arm status"):
+                self.state = HOLDING  # the joints' own words come up to 25 ms after the arm's: say those, too
             self._trip("arm status", "; ".join(health.problems))
         elif not health.enabled and not self._damped:
             self._trip("not enabled", "")

@@ -259,6 +259,8 @@ class Controller(Node):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+        if self._published_state is not None:  # said again: a state must not be lost for whom one message was lost
+            self._state.publish(String(data=self._published_state))
 
     def close(self) -> None:
         """Decelerates and leaves the arm holding with its motors on."""
