@@ -75,6 +75,7 @@ class Inference(Node):
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
         self._complaint = ""
+        self._arrivals: dict[str, collections.deque] = {}
 
         self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
         self._status = self.create_publisher(String, "inference/status", LATCHED)
@@ -127,14 +128,18 @@ class Inference(Node):
         return callback
 
     def _on_image(self, camera: str):
+        arrivals = self._arrivals[camera] = collections.deque(maxlen=150)  # (when, age), for diagnostics
+
         def callback(message: Image):
             if message.encoding != "rgb8" or (message.width, message.height) != (self.config.width, self.config.height):
                 self.fatal = (f"camera '{camera}' sends {message.width}x{message.height} {message.encoding}, this node was started for "
                               f"{self.config.width}x{self.config.height} rgb8; start camera and inference with the same size")
                 return
             image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+            stamp, now = time_to_seconds(message.header.stamp), time.time()
+            arrivals.append((now, now - stamp))
             with self._changed:
-                self._newest[camera] = (time_to_seconds(message.header.stamp), image)
+                self._newest[camera] = (stamp, image)
                 self._changed.notify_all()
         return callback
 
@@ -246,6 +251,11 @@ class Inference(Node):
         self._publish_status()
         values = {"calls": self._calls, "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}", "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
                   "horizon": self.horizon, "mode": self.config.mode}
+        for camera, arrivals in self._arrivals.items():
+            seen = np.array(arrivals)
+            if len(seen) > 1:
+                values[f"{camera}_images_per_s"] = f"{(len(seen) - 1) / (seen[-1, 0] - seen[0, 0]):.1f}"
+                values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99]))
         level = DiagnosticStatus.WARN if self._complaint else DiagnosticStatus.OK
         status = DiagnosticStatus(level=level, name="inference", message=self._complaint or ("running" if self._running else "ready"),
                                   values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
