@@ -3,11 +3,12 @@
     can.Bus(interface="piper_hub", channel="/tmp/piper.sock")
 
 The emulated arm owns the hub (``Hub``); every bus client (``HubBus``, found by python-can through the entry point group
-``can.interface``) connects to it. A frame reaches everybody but its sender, as with SocketCAN. A client that never reads,
+``can.interface``) connects to it. A frame reaches everybody but its sender. A client that never reads,
 such as the send half of piper_sdk, loses frames and disturbs nobody.
 
-On the wire one SEQPACKET packet = time stamp (float64, wall clock, s) + frames of 16 bytes in the layout of ``struct can_frame``.
-The stamp is taken when the frames enter the bus, so a reader that was held up sees how old they are.
+On the wire one SEQPACKET packet = time stamp (float64, wall clock, s), loopback (bool), then frames of 16 bytes in the layout of
+``struct can_frame``. The stamp is taken when the frames enter the bus, so a reader that was held up sees how old they are.
+Without loopback (piper_sdk asks for that) a command reaches the arm and no other client, as on SocketCAN.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import deque
 
 import can
 
-STAMP = struct.Struct("=d")
+HEAD = struct.Struct("=d?")
 FRAME = struct.Struct("=IB3x8s")
 EXTENDED, REMOTE, ID_MASK = 0x80000000, 0x40000000, 0x1FFFFFFF
 
@@ -75,16 +76,17 @@ class Hub:
                 if not packet:
                     self._drop(client)
                     break
-                self._deliver(packet, client)
-                stamp = STAMP.unpack_from(packet)[0]
-                for can_id, _length, data in FRAME.iter_unpack(packet[STAMP.size:]):
+                stamp, loopback = HEAD.unpack_from(packet)
+                if loopback:
+                    self._deliver(packet, client)
+                for can_id, _length, data in FRAME.iter_unpack(packet[HEAD.size:]):
                     frames.append((stamp, can_id, data))
         return frames
 
     def broadcast(self, frames: bytes) -> None:
         """Sends concatenated frames (multiples of 16 bytes) to every client, stamped now."""
         if frames and self.passing:
-            self._deliver(STAMP.pack(time.time()) + frames, None)
+            self._deliver(HEAD.pack(time.time(), True) + frames, None)
 
     def discard(self) -> None:
         """Throws away what clients have queued: a controller that leaves bus-off starts with empty buffers."""
@@ -132,13 +134,13 @@ class HubBus(can.BusABC):
     """python-can bus of interface ``piper_hub``; ``channel`` is the socket of a running hub.
 
     Raises can.CanInitializationError when nobody serves the socket, can.CanOperationError when the hub has gone or when
-    the send buffer is full. Options meant for other interfaces (bitrate, local_loopback) are accepted and have no effect.
+    the send buffer is full. Options meant for other interfaces (bitrate) are accepted and have no effect.
     """
 
-    def __init__(self, channel, can_filters=None, receive_own_messages: bool = False, **kwargs):
+    def __init__(self, channel, can_filters=None, receive_own_messages: bool = False, local_loopback: bool = True, **kwargs):
         self.channel_info = f"piper_hub on {channel}"
         self._frames: deque[can.Message] = deque()
-        self._own = receive_own_messages
+        self._own, self._loopback = receive_own_messages, local_loopback
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         try:
@@ -152,7 +154,7 @@ class HubBus(can.BusABC):
 
     def send(self, msg: can.Message, timeout: float | None = None) -> None:
         flags = (EXTENDED if msg.is_extended_id else 0) | (REMOTE if msg.is_remote_frame else 0)
-        packet = STAMP.pack(time.time()) + FRAME.pack(msg.arbitration_id | flags, msg.dlc, bytes(msg.data))
+        packet = HEAD.pack(time.time(), self._loopback) + FRAME.pack(msg.arbitration_id | flags, msg.dlc, bytes(msg.data))
         if timeout:
             writable = select.poll()
             writable.register(self._socket, select.POLLOUT)
@@ -176,8 +178,8 @@ class HubBus(can.BusABC):
                 raise can.CanOperationError(f"{self.channel_info} has gone: {error.strerror}", error.errno) from error
             if not packet:
                 raise can.CanOperationError(f"{self.channel_info} has gone: its process ended", errno.ENETDOWN)
-            stamp = STAMP.unpack_from(packet)[0]
-            for can_id, length, data in FRAME.iter_unpack(packet[STAMP.size:]):
+            stamp, _ = HEAD.unpack_from(packet)
+            for can_id, length, data in FRAME.iter_unpack(packet[HEAD.size:]):
                 self._frames.append(can.Message(
                     timestamp=stamp, arbitration_id=can_id & ID_MASK, is_extended_id=bool(can_id & EXTENDED),
                     is_remote_frame=bool(can_id & REMOTE), dlc=length, data=data[:length], channel=self.channel_info))

@@ -522,15 +522,15 @@ class PiperEmulator:
             frames_sent=self.sent, frames_received=sum(self.received.values()), received={f"0x{k:X}": n for k, n in self.received.items()},
             disables=self.disables, power_cuts=self.power_cuts, estops=self.estops, time=now)
 
-    def answer(self, request: dict) -> dict:
-        """Answers one request of the control socket."""
+    def answer(self, request: dict, clients: int = 0) -> dict:
+        """Answers one request of the control socket; ``clients`` are those of the bus."""
         request = dict(request)
         name = request.pop("fault")
         if name == "clear":
             self.faults.clear(request.get("name"))
         elif name != "state":
             self.faults.inject(name, request)
-        return self.state(time.monotonic()) if name == "state" else {"faults": self.faults.active()}
+        return {**self.state(time.monotonic()), "clients": clients} if name == "state" else {"faults": self.faults.active()}
 
 
 class _CycleFrames:
@@ -585,7 +585,7 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping) -
     while not stopping():
         now = time.monotonic()
         to_monotonic = now - time.time()
-        control.serve(emulator.answer)
+        control.serve(lambda request: emulator.answer(request, hub.clients))
         if hub.passing == emulator.faults.bus_off:
             hub.passing = not emulator.faults.bus_off
             hub.discard()

@@ -323,7 +323,7 @@ def hub(tmp_path):
 
 
 def bus_on(hub, **options):
-    return can.Bus(interface="piper_hub", channel=hub.path, bitrate=1_000_000, local_loopback=False, **options)
+    return can.Bus(interface="piper_hub", channel=hub.path, bitrate=1_000_000, **options)
 
 
 def test_a_frame_reaches_the_hub_and_every_client_but_its_sender(hub):
@@ -335,6 +335,14 @@ def test_a_frame_reaches_the_hub_and_every_client_but_its_sender(hub):
         assert (can_id, data) == (0x155, bytes(range(8))) == (heard.arbitration_id, bytes(heard.data))
         assert abs(stamp - time.time()) < 5.0 and heard.timestamp == stamp
         assert one.recv(timeout=0.0) is None
+
+
+def test_without_loopback_a_frame_reaches_the_arm_and_no_other_client(hub):
+    with bus_on(hub, local_loopback=False) as quiet, bus_on(hub) as listener:
+        hub.collect()
+        quiet.send(can.Message(arbitration_id=0x155, data=bytes(8), is_extended_id=False))
+        assert [can_id for _, can_id, _ in hub.collect()] == [0x155]
+        assert listener.recv(timeout=0.0) is None
 
 
 def test_filters_remote_and_extended_frames_work_as_on_other_buses(hub):
@@ -492,11 +500,11 @@ def test_the_arm_sends_as_many_frames_as_a_real_one(healthy, vendor):
     assert vendor.sdk.GetCanFps() > 0
 
 
-def test_two_clients_hear_the_arm_and_each_other(healthy, vendor):
-    with can.Bus(interface="piper_hub", channel=healthy.socket, can_filters=[{"can_id": 0x472, "can_mask": 0x7FF}]) as listener:
-        listener.recv(timeout=0.05)
+def test_two_clients_hear_the_arm_and_its_answers_to_either(healthy, vendor):
+    with can.Bus(interface="piper_hub", channel=healthy.socket, can_filters=[{"can_id": 0x473, "can_mask": 0x7FF}]) as listener:
+        wait_for(lambda: healthy.state()["clients"] >= 3, "the listener connected")
         vendor.sdk.SearchMotorMaxAngleSpdAccLimit(2, 1)
-        assert listener.recv(timeout=DEADLINE_S).arbitration_id == 0x472
+        assert listener.recv(timeout=DEADLINE_S).arbitration_id == 0x473
     second = Vendor(healthy.socket)
     assert wait_for(lambda: second.joints() == vendor.joints(), "the same joints on both")
     second.sdk.DisconnectPort()
