@@ -15,7 +15,7 @@ ANSWER_S = 15.0  # go and home may have to bring the motors on
 
 def order(name: str, policy: bool | None, namespace: str) -> int:
     """Calls ``controller/<name>``, then tells inference to run or not (``policy``; None: nothing). Returns the exit code."""
-    rclpy.init()
+    rclpy.init(args=[])
     node = rclpy.create_node("operator", namespace=namespace.strip("/"))
     try:
         accepted = _call(node, Trigger, f"controller/{name}", Trigger.Request())

@@ -64,7 +64,7 @@ class Readiness:
 
         self._heard: set[str] = set()
         self._context = rclpy.Context()
-        rclpy.init(context=self._context, signal_handler_options=SignalHandlerOptions.NO)
+        rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)
         self._node = rclpy.create_node(f"starter_{os.getpid()}", context=self._context, namespace=namespace.strip("/"), enable_rosout=False,
                                        start_parameter_services=False)
         self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(message.data), 50)
