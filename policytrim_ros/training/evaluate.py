@@ -40,22 +40,30 @@ class EpisodeResult:
     call_s: float
 
 
-def run_episode(env, policy, seed: int, horizon: int, cameras, blank=(), steps=None) -> EpisodeResult:
-    """Plays one episode in ``sync`` mode with execution horizon ``horizon``; ``blank`` cameras are shown as grey."""
+def run_episode(env, policy, seed: int, row: Evaluation, cameras, steps=None) -> EpisodeResult:
+    """Plays one episode in ``sync`` mode with the execution horizon of ``row``; its ``blank`` cameras are shown as grey."""
     env.reset(seed)
-    calls, spent = 0, 0.0
+    calls, spent, action = 0, 0.0, env.proprioception()[7:]
     while True:
-        images = {name: (np.full_like(picture, GREY) if name in blank else picture)[None] for name, picture in env.images(cameras).items()}
+        for _ in range(row.rest_steps if calls else 0):
+            result = env.step(action)
+            if result.success or result.failure or result.truncated:
+                return _result(seed, result, calls, spent)
+        images = {name: (np.full_like(picture, GREY) if name in row.blank else picture)[None] for name, picture in env.images(cameras).items()}
         observation = Observation(images, env.proprioception()[None], [env.instruction])
         began = time.perf_counter()
         chunk = policy.predict(observation, seed=seed * 1000 + calls, steps=steps)[0]
         spent += time.perf_counter() - began
         calls += 1
-        for action in chunk[:horizon]:
+        for action in chunk[: row.horizon]:
             result = env.step(action)
             if result.success or result.failure or result.truncated:
-                outcome = "success" if result.success else "failure" if result.failure else "truncated"
-                return EpisodeResult(seed, outcome, result.steps, calls, spent / calls)
+                return _result(seed, result, calls, spent)
+
+
+def _result(seed, result, calls, spent) -> EpisodeResult:
+    outcome = "success" if result.success else "failure" if result.failure else "truncated"
+    return EpisodeResult(seed, outcome, result.steps, calls, spent / calls)
 
 
 def evaluate(directory, row: Evaluation, *, environment: str, pictures: Pictures, first_seed=FIRST_SEED, steps=None, processes=1, progress=True) -> dict:
@@ -110,7 +118,7 @@ def table(reports) -> str:
     lines = ["| task | setting | h | n | SR [95 %] | S (success) | N (success) | note |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
     for r in reports:
         low, high = r["success_interval"]
-        note = f"{', '.join(r['blank'])} hidden" if r["blank"] else ""
+        note = f"{', '.join(r['blank'])} hidden" if r["blank"] else f"{r['rest_steps']} steps of rest before each look" if r["rest_steps"] else ""
         lines.append(
             f"| {r['task']} | {r['setting']} | {r['horizon']} | {r['n']} | {r['success_rate']:.3f} [{low:.3f}, {high:.3f}] "
             f"| {_figure(r['steps_success'])} | {_figure(r['calls_success'])} | {note} |"
@@ -161,8 +169,7 @@ def _prepare(directory, row, environment, pictures, steps) -> None:
 
 
 def _episode(seed: int) -> EpisodeResult:
-    row = _worker["row"]
-    return run_episode(_worker["env"], _worker["policy"], seed, row.horizon, _worker["cameras"], row.blank, _worker["steps"])
+    return run_episode(_worker["env"], _worker["policy"], seed, _worker["row"], _worker["cameras"], _worker["steps"])
 
 
 def add_arguments(parser) -> None:
@@ -175,6 +182,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--horizon", type=int, default=0, help="execution horizon h (0: the checkpoint's own)")
     parser.add_argument("--denoising-steps", type=int, help="denoising steps (default: the checkpoint's own)")
     parser.add_argument("--blank", nargs="*", default=(), metavar="CAMERA", help="show these cameras as grey (control: does the policy look?)")
+    parser.add_argument("--rest-steps", type=int, default=0, help="control steps that the arm stands still before the policy looks")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of the first episode")
     parser.add_argument("--camera-size", default="424x240", help="size at which pictures are rendered, WIDTHxHEIGHT")
     parser.add_argument("--environment", default=Recipe().environment, help="factory of the environment, module:name")
@@ -218,7 +226,7 @@ def _plan(args):
     pictures = Pictures(cameras=tuple(camera.name for camera in contract.cameras), camera_width=int(width), camera_height=int(height))
     if recipe is not None:
         return directory, recipe.environment, pictures, recipe.evaluation
-    row = Evaluation(args.task, args.setting, args.episodes, args.horizon or contract.execution_horizon, tuple(args.blank))
+    row = Evaluation(args.task, args.setting, args.episodes, args.horizon or contract.execution_horizon, args.rest_steps, tuple(args.blank))
     return directory, args.environment, pictures, [row]
 
 

@@ -66,6 +66,7 @@ class Training(Config):
     brightness: float = option(0.08, "largest relative change of brightness", low=0, high=1)
     image_delay_steps: int = option(2, "largest age of a picture against the joint state, in control steps", low=0, high=10)
     state_delay: float = option(0.3, "probability that the measured positions are one step old", low=0, high=1)
+    rest: float = option(0.3, "probability that the arm is shown at rest (measured = setpoint), as it is when it waits for a chunk", low=0, high=1)
     joint_noise_rad: float = option(0.003, "standard deviation of noise on measured joints", low=0, high=0.1, unit="rad")
     gripper_noise_m: float = option(0.0004, "standard deviation of noise on the measured stroke", low=0, high=0.01, unit="m")
 
@@ -78,6 +79,7 @@ class Evaluation(Config):
     setting: str = option("standard", "task setting", choices=SETTINGS)
     episodes: int = option(100, "episodes", low=1, high=100_000)
     horizon: int = option(5, "execution horizon h: actions of a chunk that are executed", low=1, high=100)
+    rest_steps: int = option(0, "control steps that the arm stands still before the policy looks, as the robot does in sync mode", low=0, high=100)
     blank: tuple = option((), "cameras whose pictures are replaced by grey (a control: does the policy look?)")
 
 

@@ -1,7 +1,8 @@
 """Demonstrations as training samples in memory: pictures, state, actions, where the objects are; with augmentation.
 
 Augmentation imitates the real robot: pictures are up to ``image_delay_steps`` older than the joint state, measured
-positions may be one step old and noisy, cameras shift by a few pixels, the light changes a little.
+positions may be one step old, at rest or noisy (else the lag behind the setpoint would tell a pause from a motion, and a
+policy that waits for its arm would pause for ever), cameras shift by a few pixels, the light changes a little.
 Everything random comes from the generator handed in, so that a step of training is a function of its number.
 """
 
@@ -73,6 +74,8 @@ class Samples:
         state = self.state[index].copy()
         old = rng.random(len(index)) < training.state_delay
         state[old, :7] = self.state[np.maximum(index - 1, self.first[index])][old, :7]
+        rests = rng.random(len(index)) < training.rest
+        state[rests, :6] = state[rests, 7:13]
         state[:, :6] += rng.normal(0, training.joint_noise_rad, (len(index), 6)).astype(np.float32)
         state[:, 6] += rng.normal(0, training.gripper_noise_m, len(index)).astype(np.float32)
         delay = rng.integers(0, training.image_delay_steps + 1, len(index))
