@@ -130,6 +130,37 @@ class Hub:
         self._clients.remove(client)
 
 
+class PythonCanBus:
+    """The arm's end of any other python-can bus, such as one end of a vxcan pair, with the methods of ``Hub``.
+
+    Raises OSError with one sentence when the bus cannot be opened. Frames that the bus does not take are lost, as on a real arm.
+    """
+
+    def __init__(self, interface: str, channel: str):
+        try:
+            self._bus = can.Bus(interface=interface, channel=channel)
+        except (can.CanError, NotImplementedError, OSError) as error:
+            raise OSError(f"{interface} port '{channel}' cannot be opened: {error}") from error
+
+    def collect(self) -> list[tuple[float, int, bytes]]:
+        """Frames that arrived since the last call, as (wall-clock stamp, CAN id, 8 data bytes)."""
+        frames = []
+        while (message := self._bus.recv(0.0)) is not None:
+            frames.append((message.timestamp, message.arbitration_id, bytes(message.data).ljust(8, b"\0")))
+        return frames
+
+    def broadcast(self, frames: bytes) -> None:
+        """Sends concatenated frames (multiples of 16 bytes)."""
+        for can_id, length, data in FRAME.iter_unpack(frames):
+            try:
+                self._bus.send(can.Message(arbitration_id=can_id, dlc=length, data=data[:length], is_extended_id=False))
+            except can.CanError:
+                return
+
+    def close(self) -> None:
+        self._bus.shutdown()
+
+
 class HubBus(can.BusABC):
     """python-can bus of interface ``piper_hub``; ``channel`` is the socket of a running hub.
 

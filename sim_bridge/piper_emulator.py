@@ -33,7 +33,7 @@ import numpy as np
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.motion import limited_step
 from policytrim_ros.core.types import PARK, READY
-from sim_bridge.can_hub import FRAME, Hub, HubInUse
+from sim_bridge.can_hub import FRAME, Hub, HubInUse, PythonCanBus
 from sim_bridge.faults import ControlServer, FaultError, Faults
 from sim_bridge.shared import ARM_COMMAND, ARM_STATE, Block
 
@@ -137,6 +137,13 @@ class World:
             self._state = Block(self.session, "arm_state", ARM_STATE)  # a world that started anew made a new file
         except FileNotFoundError:
             self._state = None
+            return
+        if not self._command.path.exists():  # the old world removed the whole session when it ended
+            self._command = Block(self.session, "arm_command", ARM_COMMAND, create=True)
+
+    def close(self) -> None:
+        """Removes the drive targets; the world holds the last ones."""
+        self._command.path.unlink(missing_ok=True)
 
 
 class PiperEmulator:
@@ -579,8 +586,11 @@ def pose_matrix(xyz, rpy) -> np.ndarray:
     return pose
 
 
-def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping) -> None:
-    """The loop: commands in, motors on, feedback out, every 5 ms on absolute deadlines, until ``stopping()``."""
+def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping, other: PythonCanBus | None = None) -> None:
+    """The loop: commands in, motors on, feedback out, every 5 ms on absolute deadlines, until ``stopping()``.
+
+    ``other`` is a further bus that the arm is connected to; bus-off concerns it too.
+    """
     deadline = time.monotonic()
     while not stopping():
         now = time.monotonic()
@@ -589,10 +599,17 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping) -
         if hub.passing == emulator.faults.bus_off:
             hub.passing = not emulator.faults.bus_off
             hub.discard()
-        for stamp, can_id, data in hub.collect():
+        frames = hub.collect()
+        if other is not None:
+            heard = other.collect()
+            frames += heard if hub.passing else []
+        for stamp, can_id, data in frames:
             emulator.receive(can_id, data, stamp + to_monotonic, now)
         emulator.step(now)
-        hub.broadcast(emulator.feedback(now))
+        feedback = emulator.feedback(now)
+        hub.broadcast(feedback)
+        if other is not None and hub.passing:
+            other.broadcast(feedback)
         deadline += TICK_S
         ahead = deadline - time.monotonic()
         if ahead > 0:
@@ -616,6 +633,14 @@ def parse_pose(words) -> tuple[float, ...]:
     return pose
 
 
+def behave_like_hardware() -> None:
+    """Real-time priority where the system allows it: a real arm's feedback does not wait for other programs either."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(60))
+    except PermissionError:
+        print("piper_emulator: no real-time priority; on a busy machine feedback will be late", file=sys.stderr)
+
+
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="piper_emulator", description="An AgileX Piper that speaks CAN frames on a Unix socket bus.")
     parser.add_argument("--socket", required=True, help="socket of the bus; clients use it as CAN port with interface piper_hub")
@@ -624,7 +649,11 @@ def main(arguments=None) -> int:
     parser.add_argument("--initial-pose", nargs="+", default=["ready"], metavar="POSE",
                         help="ready, park or seven numbers: six joints in rad, gripper in m (default: ready)")
     parser.add_argument("--not-homed", action="store_true", help="the gripper has not found its zero since power-up")
+    parser.add_argument("--also-on", default="", metavar="INTERFACE:CHANNEL",
+                        help="a further python-can bus that the arm is connected to, such as socketcan:vxcan1")
     options = parser.parse_args(arguments)
+    if options.also_on and not all(options.also_on.partition(":")):
+        parser.error(f"--also-on {options.also_on}: expected INTERFACE:CHANNEL, such as socketcan:vxcan1")
     try:
         pose = parse_pose(options.initial_pose)
         firmware_number(options.firmware)
@@ -642,20 +671,24 @@ def main(arguments=None) -> int:
     except (HubInUse, OSError) as error:
         print(f"piper_emulator: {error}", file=sys.stderr)
         return 1
-    control = None
+    control = world = other = None
     try:
         control = ControlServer(options.socket)
+        if options.also_on:
+            interface, _, channel = options.also_on.partition(":")
+            other = PythonCanBus(interface, channel)
         world = World(options.session) if options.session else None
         emulator = PiperEmulator(pose, options.firmware, not options.not_homed, world)
+        behave_like_hardware()
         print(f"piper_emulator: ready on {options.socket} pid={os.getpid()} firmware={options.firmware}", flush=True)
-        serve(emulator, hub, control, lambda: bool(stop))
+        serve(emulator, hub, control, lambda: bool(stop), other)
     except (HubInUse, ValueError, OSError) as error:
         print(f"piper_emulator: {error}", file=sys.stderr)
         return 1
     finally:
-        hub.close()
-        if control is not None:
-            control.close()
+        for opened in (hub, control, other, world):
+            if opened is not None:
+                opened.close()
     return 0
 
 

@@ -633,6 +633,24 @@ def test_a_second_emulator_on_the_same_socket_is_refused_in_one_sentence(healthy
     assert healthy.state()["frames_sent"] > 0
 
 
+def test_the_arm_can_be_on_a_further_bus_at_the_same_time(hub):
+    with EmulatedArm("--also-on", f"piper_hub:{hub.path}") as arm:
+        heard = []
+
+        def enabled():
+            heard.extend(can_id for _, can_id, _ in hub.collect())
+            hub.broadcast(FRAME.pack(0x471, 8, ENABLE))
+            return all(arm.state()["enabled"])
+
+        wait_for(enabled, "enabled over the further bus")
+        wait_for(lambda: heard.extend(can_id for _, can_id, _ in hub.collect()) or {0x2A1, 0x2A5, 0x256} <= set(heard), "feedback on it")
+        arm.inject("bus_off")
+        received = arm.state()["frames_received"]
+        hub.broadcast(FRAME.pack(0x471, 8, DISABLE))
+        sent = arm.state()["time"]
+        assert arm.wait(lambda state: state["time"] > sent, "a tick")["frames_received"] == received
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_cleanly(number, tmp_path):
     with EmulatedArm(socket=str(tmp_path / "can")) as arm:
@@ -643,7 +661,8 @@ def test_a_signal_ends_the_process_cleanly(number, tmp_path):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--socket", "/nowhere/can"], "No such file"), (["--socket", "x" * 200], "too long"), ([], "--socket"),
-    (["--socket", "x", "--initial-pose", "1", "2"], "give six joints"), (["--socket", "x", "--firmware", "new"], "expected the form"),
+    (["--socket", "x", "--also-on", "vxcan1"], "expected INTERFACE:CHANNEL"), (["--socket", "x", "--also-on", "no_such_bus:can0"], "no_such_bus"),
+    (["--socket", "x", "--also-on", "socketcan:vxcan77"], "vxcan77"), (["--socket", "x", "--initial-pose", "1", "2"], "give six joints"), (["--socket", "x", "--firmware", "new"], "expected the form"),
 ])
 def test_bad_arguments_are_refused_in_one_sentence(arguments, sentence, tmp_path):
     ended = subprocess.run([sys.executable, "-m", "sim_bridge.piper_emulator", *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -660,7 +679,7 @@ class FakeWorld:
     def __init__(self, session, position=READY):
         self.position = np.array(position)
         self._state = shared.Block(session, "arm_state", shared.ARM_STATE, create=True)
-        self._command = shared.open_block(session, "arm_command", shared.ARM_COMMAND)
+        self._command = shared.open_block(session, "arm_command", shared.ARM_COMMAND, timeout_s=DEADLINE_S)
 
     def tick(self, **changes):
         values = dict(stamp=time.monotonic(), position=self.position, velocity=np.zeros(7), effort=np.zeros(7))
@@ -738,7 +757,8 @@ def test_without_its_world_the_arm_falls_silent_and_says_so(session):
         arm.wait(lambda state: state["silent"], "silence")
         sent = arm.state()["frames_sent"]
         assert arm.wait(lambda state: state["time"] > 0, "a state")["frames_sent"] == sent
-        again = FakeWorld(session)  # the world was started anew: another file behind the same name
+        shared.remove_session(session)  # as a world does when it ends
+        again = FakeWorld(session)
         again.until(lambda command: arm.state()["frames_sent"] > sent, "frames of the new world")
         arm.process.terminate()
         errors = arm.process.communicate(timeout=DEADLINE_S)[1]
