@@ -23,3 +23,11 @@ test: setup
 clean:
 	rm -rf runs build install log .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
+
+bench: setup
+	@for each in benchmarks/*.py; do echo "== $$each"; .venv/bin/python $$each || exit 1; done
+
+models: setup
+	@for recipe in config/sft_*.yaml; do \
+	  .venv/bin/policytrim demos make --recipe $$recipe && .venv/bin/policytrim train sft --recipe $$recipe && \
+	  .venv/bin/policytrim eval --recipe $$recipe --record || exit 1; done

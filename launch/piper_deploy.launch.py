@@ -69,7 +69,8 @@ def as_action(process, arguments):
     """A launch_ros Node, or a plain process for what is none. Its own node name stays: the heartbeat goes by it."""
     if not process.ros:
         return ExecuteProcess(cmd=command(process), name=process.name, additional_env=dict(process.environment), output="screen")
-    return Node(package="policytrim_ros", executable=process.executable, namespace=arguments.namespace, output="screen", prefix=" ".join(prefix(process)) or None,
+    return Node(package="policytrim_ros", executable=process.executable, exec_name=process.name, namespace=arguments.namespace, output="screen",
+                prefix=" ".join(prefix(process)) or None,
                 parameters=[*([str(process.parameter_file)] if process.parameter_file else []), dict(process.parameters)], remappings=list(process.remappings),
                 arguments=list(process.arguments), additional_env=dict(process.environment))
 
