@@ -317,7 +317,11 @@ class World(Node):
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         self._loop = Loop(config, self._make_env, lambda state: self._state.publish(String(data=json.dumps(state))), self._publish_objects)
         self._loop.start()
-        self._loop.ready.result()
+        try:
+            self._loop.ready.result()
+        except BaseException:
+            self.close()
+            raise
         self.add_on_set_parameters_callback(self._check)
         self.create_service(Trigger, "scene/reset", self._reset)
         self.create_service(Trigger, "scene/start", self._start)
