@@ -24,8 +24,12 @@ clean:
 	rm -rf runs build install log .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -r {} +
 
+# benchmarks/demonstrators.py takes hours and is run by itself
+BENCHMARKS = executor_overhead can_bus camera_transport control_loop
 bench: setup
-	@for each in benchmarks/*.py; do echo "== $$each"; .venv/bin/python $$each || exit 1; done
+	@for each in $(BENCHMARKS); do echo "== $$each"; .venv/bin/python -m benchmarks.$$each || exit 1; done
+	@for each in $(wildcard models/*/manifest.json); do echo "== inference_latency $$each"; \
+	  .venv/bin/python -m benchmarks.inference_latency $$(dirname $$each) || exit 1; done
 
 models: setup
 	@for recipe in config/sft_*.yaml; do \
