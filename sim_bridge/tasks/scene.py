@@ -19,6 +19,7 @@ from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
 import sim_bridge.agent  # noqa: F401  registers the agent "piper"
 from policytrim_ros.core.types import READY
+from sim_bridge.shaders import plain_shader
 
 TIME_LIMIT = 450
 """Control steps until an episode is truncated."""
@@ -130,9 +131,11 @@ class TabletopEnv(BaseEnv):
         rotation[:3, :3] = np.stack([look, np.cross(up, look), up], axis=1)
         rotation[:3, 3] = WRIST_EYE
         configs = {
-            "front": lambda: CameraConfig("front", look_at(FRONT_EYE, FRONT_TARGET), width, height, FOV_Y["front"], 0.01, 10.0),
+            "front": lambda: CameraConfig(
+                "front", look_at(FRONT_EYE, FRONT_TARGET), width, height, FOV_Y["front"], 0.01, 10.0, shader_config=plain_shader()
+            ),
             "wrist": lambda: CameraConfig(
-                "wrist", sapien.Pose(rotation), width, height, FOV_Y["wrist"], 0.01, 10.0, mount=self.agent.hand
+                "wrist", sapien.Pose(rotation), width, height, FOV_Y["wrist"], 0.01, 10.0, mount=self.agent.hand, shader_config=plain_shader()
             ),
         }
         return [configs[name]() for name in self.cameras]
