@@ -60,7 +60,7 @@ class WorldConfig(Config):
     render: bool = option(True, "draw the cameras' images (needs a Vulkan device)")
     camera_width: int = option(424, "width of both cameras' images", low=32, high=1920, unit="px")
     camera_height: int = option(240, "height of both cameras' images", low=32, high=1080, unit="px")
-    camera_fps: float = option(15.0, "frames a second of each camera", low=1.0, high=60.0, unit="1/s")
+    camera_fps: float = option(30.0, "frames a second of each camera", low=1.0, high=60.0, unit="1/s")
 
 
 class Drives:
