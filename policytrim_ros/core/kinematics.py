@@ -132,7 +132,7 @@ def follow_ik(target, q6, iterations: int = 6, step: float = 0.15, margin: float
     """
     q = np.array(q6, dtype=float)
     low, high = LIMITS[:6, 0] + margin, LIMITS[:6, 1] - margin
-    position_error = rotation_error = np.inf
+    position_error = rotation_error = reference = np.inf
     for i in range(iterations + 1):
         pose, jac = _tool_and_jacobian(q, TCP_OFFSET)
         dp = target[:3, 3] - pose[:3, 3]
@@ -140,6 +140,11 @@ def follow_ik(target, q6, iterations: int = 6, step: float = 0.15, margin: float
         position_error, rotation_error = float(np.sqrt(dp @ dp)), float(np.sqrt(dr @ dr))
         if i == iterations or (position_error < 0.0005 and rotation_error < 0.003):
             break
+        if i % 10 == 0:
+            total = position_error + ROTATION_WEIGHT * rotation_error
+            if total > 0.85 * reference:  # stuck, as a rule at a joint limit
+                break
+            reference = total
         jac[3:] *= ROTATION_WEIGHT
         error = np.concatenate([dp, ROTATION_WEIGHT * dr])
         dq = jac.T @ np.linalg.solve(jac @ jac.T + 1e-5 * np.eye(6), error)

@@ -14,8 +14,8 @@ from sim_bridge.tasks.mug import HEIGHT, RADIUS
 
 TOWARDS_RIM, GRASP_HEIGHT, ABOVE, CARRY_HEIGHT = 0.029, 0.014, 0.060, 0.090
 PITCHES = np.radians([-15, -10, -5, 0, 5, 10, 15])
-TILTS = np.radians([0, 4, 8, 12, 16, 20])
-"""Lean of the mug when it is let go; it settles upright by itself."""
+TILTS = np.radians([4, 0, 8, 12, 16, 20])
+"""Lean of the mug when it is let go, the one that is usually within reach first; it settles upright by itself."""
 
 DISTANCES, HEADINGS = (0.46, 0.48, 0.44, 0.50, 0.42), (0.0, 0.2, -0.2)
 PLACE_ABOVE = np.array([0.0, 0.0, 0.040])
@@ -106,7 +106,7 @@ class FlipMugDemonstrator(Demonstrator):
         if place is None:
             return False
         yield from self.hesitate()
-        if not (yield from self.free_move(lambda: moved(place, PLACE_ABOVE), (0.0, 0.0, 0.02), speed=0.7, tolerance=0.04, lost=lost)):
+        if not (yield from self.free_move(lambda: moved(place, PLACE_ABOVE), (0.0, 0.0, 0.02), speed=0.85, tolerance=0.04, lost=lost)):
             return False
         self.phase = "place"
         yield from self.hesitate()

@@ -162,8 +162,9 @@ class TabletopEnv(BaseEnv):
             self._failed = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
             self._moved = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
             self._move_left = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+            self._moves_made = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
             self._shift = torch.zeros(self.num_envs, 2, device=self.device)
-        for flags in (self._streak, self._failed, self._moved, self._move_left):
+        for flags in (self._streak, self._failed, self._moved, self._move_left, self._moves_made):
             flags[env_idx] = 0
         joints = np.zeros((n, 8), dtype=np.float32)
         poses = {name: np.zeros((n, 7), dtype=np.float32) for name in self.actors}
@@ -212,6 +213,7 @@ class TabletopEnv(BaseEnv):
         self._move_left = torch.where(begin, torch.full_like(self._move_left, MOVE_STEPS), self._move_left)
         moving = (self._move_left > 0) & (force <= 0.0)
         self._move_left = torch.where(moving, self._move_left - 1, torch.zeros_like(self._move_left))
+        self._moves_made = self._moves_made + moving.to(self._moves_made)
         if not bool(moving.any()):
             return
         target = self.actors[self.TARGET]
@@ -227,6 +229,10 @@ class TabletopEnv(BaseEnv):
             self.scene._gpu_apply_all()
             self.scene._gpu_fetch_all()
 
+    def shifted(self) -> torch.Tensor:
+        """How far (n,) in m the dynamic setting has shifted the target so far in this episode."""
+        return self._shift.norm(dim=-1) * self._moves_made / MOVE_STEPS
+
     def evaluate(self):
         return {"success": self._streak >= SUCCESS_STEPS, "fail": self._failed.clone()}
 
@@ -238,7 +244,8 @@ class TabletopEnv(BaseEnv):
     def get_state_dict(self):
         state = super().get_state_dict()  # holds the controller's state too
         state["task"] = {
-            name: getattr(self, f"_{name}").clone() for name in ("streak", "failed", "moved", "move_left", "shift", "elapsed_steps")
+            name: getattr(self, f"_{name}").clone()
+            for name in ("streak", "failed", "moved", "move_left", "moves_made", "shift", "elapsed_steps")
         }
         return state
 
