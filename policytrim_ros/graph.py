@@ -39,6 +39,8 @@ class LaunchArguments(Config):
     can_interface: str = argument("", "python-can interface; empty: socketcan, or piper_hub in simulation")
     cameras: str = argument("", "cameras as name=serial,name=serial; empty: the emulated front and wrist cameras (simulation only)")
     camera_size: str = argument("424x240", "pixels of the colour images, WIDTHxHEIGHT; a D435i offers 424x240 and 640x480 among others")
+    camera_fps: int = argument(0, "pictures a second of each camera; 0: 30, in simulation 20 (a software renderer pays about 10 ms for each)",
+                               low=0, high=90)
     task: str = argument("tape_box", "what the arm is to do", choices=TASKS)
     setting: str = argument("standard", "standard: the target stays; dynamic: it is moved once during the approach", choices=SETTINGS)
     seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
@@ -104,6 +106,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     if not cameras:
         raise ConfigError("LaunchArguments.cameras: name the cameras as front=<serial>,wrist=<serial>; `policytrim doctor` lists what is plugged in")
     width, height = parse_size(arguments.camera_size)
+    fps = camera_fps(arguments)
     demonstrated = checkpoint.startswith("demonstrator:")
     driver = "demonstrator" if demonstrated else "inference"
     common = dict(environment=environment(arguments), remappings=parse_remap(arguments.remap))
@@ -113,13 +116,13 @@ def graph(arguments: LaunchArguments) -> list[Process]:
         processes += [
             Process("world", "world_node", "sim_bridge.world", niceness=-5, **{**common, "environment": {**common["environment"], **renderer()}},
                     parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session,
-                                    camera_width=width, camera_height=height)),
+                                    camera_width=width, camera_height=height, camera_fps=float(fps))),
             Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, niceness=-10, environment=common["environment"],
                     arguments=("--socket", can_port, "--session", session), socket=can_port, needs=("world",)),
         ]
     processes += [
         Process("camera", "camera_node", "policytrim_ros.nodes.camera", niceness=-5, **common, needs=("world",) if sim else (),
-                parameters=dict(cameras=list(cameras), serials=list(cameras.values()), width=width, height=height,
+                parameters=dict(cameras=list(cameras), serials=list(cameras.values()), width=width, height=height, fps=fps,
                                 **(dict(realsense_context="sim_bridge.realsense:context") if sim else {}))),
         Process("controller", "controller_node", "policytrim_ros.nodes.controller", niceness=-10, **common, needs=("piper_emulator",) if sim else (),
                 parameters=dict(can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"), can_port=can_port,
@@ -195,6 +198,7 @@ def environment(arguments: LaunchArguments) -> dict[str, str]:
     if arguments.sim:
         chosen["POLICYTRIM_SESSION"] = session_name(arguments)
         chosen["POLICYTRIM_CAMERA_SIZE"] = arguments.camera_size
+        chosen["POLICYTRIM_CAMERA_FPS"] = str(camera_fps(arguments))
     return chosen
 
 
@@ -241,6 +245,10 @@ def own_checkpoint(task: str) -> Path | None:
     except FileNotFoundError:
         return None
     return next((path.parent for path in manifests if task in json.loads(path.read_text()).get("tasks", ())), None)
+
+
+def camera_fps(arguments: LaunchArguments) -> int:
+    return arguments.camera_fps or (20 if arguments.sim else 30)
 
 
 def session_name(arguments: LaunchArguments) -> str:
