@@ -69,7 +69,12 @@ class Stack:
         return path.read_text() if path.exists() else ""
 
     def exit_code(self, name: str) -> int:
-        return wait_for(lambda: self.processes[name].poll() is not None and [self.processes[name].returncode], f"{name} does not end")[0]
+        return self.exit_code_within(name, ANSWER_S)
+
+    def exit_code_within(self, name: str, timeout_s: float) -> int:
+        ended = wait_for(lambda: self.processes[name].poll() is not None and [self.processes[name].returncode],
+                         f"{name} does not end; its last words: {self.log(name)[-1500:]}", timeout_s)
+        return ended[0]
 
     def kill(self, name: str, number=signal.SIGKILL) -> None:
         process = self.processes.pop(name)

@@ -59,8 +59,7 @@ def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, ope
     arguments, state, reason = FAULTS[name]
     operator.swing()
     stack.fault(name, **arguments)
-    operator.until(lambda: operator.state.startswith(state), f"{name} is not noticed", 5.0)
-    assert reason in operator.state
+    operator.until(lambda: operator.state.startswith(state) and reason in operator.state, f"{name} is not noticed with its reason", 5.0)
     stack.assert_held(operator.spin)
     refused = operator.order("controller/go")
     assert not refused.success and "clear_fault" in refused.message

@@ -1,0 +1,118 @@
+"""The whole simulated robot as `policytrim up` starts it: a trial through every node, then processes die one by one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+from stack import ROOT, Operator, Stack, wait_for
+
+from policytrim_ros.graph import runtime_dir
+from policytrim_ros.trials.store import Store
+
+SESSION = f"test-{os.getpid()}"
+
+
+class System(Stack):
+    """`policytrim up` in a session of its own; the emulated arm is asked for the truth as in the other fault tests."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.socket = str(runtime_dir() / f"{SESSION}.can")
+
+    def up(self, name: str, *arguments: str) -> subprocess.Popen:
+        line = [sys.executable, "-m", "policytrim_ros.cli", "up", f"session:={SESSION}", *arguments]
+        with open(self.folder / f"{name}.log", "w") as log:
+            self.processes[name] = subprocess.Popen(line, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+        return self.processes[name]
+
+    def pid(self, module: str) -> int:
+        """Process id of the part of this session that runs ``module``."""
+        out = subprocess.run(["pgrep", "-f", "--", f"-m {module} "], capture_output=True, text=True).stdout.split()
+        mine = [int(pid) for pid in out if f"ROS_DOMAIN_ID={self.domain}".encode() in environment_of(pid)]
+        assert mine, f"{module} does not run"
+        return mine[0]
+
+
+def environment_of(pid: str) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+@pytest.fixture
+def system(tmp_path):
+    made = System(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_trial_runs_through_every_node_and_its_row_says_what_happened(system, tmp_path):
+    system.up("up", "checkpoint:=demonstrator:clean", "trials:=1", "seed:=3", f"out:={tmp_path / 'runs'}")
+    code = system.exit_code_within("up", 240)
+    assert code == 0, system.log("up")[-3000:]
+    (row,) = Store(tmp_path / "runs").rows
+    assert (row.task, row.setting, row.seed, row.label) == ("tape_box", "standard", 3, "demonstrator-clean")
+    assert row.outcome == "success", row.reason
+    assert row.steps > 40 and row.calls > 40 and 2.0 < row.seconds < 25.0
+    order = re.findall(r"^(\w+): ready after", system.log("up"), re.M)
+    assert order.index("world") < order.index("piper_emulator") < order.index("controller") < order.index("trial")
+
+
+def test_a_second_start_in_the_session_is_refused_and_the_first_goes_on(system):
+    first = system.up("first", "checkpoint:=demonstrator:clean")
+    wait_for(lambda: "running;" in system.log("first"), "the system does not come up", 240)
+    system.up("second", "checkpoint:=demonstrator:clean")
+    assert system.exit_code("second") == 1
+    assert f"session '{SESSION}' is already running" in system.log("second")
+    assert first.poll() is None
+    first.send_signal(signal.SIGINT)
+    assert system.exit_code_within("first", 60) in (0, 130)
+    ended = re.findall(r"\[(\w+)\].*(?:ended|holds its position)", system.log("first"))
+    assert "controller" in ended and "all processes have ended" in system.log("first")
+
+
+@pytest.mark.parametrize("module, dead, state, reason", [
+    ("sim_bridge.world", "world", "fault", "feedback"),  # frozen joints at first, then silence
+    ("sim_bridge.demonstrator_node", "demonstrator", "holding", "demonstrator"),
+    ("policytrim_ros.nodes.camera", "camera", "holding", "'camera' is silent"),
+])
+def test_a_process_killed_in_motion_is_named_and_the_arm_holds(system, module, dead, state, reason):
+    system.up("up", "checkpoint:=demonstrator:clean")
+    wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)
+    operator = Operator(system, beats=())
+    try:
+        operator.ready()
+        assert operator.order("scene/reset").success
+        assert operator.order("controller/go").success and operator.order("scene/start").success
+        assert operator.order("inference/run", True).success
+        began = operator.consumed.next_step
+        operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")
+        os.kill(system.pid(module), signal.SIGKILL)
+        operator.until(lambda: operator.state.startswith(state), f"the death of {dead} is not noticed", 10.0)
+        assert reason in operator.state or "chunk starved" in operator.state
+        wait_for(lambda: re.search(rf"^{dead} died \(signal SIGKILL\)", system.log("up"), re.M), f"nobody says that {dead} died")
+        truth = system.truth()
+        assert truth["disables"] == 0 and truth["power_cuts"] == 0
+        if dead != "world":
+            system.assert_held(operator.spin)
+        assert not operator.order("controller/go").success
+    finally:
+        operator.close()
+    system.processes["up"].send_signal(signal.SIGINT)
+    assert system.exit_code_within("up", 60) != 0
+
+
+def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(system, tmp_path):
+    checkpoint = ROOT / "models" / "tape_box"
+    system.up("up", f"checkpoint:={checkpoint}", "trials:=1", "seed:=5", f"out:={tmp_path / 'runs'}")
+    assert system.exit_code_within("up", 240) == 0, system.log("up")[-3000:]
+    (row,) = Store(tmp_path / "runs").rows
+    h = json.loads((checkpoint / "manifest.json").read_text())["contract"]["execution_horizon"]
+    assert row.outcome in ("success", "failure") and row.horizon == h  # one trial proves that it runs, not how well
+    assert row.calls >= 5 and row.steps <= row.calls * h and row.steps > (row.calls - 2) * h
