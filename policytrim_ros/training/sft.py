@@ -54,7 +54,7 @@ class Trainer:
         self.policy = new_policy(recipe, self.samples, sorted({episode.task for episode in episodes}))
         self.ema = {name: parameter.detach().clone() for name, parameter in self.policy.named_parameters()}
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.training.learning_rate, betas=(0.9, 0.99), weight_decay=self.training.weight_decay
+            self.policy.parameters(), lr=self.training.learning_rate, betas=(0.9, 0.99), weight_decay=self.training.weight_decay, fused=True
         )
         self.step, self.cpu_s, self.best, self.without_progress = 0, 0.0, math.inf, 0
         self.held_out_report: dict[str, float] = {}
@@ -100,15 +100,14 @@ class Trainer:
         loss = flow + self.training.locate_weight * locate
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss became {loss.item()} at step {self.step}; lower the learning rate and resume from {self.run_dir}")
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.training.gradient_clip)
         self.optimizer.step()
         self.step += 1
         decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                self.ema[name].lerp_(parameter, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.values()), list(self.policy.parameters()), 1 - decay)
         return {"flow": flow.item(), "locate": locate.item(), "gradient_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
     def averaged(self) -> FlowPolicy:
