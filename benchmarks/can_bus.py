@@ -57,17 +57,27 @@ def measure(piper: Piper, emulator: int, seconds: float, rate_hz: float | None) 
 def latencies_ms(piper: Piper, count: int) -> np.ndarray:
     """Time from a changed command to a changed joint reading, ``count`` times, from rest."""
     snapshots, random, spent = piper._snapshots, np.random.default_rng(0), []
+
+    def reading(condition):
+        with snapshots.changed:
+            if not snapshots.changed.wait_for(condition, 5.0):
+                raise TimeoutError(f"the arm did not react within 5 s (failed sends in a row: {piper.send_failures})")
+
+    def arrived(target):
+        feedback = piper.feedback()
+        return np.abs(feedback.state.position - target).max() < 1e-5 and not feedback.state.velocity.any()
+
+    piper.send(READY)
+    reading(lambda: arrived(READY))
     for k in range(count):
         time.sleep(0.05 + 0.005 * random.random())  # any phase of the feedback period
         before, target = snapshots.joints[1:], np.array(READY)
-        target[0] += 0.02 * (k % 2)
+        target[0] += 0.02 * ((k + 1) % 2)
         began = time.perf_counter()
         piper.send(target)
-        with snapshots.changed:
-            if not snapshots.changed.wait_for(lambda: snapshots.joints[1:] != before, 1.0):
-                raise TimeoutError("the arm did not react within 1 s")
+        reading(lambda: snapshots.joints[1:] != before)
         spent.append(1000 * (time.perf_counter() - began))
-        time.sleep(0.15)  # at rest again
+        reading(lambda: arrived(target))
     return np.array(spent)
 
 

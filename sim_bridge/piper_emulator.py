@@ -176,6 +176,7 @@ class PiperEmulator:
         self.received, self.sent, self.ticks = Counter(), 0, 0
         self.disables = self.power_cuts = self.estops = 0
         self.last_step = None
+        self._goal = np.zeros(7), np.zeros(7), np.full(7, GRIPPER_SPEED), np.full(7, GRIPPER_ACC)
         self.silent = world is not None
         self._frames = _CycleFrames()
         self._end_pose_of = self._end_pose = None
@@ -423,10 +424,13 @@ class PiperEmulator:
             self._couple(now)
 
     def _drive(self, now: float, dt: float) -> None:
-        goal, goal_v = (np.concatenate(pair) for pair in zip(self.joints.goal(now - dt), self.gripper.goal(now - dt)))
-        v_max = np.append(self.max_speed * self.speed, GRIPPER_SPEED)
-        driven, v = limited_step(self.x, self.v, goal, goal_v, dt, v_max, np.append(self.max_acc, GRIPPER_ACC))
-        if self.powered.all() and self.gripper_on and not self.estop:
+        all_on = self.gripper_on and not self.estop and bool(self.powered.all())
+        (q, q_v), (stroke, stroke_v) = self.joints.goal(now - dt), self.gripper.goal(now - dt)
+        goal, goal_v, v_max, a_max = self._goal
+        goal[:6], goal[6:], goal_v[:6], goal_v[6:] = q, stroke, q_v, stroke_v
+        v_max[:6], a_max[:6] = self.max_speed * self.speed, self.max_acc
+        driven, v = limited_step(self.x, self.v, goal, goal_v, dt, v_max, a_max)
+        if all_on:
             self.x, self.v = driven, v
             return
         active = np.append(self.powered & (not self.estop), self.gripper_on and not self.estop)
