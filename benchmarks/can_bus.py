@@ -50,34 +50,42 @@ def measure(piper: Piper, emulator: int, seconds: float, rate_hz: float | None) 
         due += 1.0 / (rate_hz or 10.0)
         time.sleep(max(0.0, due - time.monotonic()))
     wall = time.monotonic() - began
-    return dict(frames_per_s=float(np.mean(frames)), emulator_cpu=(cpu_s(emulator) - used) / wall, driver_cpu=(cpu_s(os.getpid()) - own) / wall,
-                age_ms=1000 * np.percentile(late, 99), failures=failures)
+    return dict(
+        frames_per_s=float(np.mean(frames)),
+        emulator_cpu=(cpu_s(emulator) - used) / wall,
+        driver_cpu=(cpu_s(os.getpid()) - own) / wall,
+        age_ms=1000 * np.percentile(late, 99),
+        failures=failures,
+    )
 
 
 def latencies_ms(piper: Piper, count: int) -> np.ndarray:
     """Time from a changed command to a changed joint reading, ``count`` times, from rest."""
     snapshots, random, spent = piper._snapshots, np.random.default_rng(0), []
 
-    def reading(condition):
+    def reading(condition, *arguments):
         with snapshots.changed:
-            if not snapshots.changed.wait_for(condition, 5.0):
+            if not snapshots.changed.wait_for(lambda: condition(*arguments), 5.0):
                 raise TimeoutError(f"the arm did not react within 5 s (failed sends in a row: {piper.send_failures})")
+
+    def moved(before):
+        return snapshots.joints[1:] != before
 
     def arrived(target):
         feedback = piper.feedback()
         return np.abs(feedback.state.position - target).max() < 1e-5 and not feedback.state.velocity.any()
 
     piper.send(READY)
-    reading(lambda: arrived(READY))
+    reading(arrived, READY)
     for k in range(count):
         time.sleep(0.05 + 0.005 * random.random())  # any phase of the feedback period
         before, target = snapshots.joints[1:], np.array(READY)
         target[0] += 0.02 * ((k + 1) % 2)
         began = time.perf_counter()
         piper.send(target)
-        reading(lambda: snapshots.joints[1:] != before)
+        reading(moved, before)
         spent.append(1000 * (time.perf_counter() - began))
-        reading(lambda: arrived(target))
+        reading(arrived, target)
     return np.array(spent)
 
 
@@ -110,8 +118,10 @@ def main() -> None:
     print("| | frames/s received | age of joints p99 ms | failed sends | emulator % of a core | driver % of a core |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name, row in rows.items():
-        print(f"| {name} | {row['frames_per_s']:.0f} | {row['age_ms']:.1f} | {row['failures']} | {100 * row['emulator_cpu']:.1f} | "
-              f"{100 * row['driver_cpu']:.1f} |")
+        print(
+            f"| {name} | {row['frames_per_s']:.0f} | {row['age_ms']:.1f} | {row['failures']} | {100 * row['emulator_cpu']:.1f} | "
+            f"{100 * row['driver_cpu']:.1f} |"
+        )
     p50, p99 = np.percentile(spent, (50, 99))
     print(f"\ncommand to changed feedback, {len(spent)} commands: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {spent.max():.2f} ms")
 

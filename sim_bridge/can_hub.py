@@ -34,13 +34,16 @@ PACKET_BYTES = 4096
 SEND_BUFFER_BYTES = 24576
 """Room for about 64 unsent frames: a hub that takes nothing makes sends fail soon, like a controller in bus-off."""
 
+LISTENER_BUFFER_BYTES = 8192
+"""Room for about 0.1 s of feedback: a listener that is too slow loses frames instead of living ever further in the past."""
+
 
 class HubInUse(RuntimeError):
     """Another process already serves this socket; the message says which socket and what to do."""
 
 
 class Hub:
-    """The bus itself: server side of the socket at ``path``. Never blocks; ``collect`` and ``broadcast`` are called from one loop.
+    """The bus itself, server of the socket at ``path``. Never blocks; ``collect`` and ``broadcast`` are called from one loop.
 
     Raises HubInUse when a live process serves ``path`` and OSError when the socket cannot be made. A socket file left
     behind by a killed process is replaced.
@@ -57,7 +60,7 @@ class Hub:
         return len(self._clients)
 
     def collect(self) -> list[tuple[float, int, bytes]]:
-        """Frames that clients sent since the last call, as (wall-clock stamp, CAN id, 8 data bytes); relays them to the other clients.
+        """Frames that clients sent since the last call, as (wall-clock stamp, CAN id, 8 data bytes); relays them to the others.
 
         While ``passing`` is False (bus-off) nothing is taken from the clients, whose send buffers then fill up.
         """
@@ -79,7 +82,7 @@ class Hub:
                 stamp, loopback = HEAD.unpack_from(packet)
                 if loopback:
                     self._deliver(packet, client)
-                for can_id, _length, data in FRAME.iter_unpack(packet[HEAD.size:]):
+                for can_id, _length, data in FRAME.iter_unpack(packet[HEAD.size :]):
                     frames.append((stamp, can_id, data))
         return frames
 
@@ -112,6 +115,7 @@ class Hub:
             except BlockingIOError:
                 return
             client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LISTENER_BUFFER_BYTES)
             self._clients.append(client)
 
     def _deliver(self, packet: bytes, sender) -> None:
@@ -178,7 +182,9 @@ class HubBus(can.BusABC):
             self._socket.connect(str(channel))
         except OSError as error:
             self._socket.close()
-            raise can.CanInitializationError(f"no emulated CAN bus at {channel}: {error.strerror or error}", error.errno) from error
+            raise can.CanInitializationError(
+                f"no emulated CAN bus at {channel}: {error.strerror or error}", error.errno
+            ) from error
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         super().__init__(channel, can_filters=can_filters, **kwargs)
@@ -210,10 +216,18 @@ class HubBus(can.BusABC):
             if not packet:
                 raise can.CanOperationError(f"{self.channel_info} has gone: its process ended", errno.ENETDOWN)
             stamp, _ = HEAD.unpack_from(packet)
-            for can_id, length, data in FRAME.iter_unpack(packet[HEAD.size:]):
-                self._frames.append(can.Message(
-                    timestamp=stamp, arbitration_id=can_id & ID_MASK, is_extended_id=bool(can_id & EXTENDED),
-                    is_remote_frame=bool(can_id & REMOTE), dlc=length, data=data[:length], channel=self.channel_info))
+            for can_id, length, data in FRAME.iter_unpack(packet[HEAD.size :]):
+                self._frames.append(
+                    can.Message(
+                        timestamp=stamp,
+                        arbitration_id=can_id & ID_MASK,
+                        is_extended_id=bool(can_id & EXTENDED),
+                        is_remote_frame=bool(can_id & REMOTE),
+                        dlc=length,
+                        data=data[:length],
+                        channel=self.channel_info,
+                    )
+                )
         return self._frames.popleft(), False
 
     def shutdown(self) -> None:

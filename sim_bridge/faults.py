@@ -83,7 +83,11 @@ class Faults:
     def active(self) -> list[str]:
         """Names of the fields that differ from a healthy arm."""
         fresh = Faults()
-        return [f.name for f in fields(self) if f.name not in ("deadline", "random") and getattr(self, f.name) != getattr(fresh, f.name)]
+        return [
+            f.name
+            for f in fields(self)
+            if f.name not in ("deadline", "random") and getattr(self, f.name) != getattr(fresh, f.name)
+        ]
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def _driver_bit(bit, status=None, comm=False):
         faults.status = faults.status if status is None else status
         if comm:
             faults.err_code |= 1 << int(joint) - 1
+
     return apply
 
 
@@ -116,27 +121,49 @@ def _set_offset(faults, joint, degrees):
 JOINT = ("joint", 1, 6, 1)
 FAULTS = {
     "mute": Fault("the arm sends nothing; it still listens", _switch("mute"), ("mute",)),
-    "bus_off": Fault("the bus carries nothing in either direction; sends fail once buffers are full", _switch("bus_off"), ("bus_off",)),
+    "bus_off": Fault(
+        "the bus carries nothing in either direction; sends fail once buffers are full", _switch("bus_off"), ("bus_off",)
+    ),
     "stale_joints": Fault("joint position frames repeat their last values", _switch("stale_joints"), ("stale_joints",)),
     "zero_feedback": Fault("every feedback frame carries zeros", _switch("zero_feedback"), ("zero_feedback",)),
-    "teach_mode": Fault("somebody pressed the teach button: ctrl_mode 2, commands are ignored", _switch("teach_mode"), ("teach_mode",)),
-    "status": Fault("the arm reports arm_status `code`", lambda f, code: setattr(f, "status", int(code)), ("status",), (("code", 0, 15, 10),)),
+    "teach_mode": Fault(
+        "somebody pressed the teach button: ctrl_mode 2, commands are ignored", _switch("teach_mode"), ("teach_mode",)
+    ),
+    "status": Fault(
+        "the arm reports arm_status `code`", lambda f, code: setattr(f, "status", int(code)), ("status",), (("code", 0, 15, 10),)
+    ),
     "collision": Fault("collision bit of `joint`, arm_status 7", _driver_bit(0x10, status=7), ("foc_bits", "status"), (JOINT,)),
     "stall": Fault("stall bit of `joint`", _driver_bit(0x80), ("foc_bits",), (JOINT,)),
-    "joint_error": Fault("driver error bit of `joint`, arm_status 9", _driver_bit(0x20, status=9), ("foc_bits", "status"), (JOINT,)),
-    "comm_error": Fault("communication error of `joint`, arm_status 5", _driver_bit(0, status=5, comm=True),
-                        ("foc_bits", "status", "err_code"), (JOINT,)),
+    "joint_error": Fault(
+        "driver error bit of `joint`, arm_status 9", _driver_bit(0x20, status=9), ("foc_bits", "status"), (JOINT,)
+    ),
+    "comm_error": Fault(
+        "communication error of `joint`, arm_status 5",
+        _driver_bit(0, status=5, comm=True),
+        ("foc_bits", "status", "err_code"),
+        (JOINT,),
+    ),
     "undervoltage": Fault("undervoltage bit of `joint`", _driver_bit(0x01), ("foc_bits",), (JOINT,)),
-    "lost_frames": Fault("`fraction` of all frames is lost, both ways", lambda f, fraction: setattr(f, "lost_frames", float(fraction)),
-                         ("lost_frames",), (("fraction", 0.0, 1.0, 0.1),)),
-    "joint_offset": Fault("the encoder of `joint` is wrong by `degrees`: reported and real pose differ", _set_offset, ("joint_offset",),
-                          (JOINT, ("degrees", -30.0, 30.0, 2.0))),
+    "lost_frames": Fault(
+        "`fraction` of all frames is lost, both ways",
+        lambda f, fraction: setattr(f, "lost_frames", float(fraction)),
+        ("lost_frames",),
+        (("fraction", 0.0, 1.0, 0.1),),
+    ),
+    "joint_offset": Fault(
+        "the encoder of `joint` is wrong by `degrees`: reported and real pose differ",
+        _set_offset,
+        ("joint_offset",),
+        (JOINT, ("degrees", -30.0, 30.0, 2.0)),
+    ),
 }
 """Every fault that can be injected. All take `seconds`: the fault then ends by itself."""
 
 
 def inject(socket_path: str, fault: str, timeout_s: float = 2.0, **arguments) -> dict:
-    """Injects ``fault`` (or "clear", optionally ``name=...``; or "state") into the emulator that serves ``socket_path``; returns its answer.
+    """Injects ``fault`` into the emulator that serves ``socket_path`` and returns its answer.
+
+    ``clear`` (with ``name=...``: only that one) ends faults.
 
     ``state`` answers with the arm's true condition, see ``PiperEmulator.state``. Raises FaultError when no emulator
     answers or when it refuses.

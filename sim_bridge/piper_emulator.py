@@ -34,7 +34,7 @@ from policytrim_ros.core import kinematics
 from policytrim_ros.core.motion import limited_step
 from policytrim_ros.core.types import PARK, READY
 from sim_bridge.can_hub import FRAME, Hub, HubInUse, PythonCanBus
-from sim_bridge.faults import ControlServer, FaultError, Faults
+from sim_bridge.faults import ControlServer, Faults
 from sim_bridge.shared import ARM_COMMAND, ARM_STATE, Block
 
 TICK_S = 0.005
@@ -91,7 +91,7 @@ class Stream:
         self.__init__(at)
 
     def goal(self, now: float):
-        """Position and velocity of the stream at ``now``: extrapolated by at most one period, at rest when the stream has ended."""
+        """Position and velocity of the stream at ``now``: extrapolated by at most one period, at rest when it has ended."""
         age = now - self.stamp
         if age > max(STREAM_GAP_S, 1.5 * self.period):
             return self.target, np.zeros_like(self.velocity)
@@ -118,8 +118,12 @@ class World:
             self._reopen(now)
             if not self._silent:
                 self._silent = True
-                print(f"piper_emulator: the world of session '{self.session}' has been silent for {WORLD_SILENCE_S} s: the arm "
-                      "falls silent too until it is back", file=sys.stderr, flush=True)
+                print(
+                    f"piper_emulator: the world of session '{self.session}' has been silent for {WORLD_SILENCE_S} s: the arm "
+                    "falls silent too until it is back",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return False
         if self._silent:
             self._silent = False
@@ -226,7 +230,7 @@ class PiperEmulator:
         self.ctrl_mode, self.move_mode, self.speed = data[0], data[1], data[2] / 100.0
 
     def _joint_ctrl(self, first, data, stamp):
-        self.pending[first:first + 2] = struct.unpack(">ii", data)
+        self.pending[first : first + 2] = struct.unpack(">ii", data)
         if first == 4 and self.ctrl_mode == 1 and self.move_mode in (1, 4) and not self.estop:
             self._take_joint_target(stamp)
 
@@ -241,7 +245,7 @@ class PiperEmulator:
         self.joints.put(np.array(target) / MDEG, stamp)
 
     def _pose_ctrl(self, first, data, stamp):
-        self.pose_pending[first:first + 2] = struct.unpack(">ii", data)
+        self.pose_pending[first : first + 2] = struct.unpack(">ii", data)
         if first == 4 and self.ctrl_mode == 1 and self.move_mode in (0, 2) and not self.estop and None not in self.pose_pending:
             self._take_end_pose(stamp)
 
@@ -369,18 +373,28 @@ class PiperEmulator:
     def _ask_firmware(self, _data, _stamp, now):
         text = f"H-V1.2-1{self.firmware}AgileX P".encode()
         for i in range(0, len(text), 8):
-            self._reply(now + FIRMWARE_DELAY_S, 0x4AF, text[i:i + 8])
+            self._reply(now + FIRMWARE_DELAY_S, 0x4AF, text[i : i + 8])
 
     HANDLERS = {
-        0x150: _motion_ctrl_1, 0x151: _motion_ctrl_2,
+        0x150: _motion_ctrl_1,
+        0x151: _motion_ctrl_2,
         0x152: lambda arm, data, stamp, _: arm._pose_ctrl(0, data, stamp),
         0x153: lambda arm, data, stamp, _: arm._pose_ctrl(2, data, stamp),
         0x154: lambda arm, data, stamp, _: arm._pose_ctrl(4, data, stamp),
         0x155: lambda arm, data, stamp, _: arm._joint_ctrl(0, data, stamp),
         0x156: lambda arm, data, stamp, _: arm._joint_ctrl(2, data, stamp),
-        0x157: lambda arm, data, stamp, _: arm._joint_ctrl(4, data, stamp), 0x159: _gripper_ctrl,
-        0x470: _linkage, 0x471: _enable, 0x472: _ask_limits, 0x474: _set_limits, 0x475: _joint_config, 0x477: _parameters,
-        0x479: _set_end_limits, 0x47A: _set_crash_levels, 0x47D: _set_gripper_range, 0x4AF: _ask_firmware,
+        0x157: lambda arm, data, stamp, _: arm._joint_ctrl(4, data, stamp),
+        0x159: _gripper_ctrl,
+        0x470: _linkage,
+        0x471: _enable,
+        0x472: _ask_limits,
+        0x474: _set_limits,
+        0x475: _joint_config,
+        0x477: _parameters,
+        0x479: _set_end_limits,
+        0x47A: _set_crash_levels,
+        0x47D: _set_gripper_range,
+        0x4AF: _ask_firmware,
     }
 
     # --- motors ---------------------------------------------------------------------------------------------------
@@ -474,7 +488,7 @@ class PiperEmulator:
         out = b"" if self.leading else frames.bytes(low_speed, self.faults.zero_feedback)
         out += b"".join(FRAME.pack(can_id, 8, data) for _, can_id, data in due)
         if self.faults.lost_frames:
-            pieces = (out[i:i + FRAME.size] for i in range(0, len(out), FRAME.size))
+            pieces = (out[i : i + FRAME.size] for i in range(0, len(out), FRAME.size))
             out = b"".join(piece for piece in pieces if self.faults.random.random() >= self.faults.lost_frames)
         self.sent += len(out) // FRAME.size
         return out
@@ -525,13 +539,30 @@ class PiperEmulator:
         """The arm's true condition, for tests: positions in rad and m, targets, power, counters."""
         true = self.x - self.offset if self.world is None or self.silent else self.world.position
         return dict(
-            position=true, velocity=self.v if self.world is None or self.silent else self.world.velocity,
-            target=np.append(self.joints.target, self.gripper.target), motor_position=self.x, enabled=self.powered,
-            gripper_enabled=self.gripper_on, holding=self.holding, supported=self.supported, estop=self.estop, ctrl_mode=self.ctrl_mode,
-            move_mode=self.move_mode, speed_percent=round(self.speed * 100), arm_status=self.arm_status, silent=self.silent,
-            target_age_s=now - self.joints.stamp if self.joints.stamp > -math.inf else None, faults=self.faults.active(),
-            frames_sent=self.sent, frames_received=sum(self.received.values()), received={f"0x{k:X}": n for k, n in self.received.items()},
-            disables=self.disables, power_cuts=self.power_cuts, estops=self.estops, time=now)
+            position=true,
+            velocity=self.v if self.world is None or self.silent else self.world.velocity,
+            target=np.append(self.joints.target, self.gripper.target),
+            motor_position=self.x,
+            enabled=self.powered,
+            gripper_enabled=self.gripper_on,
+            holding=self.holding,
+            supported=self.supported,
+            estop=self.estop,
+            ctrl_mode=self.ctrl_mode,
+            move_mode=self.move_mode,
+            speed_percent=round(self.speed * 100),
+            arm_status=self.arm_status,
+            silent=self.silent,
+            target_age_s=now - self.joints.stamp if self.joints.stamp > -math.inf else None,
+            faults=self.faults.active(),
+            frames_sent=self.sent,
+            frames_received=sum(self.received.values()),
+            received={f"0x{k:X}": n for k, n in self.received.items()},
+            disables=self.disables,
+            power_cuts=self.power_cuts,
+            estops=self.estops,
+            time=now,
+        )
 
     def answer(self, request: dict, clients: int = 0) -> dict:
         """Answers one request of the control socket; ``clients`` are those of the bus."""
@@ -550,7 +581,9 @@ class _CycleFrames:
     IDS = tuple(range(0x2A1, 0x2A9)) + tuple(range(0x251, 0x257)) + tuple(range(0x261, 0x267))
     FAST_BYTES = 14 * FRAME.size
     HIGH_SPEED = np.dtype([("speed", ">i2"), ("current", ">i2"), ("position", ">i4")])
-    LOW_SPEED = np.dtype([("voltage", ">u2"), ("foc_temperature", ">i2"), ("motor_temperature", "i1"), ("foc", "u1"), ("bus_current", ">u2")])
+    LOW_SPEED = np.dtype(
+        [("voltage", ">u2"), ("foc_temperature", ">i2"), ("motor_temperature", "i1"), ("foc", "u1"), ("bus_current", ">u2")]
+    )
 
     def __init__(self):
         self._buffer = bytearray(b"".join(FRAME.pack(can_id, 8, bytes(8)) for can_id in self.IDS))
@@ -565,7 +598,7 @@ class _CycleFrames:
 
     def bytes(self, with_low_speed: bool, zeros: bool) -> bytes:
         whole = self._zeros if zeros else bytes(self._buffer)
-        return whole if with_low_speed else whole[:self.FAST_BYTES]
+        return whole if with_low_speed else whole[: self.FAST_BYTES]
 
 
 def firmware_number(firmware: str) -> tuple[int, ...]:
@@ -584,8 +617,11 @@ def pose_matrix(xyz, rpy) -> np.ndarray:
     """Pose (4, 4) of a position in m and roll, pitch, yaw in rad: the inverse of ``euler_xyz``."""
     (sr, sp, sy), (cr, cp, cy) = np.sin(rpy), np.cos(rpy)
     pose = np.eye(4)
-    pose[:3, :3] = [[cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
-                    [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr], [-sp, cp * sr, cp * cr]]
+    pose[:3, :3] = [
+        [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+        [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+        [-sp, cp * sr, cp * cr],
+    ]
     pose[:3, 3] = xyz
     return pose
 
@@ -633,7 +669,9 @@ def parse_pose(words) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"initial pose {' '.join(words)}: give ready, park or seven numbers") from None
     low, high = kinematics.LIMITS.T
     if len(pose) != 7 or not all(a - 1e-6 <= p <= b + 1e-6 for p, a, b in zip(pose, low, high)):
-        raise argparse.ArgumentTypeError(f"initial pose {' '.join(words)}: give six joints in rad and the gripper in m, within the limits")
+        raise argparse.ArgumentTypeError(
+            f"initial pose {' '.join(words)}: give six joints in rad and the gripper in m, within the limits"
+        )
     return pose
 
 
@@ -646,15 +684,28 @@ def behave_like_hardware() -> None:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="piper_emulator", description="An AgileX Piper that speaks CAN frames on a Unix socket bus.")
+    parser = argparse.ArgumentParser(
+        prog="piper_emulator", description="An AgileX Piper that speaks CAN frames on a Unix socket bus."
+    )
     parser.add_argument("--socket", required=True, help="socket of the bus; clients use it as CAN port with interface piper_hub")
-    parser.add_argument("--session", default="", help="simulation session whose world moves the arm; without it the arm moves by itself")
+    parser.add_argument(
+        "--session", default="", help="simulation session whose world moves the arm; without it the arm moves by itself"
+    )
     parser.add_argument("--firmware", default="S-V1.8-5", help="version the arm answers (default: %(default)s)")
-    parser.add_argument("--initial-pose", nargs="+", default=["ready"], metavar="POSE",
-                        help="ready, park or seven numbers: six joints in rad, gripper in m (default: ready)")
+    parser.add_argument(
+        "--initial-pose",
+        nargs="+",
+        default=["ready"],
+        metavar="POSE",
+        help="ready, park or seven numbers: six joints in rad, gripper in m (default: ready)",
+    )
     parser.add_argument("--not-homed", action="store_true", help="the gripper has not found its zero since power-up")
-    parser.add_argument("--also-on", default="", metavar="INTERFACE:CHANNEL",
-                        help="a further python-can bus that the arm is connected to, such as socketcan:vxcan1")
+    parser.add_argument(
+        "--also-on",
+        default="",
+        metavar="INTERFACE:CHANNEL",
+        help="a further python-can bus that the arm is connected to, such as socketcan:vxcan1",
+    )
     options = parser.parse_args(arguments)
     if options.also_on and not all(options.also_on.partition(":")):
         parser.error(f"--also-on {options.also_on}: expected INTERFACE:CHANNEL, such as socketcan:vxcan1")

@@ -206,7 +206,11 @@ def test_velocity_and_effort_are_reported_in_si_units(own_arm):
     def watch():
         nonlocal fastest, strongest, widest
         state = piper.feedback().state
-        fastest, strongest, widest = max(fastest, state.velocity[0]), max(strongest, state.effort[0]), min(widest, state.velocity[6])
+        fastest, strongest, widest = (
+            max(fastest, state.velocity[0]),
+            max(strongest, state.effort[0]),
+            min(widest, state.velocity[6]),
+        )
         return near(piper, np.array(READY) + (1.0, 0, 0, 0, 0, 0, -0.05))
 
     wait_for(watch, "the target")
@@ -223,11 +227,19 @@ def test_the_effort_of_old_firmware_is_multiplied_by_four(firmware, factor, monk
     assert np.allclose(effort, [factor] * 3 + [1.0] * 3 + [0.5])
 
 
-@pytest.mark.parametrize("fault, arguments, sentence", [
-    ("collision", {"joint": 2}, "joint2: collision"), ("stall", {"joint": 5}, "joint5: stalled"), ("status", {"code": 6}, "brake"),
-    ("joint_error", {"joint": 3}, "joint3: driver error"), ("comm_error", {"joint": 4}, "joint4: no communication"),
-    ("undervoltage", {"joint": 1}, "joint1: supply voltage too low"), ("teach_mode", {}, "teach mode"), ("zero_feedback", {}, "all feedback is zero"),
-])
+@pytest.mark.parametrize(
+    "fault, arguments, sentence",
+    [
+        ("collision", {"joint": 2}, "joint2: collision"),
+        ("stall", {"joint": 5}, "joint5: stalled"),
+        ("status", {"code": 6}, "brake"),
+        ("joint_error", {"joint": 3}, "joint3: driver error"),
+        ("comm_error", {"joint": 4}, "joint4: no communication"),
+        ("undervoltage", {"joint": 1}, "joint1: supply voltage too low"),
+        ("teach_mode", {}, "teach mode"),
+        ("zero_feedback", {}, "all feedback is zero"),
+    ],
+)
 def test_an_injected_fault_becomes_a_sentence_and_leaves_again(arm, piper, fault, arguments, sentence):
     assert piper.feedback().problems == ()
     arm.inject(fault, **arguments)
@@ -238,9 +250,9 @@ def test_an_injected_fault_becomes_a_sentence_and_leaves_again(arm, piper, fault
 
 def test_a_muted_arm_leaves_its_last_feedback_with_its_age(arm, piper):
     arm.inject("mute")
-    wait_for(lambda: time.monotonic() - piper.feedback().state.stamp > 0.2, "old feedback")
+    wait_for(lambda: time.monotonic() - piper.feedback().state.stamp > 1.0, "old feedback")
     arm.inject("clear")
-    wait_for(lambda: time.monotonic() - piper.feedback().state.stamp < 0.2, "fresh feedback")
+    wait_for(lambda: time.monotonic() - piper.feedback().state.stamp < 0.5, "fresh feedback")
 
 
 def test_a_healthy_arm_has_no_problems_whether_enabled_or_not():
@@ -248,10 +260,22 @@ def test_a_healthy_arm_has_no_problems_whether_enabled_or_not():
     assert problems(**{**HEALTHY, "ctrl_mode": 0, "driver_bits": [0] * 6, "gripper_bits": 0}) == ()
 
 
-@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 65535), st.lists(st.integers(0, 255), min_size=6, max_size=6), st.integers(0, 255))
+@given(
+    st.integers(0, 255),
+    st.integers(0, 255),
+    st.integers(0, 65535),
+    st.lists(st.integers(0, 255), min_size=6, max_size=6),
+    st.integers(0, 255),
+)
 def test_every_code_becomes_sentences_and_only_health_is_silent(ctrl_mode, arm_status, err_code, driver_bits, gripper_bits):
     found = problems(ctrl_mode, arm_status, err_code, driver_bits, gripper_bits)
-    healthy = ctrl_mode in (0, 1) and arm_status == 0 and not err_code & 0x3F3F and not any(b & 0xBF for b in driver_bits) and not gripper_bits & 0x3F
+    healthy = (
+        ctrl_mode in (0, 1)
+        and arm_status == 0
+        and not err_code & 0x3F3F
+        and not any(b & 0xBF for b in driver_bits)
+        and not gripper_bits & 0x3F
+    )
     assert all(isinstance(text, str) and text for text in found)
     assert (found == ()) == healthy
 
@@ -300,10 +324,16 @@ def test_a_sent_target_is_reached(arm, piper):
     assert piper.send_failures == 0 and piper.feedback().problems == ()
 
 
-@pytest.mark.parametrize("target, sentence", [
-    ((np.nan,) * 7, "7 finite numbers"), ((0, 1, -1, 0, np.inf, 0, 0), "7 finite numbers"), ((0.0,) * 6, "7 finite numbers"),
-    ((0, 1, 0.2, 0, 0, 0, 0), "joint3 to 0.200 rad: allowed is -2.967 to 0.000"), ((3.0, 1, -1, 0, 0, 0, 0), "joint1 to 3.000"),
-])
+@pytest.mark.parametrize(
+    "target, sentence",
+    [
+        ((np.nan,) * 7, "7 finite numbers"),
+        ((0, 1, -1, 0, np.inf, 0, 0), "7 finite numbers"),
+        ((0.0,) * 6, "7 finite numbers"),
+        ((0, 1, 0.2, 0, 0, 0, 0), "joint3 to 0.200 rad: allowed is -2.967 to 0.000"),
+        ((3.0, 1, -1, 0, 0, 0, 0), "joint1 to 3.000"),
+    ],
+)
 def test_an_impossible_target_is_refused_and_never_reaches_the_bus(arm, piper, target, sentence):
     sent = arm.state()["frames_received"]
     with pytest.raises(ArmError, match=sentence):
@@ -414,7 +444,9 @@ def test_every_setting_of_the_arm_is_documented():
     assert all(spec.metadata["doc"] for spec in fields(PiperConfig))
 
 
-@pytest.mark.parametrize("values", [dict(dh_is_offset=2), dict(gripper_effort_nm=5.0), dict(installation="upside down"), dict(can_port=3)])
+@pytest.mark.parametrize(
+    "values", [dict(dh_is_offset=2), dict(gripper_effort_nm=5.0), dict(installation="upside down"), dict(can_port=3)]
+)
 def test_an_impossible_setting_is_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         PiperConfig(**values)

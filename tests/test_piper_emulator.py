@@ -84,7 +84,9 @@ def test_the_speed_percentage_lowers_the_speed():
     assert 0.28 < np.abs(np.diff(bench.run(2.0)[:, 0])).max() / TICK_S <= 0.3 + 1e-9
 
 
-@pytest.mark.parametrize("rate_hz, jitter_s, error_mrad", [(200, 0.0, 0.1), (100, 0.001, 1.0), (50, 0.002, 3.0), (30, 0.002, 8.0)])
+@pytest.mark.parametrize(
+    "rate_hz, jitter_s, error_mrad", [(200, 0.0, 0.1), (100, 0.001, 1.0), (50, 0.002, 3.0), (30, 0.002, 8.0)]
+)
 def test_a_feasible_stream_is_followed_without_lag(rate_hz, jitter_s, error_mrad):
     def path(t):
         return np.array(READY[:6]) + 0.25 * np.array((1, 0.5, -0.5, 1, 0.2, 1)) * (1 - np.cos(3 * t))
@@ -215,7 +217,7 @@ def test_an_end_pose_command_moves_the_flange_there_and_an_impossible_one_is_rep
     rpy = (0.0, math.radians(135.0), 0.0)
     numbers = [round(v * 1e6) for v in (x, y, z)] + [round(v * MDEG) for v in rpy]
     for i in range(3):
-        bench.command(0x152 + i, struct.pack(">ii", *numbers[2 * i:2 * i + 2]))
+        bench.command(0x152 + i, struct.pack(">ii", *numbers[2 * i : 2 * i + 2]))
     bench.run(3.0)
     pose = bench.frames()
     assert np.abs(np.array(struct.unpack(">iiii", pose[0x2A2] + pose[0x2A3]))[:3] - numbers[:3]).max() < 1500
@@ -286,11 +288,17 @@ def test_faults_do_not_stop_the_emulated_arm_from_following():
         assert abs(bench.run(1.0)[-1, 0] - 0.1) < 1e-4, name
 
 
-@pytest.mark.parametrize("request_, sentence", [
-    (("melt", {}), "unknown fault 'melt'; known: mute"), (("collision", {"joint": 7}), "joint = 7, expected a number from 1 to 6"),
-    (("mute", {"volume": 1}), "unknown argument 'volume'; known: seconds"), (("mute", {"seconds": -1}), "seconds = -1"),
-    (("lost_frames", {"fraction": 2}), "expected a number from 0.0 to 1.0"), (("status", {"code": True}), "expected a number"),
-])
+@pytest.mark.parametrize(
+    "request_, sentence",
+    [
+        (("melt", {}), "unknown fault 'melt'; known: mute"),
+        (("collision", {"joint": 7}), "joint = 7, expected a number from 1 to 6"),
+        (("mute", {"volume": 1}), "unknown argument 'volume'; known: seconds"),
+        (("mute", {"seconds": -1}), "seconds = -1"),
+        (("lost_frames", {"fraction": 2}), "expected a number from 0.0 to 1.0"),
+        (("status", {"code": True}), "expected a number"),
+    ],
+)
 def test_an_impossible_fault_is_refused_in_one_sentence(request_, sentence):
     with pytest.raises(FaultError, match=sentence.replace("(", r"\(")):
         Faults().inject(*request_)
@@ -305,8 +313,15 @@ def test_a_fault_ends_by_itself_when_it_was_given_seconds():
     assert faults.active() == []
 
 
-@pytest.mark.parametrize("words, sentence", [(["high"], "ready, park or seven"), (["0"] * 6, "six joints"), (["9"] + ["0"] * 6, "within the limits"),
-                                             (["nan"] * 7, "within the limits")])
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["high"], "ready, park or seven"),
+        (["0"] * 6, "six joints"),
+        (["9"] + ["0"] * 6, "within the limits"),
+        (["nan"] * 7, "within the limits"),
+    ],
+)
 def test_an_impossible_initial_pose_is_refused(words, sentence):
     with pytest.raises(Exception, match=sentence):
         parse_pose(words)
@@ -330,7 +345,7 @@ def test_a_frame_reaches_the_hub_and_every_client_but_its_sender(hub):
     with bus_on(hub) as one, bus_on(hub) as two:
         hub.collect()
         one.send(can.Message(arbitration_id=0x155, data=bytes(range(8)), is_extended_id=False))
-        (stamp, can_id, data), = hub.collect()
+        ((stamp, can_id, data),) = hub.collect()
         heard = two.recv(timeout=DEADLINE_S)
         assert (can_id, data) == (0x155, bytes(range(8))) == (heard.arbitration_id, bytes(heard.data))
         assert abs(stamp - time.time()) < 5.0 and heard.timestamp == stamp
@@ -363,6 +378,17 @@ def test_a_client_that_never_reads_disturbs_nobody(hub):
             hub.broadcast(frame)
             assert reader.recv(timeout=DEADLINE_S).arbitration_id == 0x2A1
         assert hub.clients == 2
+
+
+def test_a_listener_that_was_held_up_finds_little_of_the_past(hub):
+    with bus_on(hub) as slow:
+        hub.collect()
+        for _ in range(1000):
+            hub.broadcast(FRAME.pack(0x2A1, 8, bytes(8)) * 14)
+        waiting = 0
+        while slow.recv(timeout=0.0) is not None:
+            waiting += 1
+        assert 100 < waiting <= 14 * 30
 
 
 def test_sends_fail_once_a_hub_in_bus_off_leaves_the_buffer_full_and_work_again_afterwards(hub):
@@ -473,7 +499,10 @@ def test_the_vendors_driver_reads_firmware_limits_and_parameters(vendor):
     wait_for(lambda: sdk.GetPiperFirmwareVersion() == "S-V1.8-5", "the firmware version")
     sdk.SearchMotorMaxAngleSpdAccLimit(3, 1)
     limits = sdk.GetCurrentMotorAngleLimitMaxVel().current_motor_angle_limit_max_vel
-    wait_for(lambda: (limits.motor_num, limits.max_angle_limit, limits.min_angle_limit, limits.max_joint_spd) == (3, 0, -1700, 3000), "limits")
+    wait_for(
+        lambda: (limits.motor_num, limits.max_angle_limit, limits.min_angle_limit, limits.max_joint_spd) == (3, 0, -1700, 3000),
+        "limits",
+    )
     sdk.SearchMotorMaxAngleSpdAccLimit(3, 2)
     acceleration = sdk.GetCurrentMotorMaxAccLimit().current_motor_max_acc_limit
     wait_for(lambda: (acceleration.joint_motor_num, acceleration.max_joint_acc) == (3, 500), "acceleration limit")
@@ -545,16 +574,29 @@ def test_stale_joints_keep_coming_while_the_arm_moves_on(healthy, vendor):
     wait_for(lambda: vendor.joints() == target, "the true joints")
 
 
-@pytest.mark.parametrize("fault, arguments, check", [
-    ("status", {"code": 10}, lambda v: v.status().arm_status == 10),
-    ("collision", {"joint": 2}, lambda v: v.status().arm_status == 7 and v.driver(2).collision_status and not v.driver(1).collision_status),
-    ("stall", {"joint": 3}, lambda v: v.driver(3).stall_status),
-    ("joint_error", {"joint": 6}, lambda v: v.status().arm_status == 9 and v.driver(6).driver_error_status),
-    ("comm_error", {"joint": 4}, lambda v: v.status().arm_status == 5 and v.status().err_status.communication_status_joint_4),
-    ("undervoltage", {"joint": 1}, lambda v: v.driver(1).voltage_too_low),
-    ("teach_mode", {}, lambda v: v.status().ctrl_mode == 2),
-    ("zero_feedback", {}, lambda v: v.joints() == [0] * 6 and not any(v.sdk.GetArmEnableStatus()) and v.sdk.GetArmLowSpdInfoMsgs().motor_1.vol == 0),
-])
+@pytest.mark.parametrize(
+    "fault, arguments, check",
+    [
+        ("status", {"code": 10}, lambda v: v.status().arm_status == 10),
+        (
+            "collision",
+            {"joint": 2},
+            lambda v: v.status().arm_status == 7 and v.driver(2).collision_status and not v.driver(1).collision_status,
+        ),
+        ("stall", {"joint": 3}, lambda v: v.driver(3).stall_status),
+        ("joint_error", {"joint": 6}, lambda v: v.status().arm_status == 9 and v.driver(6).driver_error_status),
+        ("comm_error", {"joint": 4}, lambda v: v.status().arm_status == 5 and v.status().err_status.communication_status_joint_4),
+        ("undervoltage", {"joint": 1}, lambda v: v.driver(1).voltage_too_low),
+        ("teach_mode", {}, lambda v: v.status().ctrl_mode == 2),
+        (
+            "zero_feedback",
+            {},
+            lambda v: (
+                v.joints() == [0] * 6 and not any(v.sdk.GetArmEnableStatus()) and v.sdk.GetArmLowSpdInfoMsgs().motor_1.vol == 0
+            ),
+        ),
+    ],
+)
 def test_an_injected_fault_is_reported_and_ends_when_cleared(healthy, vendor, fault, arguments, check):
     assert not check(vendor)
     healthy.inject(fault, **arguments)
@@ -608,7 +650,11 @@ def test_through_the_driver_a_damped_stop_sinks_and_a_reset_drops_the_arm(own_ar
     start = own_arm.position()
     vendor.sdk.JointCtrl(20000, 70000, -60000, 0, 0, 0)
     state = own_arm.wait(lambda state: state["position"][1] < start[1] - 0.05, "sinking")
-    assert all(state["enabled"]) and abs(state["position"][0] - start[0]) < 1e-6 and np.abs(state["velocity"]).max() <= DAMPED_SPEED + 1e-9
+    assert (
+        all(state["enabled"])
+        and abs(state["position"][0] - start[0]) < 1e-6
+        and np.abs(state["velocity"]).max() <= DAMPED_SPEED + 1e-9
+    )
     vendor.sdk.ResetPiper()
     state = own_arm.wait(lambda state: not any(state["enabled"]), "power cut")
     assert state["power_cuts"] == 1
@@ -643,7 +689,10 @@ def test_the_arm_can_be_on_a_further_bus_at_the_same_time(hub):
             return all(arm.state()["enabled"])
 
         wait_for(enabled, "enabled over the further bus")
-        wait_for(lambda: heard.extend(can_id for _, can_id, _ in hub.collect()) or {0x2A1, 0x2A5, 0x256} <= set(heard), "feedback on it")
+        wait_for(
+            lambda: heard.extend(can_id for _, can_id, _ in hub.collect()) or {0x2A1, 0x2A5, 0x256} <= set(heard),
+            "feedback on it",
+        )
         arm.inject("bus_off")
         received = arm.state()["frames_received"]
         hub.broadcast(FRAME.pack(0x471, 8, DISABLE))
@@ -659,14 +708,28 @@ def test_a_signal_ends_the_process_cleanly(number, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--socket", "/nowhere/can"], "No such file"), (["--socket", "x" * 200], "too long"), ([], "--socket"),
-    (["--socket", "x", "--also-on", "vxcan1"], "expected INTERFACE:CHANNEL"), (["--socket", "x", "--also-on", "no_such_bus:can0"], "no_such_bus"),
-    (["--socket", "x", "--also-on", "socketcan:vxcan77"], "vxcan77"), (["--socket", "x", "--initial-pose", "1", "2"], "give six joints"), (["--socket", "x", "--firmware", "new"], "expected the form"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--socket", "/nowhere/can"], "No such file"),
+        (["--socket", "x" * 200], "too long"),
+        ([], "--socket"),
+        (["--socket", "x", "--also-on", "vxcan1"], "expected INTERFACE:CHANNEL"),
+        (["--socket", "x", "--also-on", "no_such_bus:can0"], "no_such_bus"),
+        (["--socket", "x", "--also-on", "socketcan:vxcan77"], "vxcan77"),
+        (["--socket", "x", "--initial-pose", "1", "2"], "give six joints"),
+        (["--socket", "x", "--firmware", "new"], "expected the form"),
+    ],
+)
 def test_bad_arguments_are_refused_in_one_sentence(arguments, sentence, tmp_path):
-    ended = subprocess.run([sys.executable, "-m", "sim_bridge.piper_emulator", *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                           capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-m", "sim_bridge.piper_emulator", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert ended.returncode != 0 and sentence in ended.stderr and "Traceback" not in ended.stderr
 
 
@@ -714,6 +777,7 @@ def test_with_a_session_the_world_is_the_arm(session):
         command = world.until(lambda command: np.allclose(command["position"], pose), "the world's pose taken over")
         assert command["powered"] and not command["damped"] and not command["velocity"].any()
         with can.Bus(interface="piper_hub", channel=arm.socket) as client:
+
             def send(can_id, data):
                 client.send(can.Message(arbitration_id=can_id, data=data, is_extended_id=False))
 
@@ -762,4 +826,6 @@ def test_without_its_world_the_arm_falls_silent_and_says_so(session):
         again.until(lambda command: arm.state()["frames_sent"] > sent, "frames of the new world")
         arm.process.terminate()
         errors = arm.process.communicate(timeout=DEADLINE_S)[1]
-    assert "waiting for the world" in errors and errors.count("has been silent") == 1 and errors.count("coupled to the world") == 2
+    assert (
+        "waiting for the world" in errors and errors.count("has been silent") == 1 and errors.count("coupled to the world") == 2
+    )

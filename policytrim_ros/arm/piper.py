@@ -62,10 +62,13 @@ class PiperConfig(Config):
     can_port: str = setting("can0", "CAN interface name, or the socket path of the emulated arm")
     check_bitrate: bool = setting(True, "refuse a SocketCAN interface that does not run at 1 Mbit/s; switch off for vxcan")
     dh_is_offset: int = setting(1, "kinematics convention of the firmware: 1 for newer than S-V1.6-3, else 0", choices=(0, 1))
-    installation: str = setting("unchanged", "how the arm is mounted (cable to the rear); unchanged: as it was told before",
-                                choices=INSTALLATIONS)
+    installation: str = setting(
+        "unchanged", "how the arm is mounted (cable to the rear); unchanged: as it was told before", choices=INSTALLATIONS
+    )
     gripper_effort_nm: float = setting(1.0, "torque with which the gripper closes", low=0.05, high=2.0, unit="N m")
-    connect_timeout_s: float = setting(3.0, "how long to wait for the arm's first complete feedback", low=0.2, high=60.0, unit="s")
+    connect_timeout_s: float = setting(
+        3.0, "how long to wait for the arm's first complete feedback", low=0.2, high=60.0, unit="s"
+    )
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ class Piper:
         self._firmware = None
         self._cached = (None, None)
 
+    @property
+    def _port(self) -> str:
+        return f"{self.config.can_interface} port '{self.config.can_port}'"
+
     # ---- connection --------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
@@ -148,17 +155,18 @@ class Piper:
     def _open(self) -> None:
         config = self.config
         C_PiperInterface_V2._instances.pop(config.can_port, None)  # the SDK would return an old object with old feedback
-        self._sdk = C_PiperInterface_V2(config.can_port, judge_flag=False, can_auto_init=False, dh_is_offset=config.dh_is_offset,
-                                        logger_level=LogLevel.SILENT)
+        self._sdk = C_PiperInterface_V2(
+            config.can_port, judge_flag=False, can_auto_init=False, dh_is_offset=config.dh_is_offset, logger_level=LogLevel.SILENT
+        )
         judge = config.check_bitrate and config.can_interface == "socketcan"
         try:
             self._sdk.CreateCanBus(config.can_port, bustype=config.can_interface, expected_bitrate=BITRATE, judge_flag=judge)
         except ConnectionError as error:
             advice = f"is it up at {BITRATE} bit/s (`ip -details link show {config.can_port}`), or should check_bitrate be off?"
-            raise ArmError(f"{config.can_interface} port '{config.can_port}' cannot be opened: {advice}") from error
+            raise ArmError(f"{self._port} cannot be opened: {advice}") from error
         self._bus = self._sdk.GetCanBus()
         if self._bus.recv_bus is None:
-            raise ArmError(f"{config.can_interface} port '{config.can_port}' cannot be opened: does it exist, and is its other end running?")
+            raise ArmError(f"{self._port} cannot be opened: does it exist, and is its other end running?")
         self._watch_bus()
         self._start()
 
@@ -187,7 +195,7 @@ class Piper:
                     raise can.CanOperationError("closed")
                 if failures >= READ_FAILURES_MAX:
                     failures = 0
-                    self._bus_error = f"{self.config.can_interface} port '{self.config.can_port}' is gone: reconnect when it is back"
+                    self._bus_error = f"{self._port} is gone: reconnect when it is back"
                     raise can.CanOperationError(self._bus_error)  # the SDK's thread ends on this error; it would spin on others
                 time.sleep(READ_RETRY_S)
             return result
@@ -204,12 +212,15 @@ class Piper:
         with self._snapshots.changed:
             if self._snapshots.changed.wait_for(lambda: self._snapshots.complete, self.config.connect_timeout_s):
                 return
-        where, heard = f"{self.config.can_interface} port '{self.config.can_port}'", len(self._snapshots.seen)
-        if heard:
+        if self._snapshots.seen:
             missing = ", ".join(f"0x{can_id:X}" for can_id in sorted(NEEDED_IDS - self._snapshots.seen))
-            raise ArmError(f"the arm on {where} reports only a part of its condition (missing frames: {missing}): power-cycle it")
-        raise ArmError(f"no Piper answers on {where} within {self.config.connect_timeout_s:g} s: check its power, the CAN cable, the bit rate "
-                       "(1 Mbit/s) and that it is not set up as a leader arm")
+            raise ArmError(
+                f"the arm on {self._port} reports only a part of its condition (missing frames: {missing}): power-cycle it"
+            )
+        raise ArmError(
+            f"no Piper answers on {self._port} within {self.config.connect_timeout_s:g} s: check its power, the CAN cable, "
+            "the bit rate (1 Mbit/s) and that it is not set up as a leader arm"
+        )
 
     def _ask_firmware(self) -> None:
         """Asks until the version is there; the SDK forgets an answer that arrives too soon after its question."""
@@ -226,19 +237,20 @@ class Piper:
     def _refuse_unusable(self) -> None:
         feedback = self.feedback()
         if feedback.ctrl_mode == status.TEACH_MODE:
-            raise ArmError(f"the arm on '{self.config.can_port}' {status.CTRL_MODES[status.TEACH_MODE]}, then start again")
+            raise ArmError(f"the arm on {self._port} {status.CTRL_MODES[status.TEACH_MODE]}, then start again")
         if feedback.arm_status == status.EMERGENCY_STOP:
-            raise ArmError(f"the arm on '{self.config.can_port}': {status.ARM_STATUS[status.EMERGENCY_STOP]}; see docs/can.md, then start again")
+            reason = status.ARM_STATUS[status.EMERGENCY_STOP]
+            raise ArmError(f"the arm on {self._port}: {reason}; see docs/can.md, then start again")
 
     def reconnect(self) -> None:
-        """Opens the bus again after it died; raises ArmError when it is still gone or silent. The arm goes on holding meanwhile."""
+        """Opens the bus again after it died; ArmError when it is still gone or silent. The arm goes on holding meanwhile."""
         self._require_connection()
         self._stop()
         self._check_port()
         self._start()
         if self._bus.recv_bus is None:
             self._usable = False
-            raise ArmError(f"{self.config.can_interface} port '{self.config.can_port}' cannot be opened again: bring it up, then try once more")
+            raise ArmError(f"{self._port} cannot be opened again: bring it up, then try once more")
         self._await_feedback()
 
     def close(self) -> None:
@@ -296,17 +308,27 @@ class Piper:
         state = ArmState(
             position=frozen([q / MDEG for q in joints[1:]] + [stroke * 1e-6], (7,)),
             velocity=frozen([speed * 1e-3 for speed, _ in motors] + [self._snapshots.gripper_speed * 1e-6], (7,)),
-            effort=frozen([effort * factor * 1e-3 for (_, effort), factor in zip(motors, factors)] + [grip * 1e-3], (7,)), stamp=stamp)
+            effort=frozen([effort * factor * 1e-3 for (_, effort), factor in zip(motors, factors)] + [grip * 1e-3], (7,)),
+            stamp=stamp,
+        )
         found = status.problems(ctrl_mode, arm_status, err_code, [bits for bits, _ in drivers], gripper_bits)
         if not any(joints[1:]) and not any(voltage for _, voltage in drivers):
             found += ("all feedback is zero: do not trust it; support the arm and power-cycle it",)
         return Feedback(
-            state, ctrl_mode, arm_status, move_mode, not not_reached, tuple(bool(bits & status.ENABLED_BIT) for bits, _ in drivers),
-            bool(gripper_bits & status.ENABLED_BIT), bool(gripper_bits & status.HOMED_BIT), found + ((bus_error,) if bus_error else ()),
-            self._sdk.GetCanFps())
+            state,
+            ctrl_mode,
+            arm_status,
+            move_mode,
+            not not_reached,
+            tuple(bool(bits & status.ENABLED_BIT) for bits, _ in drivers),
+            bool(gripper_bits & status.ENABLED_BIT),
+            bool(gripper_bits & status.HOMED_BIT),
+            found + ((bus_error,) if bus_error else ()),
+            self._sdk.GetCanFps(),
+        )
 
     def end_pose(self):
-        """Flange pose that the arm itself computes: ((x, y, z) in m, (x, y, z, w) quaternion) in base_link, or None before it was seen."""
+        """Flange pose in base_link as the arm computes it: ((x, y, z) in m, (x, y, z, w)), or None before it was seen."""
         pose = self._snapshots.pose
         if pose is None:
             return None
@@ -324,11 +346,17 @@ class Piper:
                 self._sdk.SearchMotorMaxAngleSpdAccLimit(motor, 2)
         with self._snapshots.changed:
             if not self._snapshots.changed.wait_for(lambda: len(angles) == len(accelerations) == 6, timeout_s):
-                silent = ", ".join(JOINTS[motor - 1] for motor in range(1, 7) if motor not in angles or motor not in accelerations)
-                raise ArmError(f"{silent} on '{self.config.can_port}' did not tell its limits within {timeout_s:g} s: check the CAN bus")
+                silent = ", ".join(
+                    JOINTS[motor - 1] for motor in range(1, 7) if motor not in angles or motor not in accelerations
+                )
+                raise ArmError(f"{silent} on {self._port} did not tell its limits within {timeout_s:g} s: check the CAN bus")
         high, low, speed = np.array([angles[motor] for motor in range(1, 7)], dtype=float).T
-        return ArmLimits(frozen(np.radians(low / 10.0)), frozen(np.radians(high / 10.0)), frozen(speed * 1e-3),
-                         frozen([accelerations[motor] * 1e-2 for motor in range(1, 7)]))
+        return ArmLimits(
+            frozen(np.radians(low / 10.0)),
+            frozen(np.radians(high / 10.0)),
+            frozen(speed * 1e-3),
+            frozen([accelerations[motor] * 1e-2 for motor in range(1, 7)]),
+        )
 
     # ---- what the arm is told ------------------------------------------------------------------------------------------
 
@@ -344,7 +372,7 @@ class Piper:
         """
         self._require_connection()
         if self.feedback() is None:
-            raise ArmError(f"no feedback from the arm on '{self.config.can_port}' yet: it cannot be enabled without knowing where it is")
+            raise ArmError(f"no feedback from the arm on {self._port} yet: it cannot be enabled without knowing where it is")
         self._refuse_unusable()
         deadline = time.monotonic() + timeout_s
         while not self._obeys():
@@ -385,13 +413,13 @@ class Piper:
         return self._send_target(joints, stroke, int(speed_percent), gripper_code=1)
 
     def damped_stop(self) -> None:
-        """Emergency stop of the arm, on an operator's order: it sinks slowly and can only be recovered by hand. Sent three times."""
+        """Emergency stop on an operator's order, sent three times: the arm sinks slowly and can only be recovered by hand."""
         self._require_connection()
         for _ in range(3):
             with self._command() as sdk:
                 sdk.EmergencyStop(1)
         if self._failed_sends:
-            raise ArmError(f"the damped stop did not reach the arm on '{self.config.can_port}': use the emergency stop switch")
+            raise ArmError(f"the damped stop did not reach the arm on {self._port}: use the emergency stop switch")
 
     def _raw_target(self, position):
         """Integers for the wire: six joints in 0.001 degree, the stroke in 0.001 mm."""
@@ -402,7 +430,9 @@ class Piper:
         excess = np.maximum(low - target, target - high)[:6]
         if excess.max() > LIMIT_TOLERANCE_RAD:
             worst = int(np.argmax(excess))
-            raise ArmError(f"refused to send {JOINTS[worst]} to {target[worst]:.3f} rad: allowed is {low[worst]:.3f} to {high[worst]:.3f}")
+            raise ArmError(
+                f"refused to send {JOINTS[worst]} to {target[worst]:.3f} rad: allowed is {low[worst]:.3f} to {high[worst]:.3f}"
+            )
         inside = np.clip(target, low, high).tolist()
         return [round(q * MDEG) for q in inside[:6]], round(inside[6] * 1e6)
 

@@ -8,18 +8,48 @@ STANDBY, CAN_MODE, TEACH_MODE = 0, 1, 2
 NORMAL, EMERGENCY_STOP = 0, 1
 ENABLED_BIT, HOMED_BIT = 0x40, 0x80
 
-CTRL_MODES = {TEACH_MODE: "is in teach mode: leave it with the button on the arm", 3: "is controlled over Ethernet",
-              4: "is controlled over Wi-Fi", 5: "is controlled by a remote",
-              6: "is the leader of a linked pair: make it a follower and power-cycle it", 7: "plays an offline trajectory"}
-ARM_STATUS = {EMERGENCY_STOP: "emergency stop is active: support the arm; recovery (0x150 = 2) cuts its power and it falls",
-              2: "no inverse kinematics solution for the target", 3: "singularity", 4: "target beyond the arm's own joint limits",
-              5: "joint communication error", 6: "a joint brake is not released", 7: "collision detected", 8: "overspeed while dragged",
-              9: "joint error", 10: "unspecified error", 11: "teach mode is recording", 12: "teach mode is executing",
-              13: "teach mode is paused", 14: "main controller too hot", 15: "release resistor too hot"}
-DRIVER_BITS = ((0x01, "supply voltage too low"), (0x02, "motor too hot"), (0x04, "overcurrent"), (0x08, "driver too hot"),
-               (0x10, "collision"), (0x20, "driver error"), (0x80, "stalled"))
-GRIPPER_BITS = ((0x01, "supply voltage too low"), (0x02, "motor too hot"), (0x04, "overcurrent"), (0x08, "driver too hot"),
-                (0x10, "sensor error"), (0x20, "driver error"))
+CTRL_MODES = {
+    TEACH_MODE: "is in teach mode: leave it with the button on the arm",
+    3: "is controlled over Ethernet",
+    4: "is controlled over Wi-Fi",
+    5: "is controlled by a remote",
+    6: "is the leader of a linked pair: make it a follower and power-cycle it",
+    7: "plays an offline trajectory",
+}
+ARM_STATUS = {
+    EMERGENCY_STOP: "emergency stop is active: support the arm; recovery (0x150 = 2) cuts its power and it falls",
+    2: "no inverse kinematics solution for the target",
+    3: "singularity",
+    4: "target beyond the arm's own joint limits",
+    5: "joint communication error",
+    6: "a joint brake is not released",
+    7: "collision detected",
+    8: "overspeed while dragged",
+    9: "joint error",
+    10: "unspecified error",
+    11: "teach mode is recording",
+    12: "teach mode is executing",
+    13: "teach mode is paused",
+    14: "main controller too hot",
+    15: "release resistor too hot",
+}
+DRIVER_BITS = (
+    (0x01, "supply voltage too low"),
+    (0x02, "motor too hot"),
+    (0x04, "overcurrent"),
+    (0x08, "driver too hot"),
+    (0x10, "collision"),
+    (0x20, "driver error"),
+    (0x80, "stalled"),
+)
+GRIPPER_BITS = (
+    (0x01, "supply voltage too low"),
+    (0x02, "motor too hot"),
+    (0x04, "overcurrent"),
+    (0x08, "driver too hot"),
+    (0x10, "sensor error"),
+    (0x20, "driver error"),
+)
 
 
 def problems(ctrl_mode: int, arm_status: int, err_code: int, driver_bits, gripper_bits: int) -> tuple[str, ...]:
