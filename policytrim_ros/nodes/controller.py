@@ -67,6 +67,7 @@ class Controller(Node):
         self._stop = threading.Event()
         self._lateness = collections.deque(maxlen=int(5 * self.config.setpoint_rate_hz))
         self._setpoint = None
+        self._consumed_at = 0.0
         self._reported = self._published_state = None
         self.arm.connect()
         self.get_logger().info(f"connected can_interface={self.config.can_interface} can_port={self.config.can_port} firmware={self.arm.firmware}")
@@ -80,33 +81,41 @@ class Controller(Node):
         self.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
         for name in ("go", "home", "park", "hold", "clear_fault", "damped_stop"):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
-        self.create_timer(1.0 / self.config.state_rate_hz, self._publish_joints)
-        self.create_timer(0.05, self._publish_consumed)
         self.create_timer(1.0, self._publish_diagnostics)
         self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
         self._thread = threading.Thread(target=self._stream, name="setpoints", daemon=True)
+        self._speaker = threading.Thread(target=self._speak, name="states", daemon=True)
         gc.collect()
         gc.freeze()  # what is alive now stays: later collections do not walk it beside the setpoint thread
         self._thread.start()
+        self._speaker.start()
 
     # ---- the setpoint thread --------------------------------------------------------------------------------------
 
     def _stream(self) -> None:
         if self.config.realtime_priority:
             ask_for_priority(self.config.realtime_priority + 1)
-        period = 1.0 / self.config.setpoint_rate_hz
+        self._at_rate(self.config.setpoint_rate_hz, self._tick, self._lateness.append)
+
+    def _speak(self) -> None:
+        """Publishes the arm's state from a thread of its own: a ROS timer would wake the whole executor 200 times a second."""
+        self._at_rate(self.config.state_rate_hz, self._publish_joints)
+
+    def _at_rate(self, rate_hz: float, act, note_lateness=lambda seconds: None) -> None:
+        """Calls ``act(now)`` at absolute deadlines until the node ends; an error ends the process, which says why."""
+        period = 1.0 / rate_hz
         due = time.monotonic() + period
         try:
             while not self._stop.is_set():
                 time.sleep(max(0.0, due - time.monotonic()))
                 now = time.monotonic()
-                self._lateness.append(now - due)
+                note_lateness(now - due)
                 due += period
                 if now > due + period:  # after a long pause of the machine: no burst of old deadlines
                     due = now + period
-                self._tick(now)
-        except Exception as error:  # the arm holds its last setpoint; the process must end and say why
-            self.fatal = f"setpoint thread stopped: {type(error).__name__}: {error}"
+                act(now)
+        except Exception as error:  # the arm holds its last setpoint
+            self.fatal = f"thread {threading.current_thread().name} stopped: {type(error).__name__}: {error}"
 
     def _tick(self, now: float) -> None:
         health = self._health()
@@ -221,7 +230,9 @@ class Controller(Node):
         with self._lock:
             self.supervisor.heartbeat(message.data, time.monotonic())
 
-    def _publish_joints(self) -> None:
+    def _publish_joints(self, now: float) -> None:
+        if now - self._consumed_at > 0.05:
+            self._publish_consumed()
         feedback = self.arm.feedback()
         if feedback is None:
             return
@@ -236,6 +247,7 @@ class Controller(Node):
             self._agilex.publish(message, self.arm)
 
     def _publish_consumed(self) -> None:
+        self._consumed_at = time.monotonic()
         executor = self.supervisor.executor
         playing = self.supervisor.state == MOVING and executor.running and executor.playing
         self._consumed.publish(Consumed(executor.generation, executor.chunk_id, executor.next_step, executor.queued, playing,
@@ -271,6 +283,7 @@ class Controller(Node):
             time.sleep(0.005)
         self._stop.set()
         self._thread.join(timeout=1.0)
+        self._speaker.join(timeout=1.0)
         self.arm.close()
         print("controller: ended; the arm holds its position with the motors as they were", flush=True)
 
