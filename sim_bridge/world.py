@@ -33,7 +33,7 @@ from policytrim_ros.core.config import Config, ConfigError, check_value
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.nodes.messages import LATCHED, NEWEST
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import ask_for_priority, run
 from sim_bridge.env import SUBSTEP_S, SUBSTEPS, TIME_LIMIT, TaskEnv
 from sim_bridge.shared import ARM_COMMAND, ARM_STATE, Block, camera_frame, remove_session, session_dir
 from sim_bridge.tasks import SETTINGS, TASKS
@@ -61,6 +61,8 @@ class WorldConfig(Config):
     camera_width: int = option(424, "width of both cameras' images", low=32, high=1920, unit="px")
     camera_height: int = option(240, "height of both cameras' images", low=32, high=1080, unit="px")
     camera_fps: float = option(30.0, "frames a second of each camera", low=1.0, high=60.0, unit="1/s")
+    realtime_priority: int = option(10, "SCHED_FIFO priority where the system allows it (below controller and arm: the world stands for "
+                                        "hardware, which does not wait for a policy that thinks); 0: do not ask", low=0, high=90)
 
 
 class Drives:
@@ -312,6 +314,9 @@ class World(Node):
         self._loop = None
         self.config = config = declare(self, WorldConfig)
         self._claim(config.session)
+        refused = ask_for_priority(config.realtime_priority) if config.realtime_priority else ""
+        if refused:
+            self.get_logger().info(f"no real-time priority: {refused}")
         self._state = self.create_publisher(String, "scene/state", LATCHED)
         self._objects = self.create_publisher(String, "scene/objects", NEWEST)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)

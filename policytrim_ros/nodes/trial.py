@@ -207,7 +207,7 @@ class Screen:
 def main(args=None) -> int:
     """Runs the trials; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    node = rclpy.create_node("trial", automatically_declare_parameters_from_overrides=False)
+    node = rclpy.create_node("trial", start_parameter_services=False, enable_rosout=False)  # little for others to discover
     screen, store, code = Screen(), None, 0
     try:
         config = declare(node, TrialConfig)
