@@ -163,7 +163,7 @@ class Starter:
     def _spawn(self, process: Process) -> None:
         line = command(process, self._arguments.namespace)
         popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                 env={**os.environ, **process.environment}, preexec_fn=_end_with_parent)
+                                 env={**os.environ, **process.environment}, preexec_fn=lambda: _enter(process.niceness))
         os.set_blocking(popen.stdout.fileno(), False)
         self._children[process.name] = Child(process, popen)
         self._output.register(popen.stdout, selectors.EVENT_READ, process.name)
@@ -241,8 +241,14 @@ def outcome(code: int) -> str:
 _libc = ctypes.CDLL(None)
 
 
-def _end_with_parent() -> None:
+def _enter(niceness: int) -> None:
+    """In the child, before it becomes the process: it ends with its parent, and its niceness counts beside other sessions."""
     _libc.prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG: a killed starter leaves no orphans behind
+    try:  # the kernel shares the CPU between sessions first; `nice` alone would only count within the child's own
+        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+            file.write(str(niceness))
+    except OSError:
+        return  # not allowed, or a kernel without autogroups: then `nice` alone decides
 
 
 def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> int:
