@@ -2,7 +2,8 @@
 
 An action is an absolute 7-vector (six joints in rad, full gripper stroke in m) for the end of the control step. The
 controller walks the straight line between two actions at the physics rate, passes every point through the limits of
-`core.motion.limited_step` (here in torch, batched) and feeds position and velocity to the joint drives.
+`core.motion.limited_step` and feeds position and velocity to the joint drives. A batch on the GPU uses the mirror of that
+function in torch; a single scene on the CPU uses the function itself, which costs a tenth there.
 
 Gripper: both fingers get the same target. From 0.07 m down to GRIP_STROKE the stroke is split evenly; below, the targets
 run up to GRIP_DEPTH past the closed position, so that a commanded stroke of 0 presses with about 200 N/m x
@@ -26,6 +27,7 @@ from mani_skill.agents.controllers.base_controller import BaseController, Contro
 from mani_skill.agents.registration import register_agent
 from mani_skill.utils.structs.pose import Pose
 
+from policytrim_ros.core import motion
 from policytrim_ros.core.kinematics import A_MAX, LIMITS, TCP_OFFSET, V_MAX
 
 GRIP_STROKE = 0.02
@@ -58,15 +60,32 @@ def limited_step(x, v, goal, goal_v, dt, v_max, a_max):
 
 
 def finger_targets(position, velocity):
-    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2: joint7 = half stroke, joint8 = -joint7."""
+    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2: joint7 = half stroke, joint8 = -joint7.
+
+    For tensors and for arrays alike.
+    """
+    join = torch.cat if isinstance(position, torch.Tensor) else np.concatenate
     stroke, speed = position[..., 6:7], velocity[..., 6:7]
-    pressing = (stroke < GRIP_STROKE).to(position.dtype)
+    pressing = 1.0 * (stroke < GRIP_STROKE)
     finger = 0.5 * stroke - pressing * GRIP_DEPTH * (1.0 - stroke / GRIP_STROKE)
     finger_speed = speed * (0.5 + pressing * GRIP_DEPTH / GRIP_STROKE)
     return (
-        torch.cat([position[..., :6], finger, -finger], dim=-1),
-        torch.cat([velocity[..., :6], finger_speed, -finger_speed], dim=-1),
+        join([position[..., :6], finger, -finger], -1),
+        join([velocity[..., :6], finger_speed, -finger_speed], -1),
     )
+
+
+def z_axis(pose):
+    """Third column (n, 3) of the rotation of poses (n, 7), quaternion w x y z."""
+    w, x, y, z = pose[:, 3:].unbind(-1)
+    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)
+
+
+def to_local(pose, points):
+    """World points (n, 3) in the frames of poses (n, 7)."""
+    w, axis, offset = pose[:, 3:4], -pose[:, 4:], points - pose[:, :3]
+    twice = 2.0 * torch.linalg.cross(axis, offset)
+    return offset + w * twice + torch.linalg.cross(axis, twice)
 
 
 def to_project(joints8):
@@ -125,23 +144,27 @@ class LimitedJointController(BaseController):
         goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
         self._substep = min(self._substep + 1, self._sim_steps)
         dt = 1.0 / (self._control_freq * self._sim_steps)
-        self.setpoint, self.setpoint_velocity = limited_step(
-            self.setpoint, self.setpoint_velocity, goal, span * self._control_freq, dt, self._v_max, self._a_max
-        )
+        now = (self.setpoint, self.setpoint_velocity, goal, span * self._control_freq)
+        if self.scene.gpu_sim_enabled:
+            self.setpoint, self.setpoint_velocity = limited_step(*now, dt, self._v_max, self._a_max)
+        else:
+            after = motion.limited_step(*(value.numpy() for value in now), dt, V_MAX, A_MAX)
+            self.setpoint, self.setpoint_velocity = (torch.from_numpy(value.astype(np.float32)) for value in after)
         self.drive(self.setpoint, self.setpoint_velocity)
 
     def drive(self, position, velocity):
         """Sets the drive targets of the next physics step: position and velocity (n, 7) in project units."""
-        position, velocity = finger_targets(position, velocity)
         if self.scene.gpu_sim_enabled:
+            position, velocity = finger_targets(position, velocity)
             self.articulation.set_joint_drive_targets(position, self.joints, self.active_joint_indices)
             self.articulation.set_joint_drive_velocity_targets(velocity, self.joints, self.active_joint_indices)
             self.scene.px.gpu_apply_articulation_target_position()
             self.scene.px.gpu_apply_articulation_target_velocity()
             return
-        if not hasattr(self, "_drives"):  # the engine's own joints: a few times faster than ManiSkill's wrappers
+        if not hasattr(self, "_drives"):  # the engine's own joints: ManiSkill's wrappers cost a few times more
             by_name = {joint.name.split("/")[-1]: joint for joint in self.articulation._objs[0].active_joints}
             self._drives = [by_name[joint._objs[0].name.split("/")[-1]] for joint in self.joints]
+        position, velocity = finger_targets(position.numpy(), velocity.numpy())
         for joint, p, v in zip(self._drives, position[0].tolist(), velocity[0].tolist()):
             joint.set_drive_target(p)
             joint.set_drive_velocity_target(v)
@@ -203,3 +226,9 @@ class Piper(BaseAgent):
     def tcp_pose(self) -> Pose:
         """Pose of the point between the fingertips, batched."""
         return self.hand.pose * Pose.create(sapien.Pose([0.0, 0.0, TCP_OFFSET]), device=self.device)
+
+    @property
+    def tcp_position(self) -> torch.Tensor:
+        """Position (n, 3) of the point between the fingertips; cheaper than the pose."""
+        pose = self.hand.pose.raw_pose
+        return pose[:, :3] + TCP_OFFSET * z_axis(pose)

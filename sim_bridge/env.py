@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from mani_skill.utils.structs.pose import Pose
 
-from policytrim_ros.core.kinematics import LIMITS
 from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_targets
 from sim_bridge.tasks import SETTINGS, TASKS
 from sim_bridge.tasks.scene import FOV_Y, TIME_LIMIT
@@ -106,7 +105,7 @@ class TaskEnv:
     def substep(self, position7, velocity7) -> None:
         """One physics step of 10 ms with the drives at ``position7`` (rad, m) and ``velocity7`` (rad/s, m/s), unlimited."""
         controller = self._controller
-        position = torch.as_tensor(np.clip(position7, LIMITS[:, 0], LIMITS[:, 1]), dtype=torch.float32)[None]
+        position = torch.as_tensor(np.asarray(position7), dtype=torch.float32)[None]
         velocity = torch.as_tensor(np.asarray(velocity7), dtype=torch.float32)[None]
         controller.set_state({"setpoint": position, "setpoint_velocity": velocity, "goal": position})
         self._env.scene.step()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from mani_skill.utils.registration import register_env
 
+from sim_bridge.agent import to_local
 from sim_bridge.tasks.mug import HEIGHT, HOLE, build_mug, distance_to_body
 from sim_bridge.tasks.scene import TIME_LIMIT, Material, TabletopEnv, about_z, add_box, new_builder
 
@@ -43,18 +44,14 @@ class HangMug(TabletopEnv):
         return {"mug": [*mug, HEIGHT / 2, *about_z(yaw)], "rack": [*rack, 0.0, *about_z(0.0)]}
 
     def placed(self):
-        rack, mug = (self.actors[name].pose.to_transformation_matrix() for name in ("rack", "mug"))
-        ends = []
-        for length in (0.0, PEG_LENGTH):
-            point = rack.new_tensor(np.array(PEG_ROOT) + length * np.array(PEG_DIRECTION))
-            world = rack[:, :3, :3] @ point + rack[:, :3, 3]
-            ends.append(torch.einsum("nij,ni->nj", mug[:, :3, :3], world - mug[:, :3, 3]))
-        root, tip = ends
+        rack, mug = (self.actors[name].pose.raw_pose for name in ("rack", "mug"))
+        start = rack[:, :3] + rack.new_tensor(PEG_ROOT)  # the rack is never turned
+        root, tip = to_local(mug, start), to_local(mug, start + PEG_LENGTH * rack.new_tensor(PEG_DIRECTION))
         crosses = root[:, 1] * tip[:, 1] < 0
         share = root[:, 1] / torch.where(crosses, root[:, 1] - tip[:, 1], torch.ones_like(root[:, 1]))
         hit = root + share[:, None] * (tip - root)
         inside = (hit[:, 0] > 0.026) & (hit[:, 0] < 0.062) & ((hit[:, 2] - HOLE[2]).abs() < 0.021)
-        return crosses & inside & (mug[:, 2, 3] > 0.045)
+        return crosses & inside & (mug[:, 2] > 0.045)
 
     def grasp_distance(self):
-        return distance_to_body(self.actors["mug"].pose, self.agent.tcp_pose.p)
+        return distance_to_body(self.actors["mug"].pose.raw_pose, self.agent.tcp_position)

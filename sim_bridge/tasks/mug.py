@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from sim_bridge.agent import z_axis
 from sim_bridge.tasks.scene import Material, about_z, add_box, new_builder
 
 RADIUS, WALL, HEIGHT, BOTTOM = 0.028, 0.004, 0.080, 0.005
@@ -35,9 +36,9 @@ def build_mug(scene):
     return builder.build_dynamic("mug")
 
 
-def distance_to_body(mug_pose, point) -> torch.Tensor:
-    """Distance (n,) from ``point`` (n, 3) to the mug's axis between bottom and rim."""
-    matrix = mug_pose.to_transformation_matrix()
-    local = torch.einsum("nij,ni->nj", matrix[:, :3, :3], point - matrix[:, :3, 3])
-    beyond = torch.clamp(local[:, 2].abs() - HEIGHT / 2, min=0.0)
-    return torch.hypot(local[:, :2].norm(dim=-1), beyond)
+def distance_to_body(mug, point) -> torch.Tensor:
+    """Distance (n,) from ``point`` (n, 3) to the axis, between bottom and rim, of the mug at pose ``mug`` (n, 7)."""
+    axis, offset = z_axis(mug), point - mug[:, :3]
+    along = (axis * offset).sum(-1)
+    beyond = torch.clamp(along.abs() - HEIGHT / 2, min=0.0)
+    return torch.hypot((offset - along[:, None] * axis).norm(dim=-1), beyond)

@@ -188,6 +188,15 @@ class TabletopEnv(BaseEnv):
     def finger_force(self) -> torch.Tensor:
         """Largest contact force (n,) in N between a finger and the target."""
         target = self.actors[self.TARGET]
+        if not self.gpu_sim_enabled:  # one pass over the engine's contacts: ManiSkill's pairwise query costs five times that
+            touching = {finger._bodies[0].entity: 0.0 for finger in self.agent.fingers}
+            body = target._bodies[0].entity
+            for contact in self.scene.px.get_contacts():
+                pair = [side.entity for side in contact.bodies]
+                finger = next((entity for entity in pair if entity in touching), None)
+                if finger is not None and body in pair:
+                    touching[finger] += sum(point.impulse for point in contact.points)
+            return torch.tensor([max(np.linalg.norm(impulse) for impulse in touching.values()) / self.scene.px.timestep])
         forces = [self.scene.get_pairwise_contact_forces(finger, target).norm(dim=-1) for finger in self.agent.fingers]
         return torch.maximum(*forces)
 
@@ -207,6 +216,8 @@ class TabletopEnv(BaseEnv):
             self._shift_target(force)
 
     def _shift_target(self, force):
+        if bool((self._moved & (self._move_left == 0)).all()):
+            return
         gripper_open = self.agent.controller.measured()[0][:, 6] > 0.04
         begin = ~self._moved & gripper_open & (self.grasp_distance() < MOVE_DISTANCE)
         self._moved = self._moved | begin

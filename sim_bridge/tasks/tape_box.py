@@ -60,5 +60,5 @@ class TapeBox(TabletopEnv):
         return (offset[:, 0].abs() < 0.046) & (offset[:, 1].abs() < 0.046) & (offset[:, 2] < 0.045)
 
     def grasp_distance(self):
-        offset = self.agent.tcp_pose.p - self.actors["tape"].pose.p
+        offset = self.agent.tcp_position - self.actors["tape"].pose.p
         return torch.hypot(offset[:, :2].norm(dim=-1) - RIM, offset[:, 2])
