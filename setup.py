@@ -40,7 +40,8 @@ EXTRAS = {
     ],
     "policy": [
         "torch==2.13.0",  # policies; checkpoints were trained and compared with this release
-        "transformers==5.23.0",  # the PI0 architecture; its internals changed between minor releases
+        "transformers==5.23.0; python_version >= '3.11'",  # the PI0 architecture; its internals change between minor releases
+        "transformers>=5.18,<5.21; python_version < '3.11'",  # the last ones for Python 3.10
         "safetensors>=0.5",  # weights on disk without pickle
         "pillow>=10",  # image transforms
     ],
