@@ -1,13 +1,23 @@
-"""Trials: the protocol against a virtual rig with a virtual clock, the file that loses nothing, the table."""
+"""Trials: the protocol against a virtual rig with a virtual clock, the file that loses nothing, the table, and the real node."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
+import rclpy
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Int64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
 
+from policytrim_ros.core.types import READY
+from policytrim_ros.nodes.messages import LATCHED, Consumed, joint_state, seconds_to_time
 from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
 from policytrim_ros.trials.store import FILE, Row, Store, StoreError, read
 from policytrim_ros.trials.table import show, table
@@ -255,3 +265,141 @@ def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
     assert "0/1" in table([row(outcome="failure")]) and "nan" not in table([row(outcome="failure")])
     assert "nan" not in table([row(outcome="aborted")])
     assert show(tmp_path) == f"no trials in {tmp_path}"
+
+
+# ---- the node ------------------------------------------------------------------------------------------------------
+
+
+class FakeSystem:
+    """Controller, world and inference as one node in a thread: every trial succeeds after 10 control steps, unless told otherwise."""
+
+    def __init__(self):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
+        self.node = node = rclpy.create_node("world", context=self.context)
+        for name, value in (("task", "tape_box"), ("setting", "standard"), ("seed", 0)):
+            node.declare_parameter(name, value)
+        node.add_on_set_parameters_callback(self._check)
+        self.orders, self.steps, self.scene_id, self.phase, self.state = [], 500, 0, "ready", "holding: home: arrived"
+        self.calls, self.running, self.endless, self.alive = 40, False, False, ["controller", "world", "inference"]
+        self._latched = {name: node.create_publisher(String, name, LATCHED) for name in ("controller/state", "scene/state", "inference/status")}
+        self._consumed = node.create_publisher(Int64MultiArray, "controller/consumed", 10)
+        self._joints = node.create_publisher(JointState, "joint_states", 10)
+        self._heartbeat = node.create_publisher(String, "heartbeat", 10)
+        for order in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start"):
+            node.create_service(Trigger, order, lambda request, response, order=order: self._order(order, response))
+        node.create_service(SetBool, "inference/run", lambda request, response: self._order(f"run {request.data}", response))
+        node.create_timer(0.02, self._tick)
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(node)
+        self._thread = threading.Thread(target=self._executor.spin)
+        self._thread.start()
+
+    def _check(self, parameters):
+        known = all(p.name != "task" or p.value in ("tape_box", "flip_mug") for p in parameters)
+        return SetParametersResult(successful=known, reason="" if known else "task: allowed values are 'tape_box', 'flip_mug'")
+
+    def _order(self, order, response):
+        self.orders.append(order)
+        if order == "scene/reset":
+            self.scene_id, self.phase = self.scene_id + 1, "ready"
+        elif order == "scene/start":
+            self.phase, self._end = "running", self.steps + 10
+        elif order.startswith("run"):
+            self.running = order == "run True"
+        else:
+            self.state = {"controller/home": "holding: home: arrived", "controller/go": "moving: go"}.get(order, "holding: operator hold")
+        response.success = True
+        self._tell()
+        return response
+
+    def _tick(self):
+        if self.running and self.state == "moving: go" and self.phase == "running":
+            self.steps, self.calls = self.steps + 1, self.calls + 1
+            if not self.endless and self.steps >= self._end:
+                self.phase = "done"
+        for name in self.alive:
+            self._heartbeat.publish(String(data=name))
+        self._joints.publish(joint_state(seconds_to_time(0.0), READY, [0.0] * 7))
+        self._consumed.publish(Consumed(3, 1, self.steps, 0, self.running, 0, 0.0).to_message())
+        self._tell()
+
+    def _tell(self):
+        task, setting, seed = (self.node.get_parameter(name).value for name in ("task", "setting", "seed"))
+        scene = dict(task=task, setting=setting, seed=seed, scene_id=self.scene_id, phase=self.phase, elapsed_s=0.0,
+                     outcome="success" if self.phase == "done" else None)
+        status = dict(generation=3, checkpoint="models/x", horizon=5, mode="sync", calls=self.calls, running=self.running)
+        for name, text in (("controller/state", self.state), ("scene/state", json.dumps(scene)), ("inference/status", json.dumps(status))):
+            self._latched[name].publish(String(data=text))
+
+    def close(self):
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
+@pytest.fixture
+def system():
+    running = FakeSystem()
+    yield running
+    running.close()
+
+
+def node(out, **parameters):
+    line = [sys.executable, "-u", "-m", "policytrim_ros.nodes.trial", "--ros-args", "-p", f"out:={out}"]
+    for name, value in parameters.items():
+        line += ["-p", f"{name}:={value}"]
+    return subprocess.Popen(line, cwd=Path(__file__).resolve().parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_running(system, process):
+    while not (system.running and system.steps > 505):
+        assert process.poll() is None, process.communicate()
+
+
+@pytest.mark.integration
+def test_the_node_runs_its_trials_prints_the_table_and_ends_with_0(system, tmp_path):
+    out, err = node(tmp_path, trials=2, seed=7, task="flip_mug").communicate(timeout=120)
+    assert "2/2" in out.splitlines()[-1] and "models/x" in out.splitlines()[-1], (out, err)
+    assert [(r.task, r.seed, r.outcome, r.generation, r.horizon, r.mode) for r in read(tmp_path)] == [
+        ("flip_mug", 7, "success", 3, 5, "sync"), ("flip_mug", 8, "success", 3, 5, "sync")]
+    assert all(r.steps in (9, 10) and r.calls == 10 for r in read(tmp_path))  # the last step and the outcome arrive in any order
+    assert system.orders == ["controller/home", "scene/reset", "controller/go", "scene/start", "run True", "run False", "controller/hold"] * 2
+
+
+@pytest.mark.integration
+def test_ctrl_c_in_a_trial_stops_inference_holds_and_keeps_the_aborted_row(system, tmp_path):
+    system.endless = True
+    process = node(tmp_path, trials=3)
+    until_running(system, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "ended by the operator" in err and "1 aborted" in out
+    assert system.orders[-2:] == ["run False", "controller/hold"] and [r.outcome for r in read(tmp_path)] == ["aborted"]
+
+
+@pytest.mark.integration
+def test_a_process_that_falls_silent_in_a_trial_aborts_it_and_is_named(system, tmp_path):
+    system.endless = True
+    process = node(tmp_path, trials=3)
+    until_running(system, process)
+    system.alive.remove("inference")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "inference has fallen silent" in err and "the remaining trials were not run" in err
+    assert system.orders[-1] == "controller/hold" and len(read(tmp_path)) == 1
+
+
+@pytest.mark.integration
+def test_a_task_that_the_scene_does_not_know_is_refused_in_its_words_and_records_nothing(system, tmp_path):
+    process = node(tmp_path, task="make_coffee")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and "world: task: allowed values are 'tape_box', 'flip_mug'" in err
+    assert read(tmp_path) == [] and "run True" not in system.orders
+
+
+@pytest.mark.integration
+def test_without_a_running_system_the_node_says_what_is_missing(tmp_path):
+    process = node(tmp_path, startup_s=1.0)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.startswith("trial: no controller answers") and "policytrim up" in err and "Traceback" not in err
