@@ -133,7 +133,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                                  parameters=dict(style=checkpoint.split(":")[1])))
     else:
         processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common,
-                                 parameters=dict(checkpoint=checkpoint, cameras=list(cameras), width=width, height=height,
+                                 parameters=dict(checkpoint=checkpoint, task=arguments.task, cameras=list(cameras), width=width, height=height,
                                                  horizon=arguments.horizon, mode=arguments.mode)))
     if arguments.record:
         processes.append(Process("recorder", "recorder_node", "policytrim_ros.nodes.recorder", **common, needs=("controller",), required=False,

@@ -51,7 +51,8 @@ class InferenceConfig(Config):
     horizon: int = setting(0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100)
     mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
     denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
-    instruction: str = setting("", "what the policy is told; empty: the instruction of scene/state")
+    task: str = setting("", "the task that the checkpoint must have been made for; empty: any")
+    instruction: str = setting("", "what the policy is told; empty: the scene's instruction, or the only one that the checkpoint knows")
     threads: int = setting(1, "torch threads", low=1, high=32)
     seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
@@ -70,7 +71,8 @@ class Inference(Node):
         self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
         self._joints = self._setpoint = self._consumed = None
         self._controller_state = ""
-        self._instruction = self.config.instruction
+        known = self.contract.instructions
+        self._instruction = self.config.instruction or (known[0] if len(known) == 1 else "")
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
@@ -100,7 +102,7 @@ class Inference(Node):
         torch.set_num_threads(self.config.threads)
         began = time.monotonic()
         robot = robot_contract({name: (self.config.width, self.config.height) for name in self.config.cameras},
-                               execution_horizon=self.config.horizon)
+                               execution_horizon=self.config.horizon, tasks=[self.config.task] if self.config.task else [])
         self.policy, self.manifest = checkpoint.load(self.config.checkpoint, robot=robot)
         self.contract = self.policy.contract
         self.horizon = self.config.horizon or self.contract.execution_horizon
