@@ -8,7 +8,7 @@ from policytrim_ros.graph import renderer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-os.environ.setdefault("ROS_DOMAIN_ID", str(100 + os.getpid() % 100))  # a running system on this machine is not disturbed
+os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 49))  # a running system on this machine is not disturbed
 os.environ.update(renderer())
 
 

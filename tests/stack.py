@@ -42,7 +42,7 @@ class Stack:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.socket = str(self.folder / "can")
-        self.domain = 101 + os.getpid() % 100
+        self.domain = 50 + os.getpid() % 50  # above 101 the ports of a domain meet those that Linux hands out
         self.environment = dict(os.environ, ROS_DOMAIN_ID=str(self.domain), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", OMP_NUM_THREADS="1",
                                 PYTHONUNBUFFERED="1", FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds_shm.xml"))
         self.processes: dict[str, subprocess.Popen] = {}

@@ -11,6 +11,8 @@ from trajectory_msgs.msg import JointTrajectory
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 from policytrim_ros.nodes.messages import chunk_to_message, seconds_to_time
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):

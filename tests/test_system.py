@@ -15,6 +15,8 @@ from policytrim_ros.trials.store import Store
 
 SESSION = f"test-{os.getpid()}"
 
+pytestmark = pytest.mark.integration
+
 
 class System(Stack):
     """`policytrim up` in a session of its own; the emulated arm is asked for the truth as in the other fault tests."""
