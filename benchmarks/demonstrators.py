@@ -3,8 +3,9 @@
     python -m benchmarks.demonstrators [--seeds 200] [--processes 1] [--tasks flip_mug ...] [--out docs/results/demonstrators]
 
 Steps are counted at 20 Hz up to the fifth consecutive step with success; limit 450. Each episode is a pure function of
-its seed. Finished episodes are appended to OUT.jsonl, so an interrupted run continues where it stopped (--fresh starts
-over; episodes of another commit are not reused); at the end OUT.json and OUT.md are written.
+its seed. Finished episodes are appended to OUT.jsonl, so an interrupted run continues where it stopped, or ends early when
+called again with fewer seeds (--fresh starts over; episodes of another commit are not reused). At the end OUT.json and
+OUT.md are written.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ def episode(job):
     return row | dict(steps=result.steps, shifted_mm=round(1000 * env.shifted(), 1))
 
 
+WATCHED = ["sim_bridge/tasks", "sim_bridge/demonstrators", "sim_bridge/agent.py", "sim_bridge/env.py", "urdf"]
+WATCHED += [f"policytrim_ros/core/{name}.py" for name in ("kinematics", "motion", "types")]
+
+
 def commit() -> str:
-    """The checkout's commit, marked when what these figures depend on has been changed since."""
+    """The last commit that changed what these figures depend on, marked when there are uncommitted changes to it."""
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    watched = ["sim_bridge/tasks", "sim_bridge/demonstrators", "sim_bridge/agent.py", "sim_bridge/env.py", "policytrim_ros/core", "urdf"]
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *watched], capture_output=True, text=True).stdout.strip()
-    return head + ("+changes" if changed else "")
+    last = subprocess.run([*git, "log", "-1", "--format=%h", "--", *WATCHED], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *WATCHED], capture_output=True, text=True).stdout.strip()
+    return last + ("+changes" if changed else "")
 
 
 def cells(rows, tasks) -> list:
@@ -124,12 +128,13 @@ def main() -> int:
         rows = [json.loads(line) for line in partial.read_text().splitlines()]
         rows = [r for r in rows if r.pop("commit") == version and r["seed"] < options.seeds and r["task"] in options.tasks]
     known = {(r["task"], r["setting"], r["style"], r["seed"]) for r in rows}
-    jobs = [job for job in product(options.tasks, SETTINGS, STYLES, range(options.seeds)) if job not in known]
+    jobs = [(*cell, seed) for seed in range(options.seeds) for cell in product(options.tasks, SETTINGS, STYLES)]
+    jobs = [job for job in jobs if job not in known]
     context = multiprocessing.get_context("forkserver")
     with open(partial, "w") as file, context.Pool(options.processes) as pool:
         for row in rows:
             file.write(json.dumps(row | {"commit": version}) + "\n")
-        for row in tqdm(pool.imap_unordered(episode, jobs, chunksize=5), total=len(jobs), unit="episode"):
+        for row in tqdm(pool.imap_unordered(episode, jobs, chunksize=1), total=len(jobs), unit="episode"):
             rows.append(row)
             file.write(json.dumps(row | {"commit": version}) + "\n")
             file.flush()
