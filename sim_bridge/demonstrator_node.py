@@ -42,7 +42,9 @@ RESEND_S = 0.25
 class DemonstratorConfig(Config):
     """How the scripted demonstrator moves."""
 
-    style: str = option("clean", "clean: without detours; hesitant: slow, with pauses, jitter and overshoot", choices=tuple(STYLES))
+    style: str = option(
+        "clean", "clean: without detours; hesitant: slow, with pauses, jitter and overshoot", choices=tuple(STYLES)
+    )
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class DemonstratorNode(Node):
         self.create_subscription(String, "scene/objects", self._on_objects, NEWEST)
         self.create_subscription(JointState, "joint_states", lambda m: setattr(self, "_measured", positions_of(m)), NEWEST)
         self.create_subscription(JointState, "controller/setpoint", lambda m: setattr(self, "_setpoint", positions_of(m)), NEWEST)
-        self.create_subscription(String, "controller/state", lambda m: setattr(self, "_moving", m.data.startswith("moving")), LATCHED)
+        self.create_subscription(
+            String, "controller/state", lambda m: setattr(self, "_moving", m.data.startswith("moving")), LATCHED
+        )
         self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self.create_service(SetBool, "inference/run", self._on_run)
         self.create_timer(1.0, self._publish_status)
@@ -125,7 +129,9 @@ class DemonstratorNode(Node):
                 return
             if not self._deciding and consumed.next_step != self._decided_step:
                 self._deciding, self._decided_step = True, consumed.next_step
-                self._moments.put(Moment(self._episode, self._scene["task"], self._scene["seed"], self._measured, self._setpoint, self._objects))
+                self._moments.put(
+                    Moment(self._episode, self._scene["task"], self._scene["seed"], self._measured, self._setpoint, self._objects)
+                )
             elif self._action is not None and consumed.queued < REPEATS // 2 and time.monotonic() - self._sent > RESEND_S:
                 self._send()  # a plan takes long, or the chunk came before the arm was let go and was refused
 
@@ -161,8 +167,17 @@ class DemonstratorNode(Node):
     def _publish_status(self) -> None:
         with self._lock:
             p50, p99 = np.percentile(self._latency_ms, [50, 99]) if self._latency_ms else (0.0, 0.0)
-        values = dict(generation=GENERATION, checkpoint=f"demonstrator:{self.config.style}", horizon=1, mode="async", calls=self._calls,
-                      latency_ms_p50=round(float(p50), 2), latency_ms_p99=round(float(p99), 2), running=self._running, complaint="")
+        values = dict(
+            generation=GENERATION,
+            checkpoint=f"demonstrator:{self.config.style}",
+            horizon=1,
+            mode="async",
+            calls=self._calls,
+            latency_ms_p50=round(float(p50), 2),
+            latency_ms_p99=round(float(p99), 2),
+            running=self._running,
+            complaint="",
+        )
         self._status.publish(String(data=json.dumps(values)))
 
 

@@ -46,6 +46,8 @@ def _pack() -> tempfile.TemporaryDirectory:
         for pattern, replacement in REPLACEMENTS:
             text = re.sub(pattern, replacement, text)
         if "samplerEnvironment" in text or "samplerBRDFLUT" in text:
-            raise RuntimeError(f"{source / 'minimal' / path.name} is not the shader of sapien 3.0; install the version that setup.py names")
+            raise RuntimeError(
+                f"{source / 'minimal' / path.name} is not the shader of sapien 3.0; install the version that setup.py names"
+            )
         path.write_text(text)
     return directory

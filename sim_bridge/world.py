@@ -53,16 +53,22 @@ class WorldConfig(Config):
     """Which scene, and what it shows. Task, setting and seed may change while the node runs; scene/reset lays them."""
 
     task: str = option("tape_box", "task whose objects stand on the table", choices=tuple(TASKS), read_only=False)
-    setting: str = option("standard", "whether the target stays or is moved during the approach", choices=SETTINGS,
-                          read_only=False)
+    setting: str = option(
+        "standard", "whether the target stays or is moved during the approach", choices=SETTINGS, read_only=False
+    )
     seed: int = option(0, "seed of the next scene", low=0, high=2**31 - 1, read_only=False)
     session: str = option("default", "name of the shared memory that joins world, emulated arm and emulated cameras")
     render: bool = option(True, "draw the cameras' images (needs a Vulkan device)")
     camera_width: int = option(424, "width of both cameras' images", low=32, high=1920, unit="px")
     camera_height: int = option(240, "height of both cameras' images", low=32, high=1080, unit="px")
     camera_fps: float = option(30.0, "frames a second of each camera", low=1.0, high=60.0, unit="1/s")
-    realtime_priority: int = option(10, "SCHED_FIFO priority where the system allows it (below controller and arm: the world stands for "
-                                        "hardware, which does not wait for a policy that thinks); 0: do not ask", low=0, high=90)
+    realtime_priority: int = option(
+        10,
+        "SCHED_FIFO priority where the system allows it (below controller and arm: the world stands for "
+        "hardware, which does not wait for a policy that thinks); 0: do not ask",
+        low=0,
+        high=90,
+    )
 
 
 class Drives:
@@ -158,8 +164,17 @@ class Stage:
     def state(self) -> dict:
         """scene/state."""
         task, setting = self._key
-        return dict(task=task, setting=setting, seed=self.seed, instruction=self.env.instruction, phase=self.phase, outcome=self.outcome,
-                    reason=self.reason, elapsed_s=round(self.steps * SUBSTEP_S, 3), scene_id=self.scene_id)
+        return dict(
+            task=task,
+            setting=setting,
+            seed=self.seed,
+            instruction=self.env.instruction,
+            phase=self.phase,
+            outcome=self.outcome,
+            reason=self.reason,
+            elapsed_s=round(self.steps * SUBSTEP_S, 3),
+            scene_id=self.scene_id,
+        )
 
 
 class Cameras:
@@ -210,8 +225,10 @@ class Pace:
             return
         cpu_s = time.process_time()
         self.report = {
-            "real_time_factor": f"{self._steps * SUBSTEP_S / span:.3f}", "frames_per_s": f"{(frames - self._frames) / span:.1f}",
-            "cpu_cores": f"{(cpu_s - self._cpu_s) / span:.2f}", "lateness_max_ms": f"{self._late_s * 1000:.1f}",
+            "real_time_factor": f"{self._steps * SUBSTEP_S / span:.3f}",
+            "frames_per_s": f"{(frames - self._frames) / span:.1f}",
+            "cpu_cores": f"{(cpu_s - self._cpu_s) / span:.2f}",
+            "lateness_max_ms": f"{self._late_s * 1000:.1f}",
             "dropped_s": f"{self.dropped_s:.2f}",
         }
         self._since, self._frames, self._cpu_s, self._steps, self._late_s = now, frames, cpu_s, 0, 0.0
@@ -320,7 +337,9 @@ class World(Node):
         self._state = self.create_publisher(String, "scene/state", LATCHED)
         self._objects = self.create_publisher(String, "scene/objects", NEWEST)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
-        self._loop = Loop(config, self._make_env, lambda state: self._state.publish(String(data=json.dumps(state))), self._publish_objects)
+        self._loop = Loop(
+            config, self._make_env, lambda state: self._state.publish(String(data=json.dumps(state))), self._publish_objects
+        )
         self._loop.start()
         try:
             self._loop.ready.result()
@@ -355,7 +374,9 @@ class World(Node):
 
     def _make_env(self, task: str, setting: str):
         config = self.config
-        env = TaskEnv(task, setting, cameras=CAMERAS if config.render else (), image_size=(config.camera_width, config.camera_height))
+        env = TaskEnv(
+            task, setting, cameras=CAMERAS if config.render else (), image_size=(config.camera_width, config.camera_height)
+        )
         if config.render:  # the first picture of a process takes seconds: the driver compiles its shaders
             env.reset(config.seed)
             env.expose()
@@ -397,9 +418,13 @@ class World(Node):
         if not report:
             return
         slow = float(report["real_time_factor"]) < 0.95
-        status = DiagnosticStatus(level=DiagnosticStatus.WARN if slow else DiagnosticStatus.OK, name="world", hardware_id="simulation",
-                                  message="slower than real time" if slow else "real time",
-                                  values=[KeyValue(key=key, value=value) for key, value in report.items()])
+        status = DiagnosticStatus(
+            level=DiagnosticStatus.WARN if slow else DiagnosticStatus.OK,
+            name="world",
+            hardware_id="simulation",
+            message="slower than real time" if slow else "real time",
+            values=[KeyValue(key=key, value=value) for key, value in report.items()],
+        )
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
@@ -407,8 +432,10 @@ class World(Node):
         if self._seconds == 3:
             config = self.config
             cameras = f"{','.join(CAMERAS)} {config.camera_width}x{config.camera_height}" if config.render else "none"
-            self.get_logger().info(f"session={config.session} pid={os.getpid()} physics_hz={1 / SUBSTEP_S:.0f} cameras={cameras} "
-                                   + " ".join(f"{key}={value}" for key, value in report.items()))
+            self.get_logger().info(
+                f"session={config.session} pid={os.getpid()} physics_hz={1 / SUBSTEP_S:.0f} cameras={cameras} "
+                + " ".join(f"{key}={value}" for key, value in report.items())
+            )
 
 
 def main(args=None) -> int:

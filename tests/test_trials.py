@@ -26,8 +26,25 @@ PLAN = Plan(task="tape_box", setting="standard", label="A", trials=3, seed=10, t
 
 
 def row(**changes) -> Row:
-    values = dict(task="tape_box", setting="standard", label="A", seed=0, outcome="success", reason="", seconds=4.0, steps=80, calls=16,
-                  horizon=5, stalls=0, stall_s=0.0, mode="async", generation=1, checkpoint="c", began=1.0, ended=5.0)
+    values = dict(
+        task="tape_box",
+        setting="standard",
+        label="A",
+        seed=0,
+        outcome="success",
+        reason="",
+        seconds=4.0,
+        steps=80,
+        calls=16,
+        horizon=5,
+        stalls=0,
+        stall_s=0.0,
+        mode="async",
+        generation=1,
+        checkpoint="c",
+        began=1.0,
+        ended=5.0,
+    )
     return Row(**{**values, **changes})
 
 
@@ -132,7 +149,9 @@ def test_recorded_trials_are_not_repeated_and_aborted_ones_are(tmp_path):
     assert rig.laid == [10, 11, 12]
 
 
-@pytest.mark.parametrize("state", [("fault", "feedback silent: 0.20 s"), ("holding", "operator hold"), ("unconfigured", "no feedback")])
+@pytest.mark.parametrize(
+    "state", [("fault", "feedback silent: 0.20 s"), ("holding", "operator hold"), ("unconfigured", "no feedback")]
+)
 def test_a_fault_or_an_operators_hold_aborts_the_trial_and_the_rest_are_not_run(tmp_path, state):
     rig = VirtualRig({11: lambda rig: setattr(rig, "controller", state)})
     stopped, _ = trials(tmp_path, rig)
@@ -234,7 +253,8 @@ def test_rows_of_a_later_version_are_read_without_their_new_fields(tmp_path):
 
 def test_a_killed_process_loses_no_row_that_was_appended(tmp_path):
     code = (
-        f"import sys; from policytrim_ros.trials.store import Store; sys.path.insert(0, {os.path.dirname(__file__)!r}); from test_trials import row\n"
+        f"import sys; from policytrim_ros.trials.store import Store\n"
+        f"sys.path.insert(0, {os.path.dirname(__file__)!r}); from test_trials import row\n"
         f"store = Store({str(tmp_path)!r})\nfor seed in range(10**6):\n store.append(row(seed=seed)); print(seed, flush=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -247,7 +267,9 @@ def test_a_killed_process_loses_no_row_that_was_appended(tmp_path):
 
 
 def test_the_table_counts_success_and_failure_only_and_keeps_labels_apart():
-    rows = [row(seed=s, seconds=3.0 + s % 3) for s in range(18)] + [row(seed=s, outcome="failure", seconds=99.0) for s in (18, 19)]
+    rows = [row(seed=s, seconds=3.0 + s % 3) for s in range(18)] + [
+        row(seed=s, outcome="failure", seconds=99.0) for s in (18, 19)
+    ]
     rows += [row(seed=20, outcome="aborted", steps=5000), row(seed=0, label="B", horizon=10, calls=8)]
     lines = table(rows).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
@@ -271,7 +293,7 @@ def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
 
 
 class FakeSystem:
-    """Controller, world and inference as one node in a thread: every trial succeeds after 10 control steps, unless told otherwise."""
+    """Controller, world and inference as one node in a thread: every trial succeeds after 10 control steps by default."""
 
     def __init__(self):
         self.context = rclpy.Context()
@@ -282,7 +304,9 @@ class FakeSystem:
         node.add_on_set_parameters_callback(self._check)
         self.orders, self.steps, self.scene_id, self.phase, self.state = [], 500, 0, "ready", "holding: home: arrived"
         self.calls, self.running, self.endless, self.alive = 40, False, False, ["controller", "world", "inference"]
-        self._latched = {name: node.create_publisher(String, name, LATCHED) for name in ("controller/state", "scene/state", "inference/status")}
+        self._latched = {
+            name: node.create_publisher(String, name, LATCHED) for name in ("controller/state", "scene/state", "inference/status")
+        }
         self._consumed = node.create_publisher(Int64MultiArray, "controller/consumed", 10)
         self._joints = node.create_publisher(JointState, "joint_states", 10)
         self._heartbeat = node.create_publisher(String, "heartbeat", 10)
@@ -308,7 +332,9 @@ class FakeSystem:
         elif order.startswith("run"):
             self.running = order == "run True"
         else:
-            self.state = {"controller/home": "holding: home: arrived", "controller/go": "moving: go"}.get(order, "holding: operator hold")
+            self.state = {"controller/home": "holding: home: arrived", "controller/go": "moving: go"}.get(
+                order, "holding: operator hold"
+            )
         response.success = True
         self._tell()
         return response
@@ -326,10 +352,21 @@ class FakeSystem:
 
     def _tell(self):
         task, setting, seed = (self.node.get_parameter(name).value for name in ("task", "setting", "seed"))
-        scene = dict(task=task, setting=setting, seed=seed, scene_id=self.scene_id, phase=self.phase, elapsed_s=0.0,
-                     outcome="success" if self.phase == "done" else None)
+        scene = dict(
+            task=task,
+            setting=setting,
+            seed=seed,
+            scene_id=self.scene_id,
+            phase=self.phase,
+            elapsed_s=0.0,
+            outcome="success" if self.phase == "done" else None,
+        )
         status = dict(generation=3, checkpoint="models/x", horizon=5, mode="sync", calls=self.calls, running=self.running)
-        for name, text in (("controller/state", self.state), ("scene/state", json.dumps(scene)), ("inference/status", json.dumps(status))):
+        for name, text in (
+            ("controller/state", self.state),
+            ("scene/state", json.dumps(scene)),
+            ("inference/status", json.dumps(status)),
+        ):
             self._latched[name].publish(String(data=text))
 
     def close(self):
@@ -350,7 +387,9 @@ def node(out, **parameters):
     line = [sys.executable, "-u", "-m", "policytrim_ros.nodes.trial", "--ros-args", "-p", f"out:={out}"]
     for name, value in parameters.items():
         line += ["-p", f"{name}:={value}"]
-    return subprocess.Popen(line, cwd=Path(__file__).resolve().parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        line, cwd=Path(__file__).resolve().parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def until_running(system, process):
@@ -363,9 +402,14 @@ def test_the_node_runs_its_trials_prints_the_table_and_ends_with_0(system, tmp_p
     out, err = node(tmp_path, trials=2, seed=7, task="flip_mug").communicate(timeout=120)
     assert "2/2" in out.splitlines()[-1] and "models/x" in out.splitlines()[-1], (out, err)
     assert [(r.task, r.seed, r.outcome, r.generation, r.horizon, r.mode) for r in read(tmp_path)] == [
-        ("flip_mug", 7, "success", 3, 5, "sync"), ("flip_mug", 8, "success", 3, 5, "sync")]
+        ("flip_mug", 7, "success", 3, 5, "sync"),
+        ("flip_mug", 8, "success", 3, 5, "sync"),
+    ]
     assert all(r.steps in (9, 10) and r.calls == 10 for r in read(tmp_path))  # the last step and the outcome arrive in any order
-    assert system.orders == ["controller/home", "scene/reset", "controller/go", "scene/start", "run True", "run False", "controller/hold"] * 2
+    assert (
+        system.orders
+        == ["controller/home", "scene/reset", "controller/go", "scene/start", "run True", "run False", "controller/hold"] * 2
+    )
 
 
 @pytest.mark.integration
@@ -402,4 +446,9 @@ def test_a_task_that_the_scene_does_not_know_is_refused_in_its_words_and_records
 def test_without_a_running_system_the_node_says_what_is_missing(tmp_path):
     process = node(tmp_path, startup_s=1.0)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and err.startswith("trial: no controller answers") and "policytrim up" in err and "Traceback" not in err
+    assert (
+        process.returncode == 1
+        and err.startswith("trial: no controller answers")
+        and "policytrim up" in err
+        and "Traceback" not in err
+    )

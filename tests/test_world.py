@@ -93,8 +93,17 @@ def test_laying_a_scene_moves_objects_only_and_the_arm_stays_where_it_is():
     assert made[0].seeds == [3, 4] and np.allclose(made[0].position, ELSEWHERE) and it.scene_id == 2
     it.lay("hang_mug", "dynamic", 5)
     assert len(made) == 2 and made[0].closed and np.allclose(made[1].position, ELSEWHERE)
-    assert it.state() == dict(task="hang_mug", setting="dynamic", seed=5, instruction="do hang_mug", phase="ready", outcome=None, reason="",
-                              elapsed_s=0.0, scene_id=3)
+    assert it.state() == dict(
+        task="hang_mug",
+        setting="dynamic",
+        seed=5,
+        instruction="do hang_mug",
+        phase="ready",
+        outcome=None,
+        reason="",
+        elapsed_s=0.0,
+        scene_id=3,
+    )
 
 
 def test_a_scene_that_cannot_be_built_leaves_the_old_one_standing():
@@ -187,7 +196,9 @@ def test_a_restarted_emulator_is_found_again_and_a_half_written_record_is_not_re
 
 def loop(session, make=FakeEnv, **options):
     states = []
-    return world.Loop(world.WorldConfig(session=session, render=False, **options), make, states.append, lambda stage: None), states
+    return world.Loop(
+        world.WorldConfig(session=session, render=False, **options), make, states.append, lambda stage: None
+    ), states
 
 
 def test_the_loop_serves_requests_between_steps_and_hands_errors_to_the_caller(session):
@@ -276,7 +287,9 @@ class Process:
         return self._call(Trigger, name, Trigger.Request())
 
     def choose(self, **values):
-        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()])
+        request = SetParameters.Request(
+            parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        )
         return self._call(SetParameters, "world/set_parameters", request).results
 
     def _call(self, kind, name, request):
@@ -382,10 +395,13 @@ def test_both_cameras_show_the_same_instant_in_colour_and_depth_also_after_a_cha
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("parameters, sentence", [
-    (dict(task="make_coffee"), "WorldConfig.task = 'make_coffee': allowed values are 'tape_box', 'flip_mug', 'hang_mug'"),
-    (dict(colour=1), "world: unknown parameter 'colour'"),
-])
+@pytest.mark.parametrize(
+    "parameters, sentence",
+    [
+        (dict(task="make_coffee"), "WorldConfig.task = 'make_coffee': allowed values are 'tape_box', 'flip_mug', 'hang_mug'"),
+        (dict(colour=1), "world: unknown parameter 'colour'"),
+    ],
+)
 def test_a_bad_parameter_refuses_the_start_in_one_sentence(process, parameters, sentence):
     it = process(render=False, **parameters)
     said, _ = it.popen.communicate(timeout=DEADLINE_S)

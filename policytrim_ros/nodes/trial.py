@@ -54,8 +54,10 @@ class TrialConfig(Config):
     startup_s: float = option(30.0, "how long to wait for controller, scene and inference", low=1.0, high=600.0, unit="s")
     scene_node: str = option("world", "node that takes the parameters task, setting and seed")
     repeat: bool = option(False, "run trials again that are recorded already")
-    watch: list = option(["controller", "world", "inference", "demonstrator", "camera"],
-                         "of these nodes, those that were heard at the start may not fall silent during a trial")
+    watch: list = option(
+        ["controller", "world", "inference", "demonstrator", "camera"],
+        "of these nodes, those that were heard at the start may not fall silent during a trial",
+    )
 
 
 class RosRig:
@@ -75,8 +77,10 @@ class RosRig:
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         node.create_subscription(JointState, "joint_states", self._on_joints, NEWEST)
         node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data, time.monotonic()), 50)
-        self._clients = {name: node.create_client(Trigger, name) for name in
-                         ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")}
+        self._clients = {
+            name: node.create_client(Trigger, name)
+            for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
+        }
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
         self._parameters = f"{config.scene_node}/set_parameters"
         self._clients[self._parameters] = node.create_client(SetParameters, self._parameters)
@@ -89,8 +93,10 @@ class RosRig:
             ("inference", "inference/status", lambda: self.inference),
         ):
             if not self.wait(heard, self.config.startup_s):
-                raise RigError(f"no {what} answers (nothing on topic '{self.node.resolve_topic_name(topic)}' for "
-                               f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check the namespace and ROS_DOMAIN_ID")
+                raise RigError(
+                    f"no {what} answers (nothing on topic '{self.node.resolve_topic_name(topic)}' for "
+                    f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check the namespace and ROS_DOMAIN_ID"
+                )
 
     def clock(self) -> float:
         return time.monotonic()

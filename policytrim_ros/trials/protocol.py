@@ -85,8 +85,10 @@ def run_trials(rig: Rig, plan: Plan, store: Store, say: Callable[[str], None], b
         store.append(row)
         left = f"{(rig.clock() - began) / number * (len(seeds) - number):.0f}"
         why = "" if row.outcome == "success" else f" ({row.reason})"
-        say(f"trial {number}/{len(seeds)} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
-            f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left} s")
+        say(
+            f"trial {number}/{len(seeds)} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
+            f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left} s"
+        )
         if isinstance(cause, Interrupted):
             raise cause
         if row.outcome == "aborted":
@@ -171,14 +173,29 @@ class Meter:
 
     def stop(self) -> None:
         rig = self.rig
-        self._used = dict(seconds=rig.clock() - self._clock, steps=rig.next_step - self._steps, stalls=rig.stalls - self._stalls,
-                          stall_s=rig.stall_s - self._stall_s)
+        self._used = dict(
+            seconds=rig.clock() - self._clock,
+            steps=rig.next_step - self._steps,
+            stalls=rig.stalls - self._stalls,
+            stall_s=rig.stall_s - self._stall_s,
+        )
 
     def row(self, plan: Plan, seed: int, outcome: str, reason: str) -> Row:
         """The row of the trial. Calls are read now: inference has stopped and reported for the last time."""
         status = self.rig.inference
         return Row(
-            task=plan.task, setting=plan.setting, label=plan.label, seed=seed, outcome=outcome, reason=reason, **self._used,
-            calls=status.get("calls", 0) - self._calls, horizon=status.get("horizon", 0), mode=status.get("mode", ""),
-            generation=status.get("generation", 0), checkpoint=status.get("checkpoint", ""), began=self._began, ended=time.time(),
+            task=plan.task,
+            setting=plan.setting,
+            label=plan.label,
+            seed=seed,
+            outcome=outcome,
+            reason=reason,
+            **self._used,
+            calls=status.get("calls", 0) - self._calls,
+            horizon=status.get("horizon", 0),
+            mode=status.get("mode", ""),
+            generation=status.get("generation", 0),
+            checkpoint=status.get("checkpoint", ""),
+            began=self._began,
+            ended=time.time(),
         )

@@ -12,7 +12,20 @@ from collections import Counter
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.trials.store import Row, read
 
-COLUMNS = ("task", "setting", "label", "trials", "SR %", "seconds", "S steps", "N calls", "h", "stalls", "stalled s", "not counted")
+COLUMNS = (
+    "task",
+    "setting",
+    "label",
+    "trials",
+    "SR %",
+    "seconds",
+    "S steps",
+    "N calls",
+    "h",
+    "stalls",
+    "stalled s",
+    "not counted",
+)
 
 
 def table(rows: list[Row]) -> str:
