@@ -95,7 +95,7 @@ class RosRig:
             if not self.wait(heard, self.config.startup_s):
                 raise RigError(
                     f"no {what} answers (nothing on topic '{self.node.resolve_topic_name(topic)}' for "
-                    f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check the namespace and ROS_DOMAIN_ID"
+                    f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check namespace and ROS_DOMAIN_ID"
                 )
 
     def clock(self) -> float:
