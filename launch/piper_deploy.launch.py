@@ -1,4 +1,4 @@
-"""ros2 launch policytrim_ros piper_deploy.launch.py [name:=value ...]: the graph of policytrim_ros/graph.py in ROS 2's launch system.
+"""ros2 launch policytrim_ros piper_deploy.launch.py [name:=value ...]: policytrim_ros/graph.py in ROS 2's launch.
 
 Nothing about the processes is decided here. Ctrl-C reaches all of them at once (that is how launch works); each ends by
 itself, and the controller leaves the arm holding. `policytrim up` ends them one after the other.
@@ -22,8 +22,12 @@ from policytrim_ros.graph import RUNNING, LaunchArguments, command, consequence,
 def generate_launch_description():
     """The declared arguments, then the processes made from their values."""
     declared = [
-        DeclareLaunchArgument(spec.name, default_value=as_text(spec.default), description=explain(spec),
-                              choices=list(spec.metadata["choices"]) if spec.metadata["choices"] else None)
+        DeclareLaunchArgument(
+            spec.name,
+            default_value=as_text(spec.default),
+            description=explain(spec),
+            choices=list(spec.metadata["choices"]) if spec.metadata["choices"] else None,
+        )
         for spec in fields(LaunchArguments)
     ]
     return LaunchDescription([*declared, OpaqueFunction(function=start)])
@@ -47,12 +51,18 @@ def stage_actions(stage, arguments, texts, following, progress):
     actions = []
     for process in stage:
         action = as_action(process, arguments)
-        actions += [action, RegisterEventHandler(OnProcessExit(target_action=action, on_exit=on_exit(process, arguments, progress)))]
+        actions += [
+            action,
+            RegisterEventHandler(OnProcessExit(target_action=action, on_exit=on_exit(process, arguments, progress))),
+        ]
     lasting = [process.name for process in stage if not process.finite]
     if not lasting:
         return actions
-    waiter = ExecuteProcess(name=f"wait_{stage[0].name}", output="screen", cmd=[
-        sys.executable, "-m", "policytrim_ros.cli", "wait", *lasting, *(f"{name}:={text}" for name, text in texts.items())])
+    waiter = ExecuteProcess(
+        name=f"wait_{stage[0].name}",
+        output="screen",
+        cmd=[sys.executable, "-m", "policytrim_ros.cli", "wait", *lasting, *(f"{name}:={text}" for name, text in texts.items())],
+    )
 
     def go_on(event, context):
         if context.is_shutdown:
@@ -69,10 +79,18 @@ def as_action(process, arguments):
     """A launch_ros Node, or a plain process for what is none. Its own node name stays: the heartbeat goes by it."""
     if not process.ros:
         return ExecuteProcess(cmd=command(process), name=process.name, additional_env=dict(process.environment), output="screen")
-    return Node(package="policytrim_ros", executable=process.executable, exec_name=process.name, namespace=arguments.namespace, output="screen",
-                prefix=" ".join(prefix(process)) or None,
-                parameters=[*([str(process.parameter_file)] if process.parameter_file else []), dict(process.parameters)], remappings=list(process.remappings),
-                arguments=list(process.arguments), additional_env=dict(process.environment))
+    return Node(
+        package="policytrim_ros",
+        executable=process.executable,
+        exec_name=process.name,
+        namespace=arguments.namespace,
+        output="screen",
+        prefix=" ".join(prefix(process)) or None,
+        parameters=[*([str(process.parameter_file)] if process.parameter_file else []), dict(process.parameters)],
+        remappings=list(process.remappings),
+        arguments=list(process.arguments),
+        additional_env=dict(process.environment),
+    )
 
 
 def on_exit(process, arguments, progress):
@@ -84,7 +102,9 @@ def on_exit(process, arguments, progress):
         if process.finite:
             return [EmitEvent(event=Shutdown(reason=f"{process.name} has ended"))]
         if progress["missing"]:
-            raise RuntimeError(f"start refused: {process.name} ended during the start (exit code {event.returncode}); its last lines say why")
+            raise RuntimeError(
+                f"start refused: {process.name} ended during the start (exit code {event.returncode}); its last lines say why"
+            )
         said = [LogInfo(msg=f"{process.name} died (exit code {event.returncode}): {consequence(process, arguments)}")]
         if process.required and arguments.on_failure == "shutdown":
             said.append(EmitEvent(event=Shutdown(reason=f"{process.name} died")))

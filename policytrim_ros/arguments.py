@@ -49,9 +49,12 @@ def add_arguments(parser, config_type) -> None:
     group = parser.add_argument_group("options (--name value, or name:=value)")
     for spec in fields(config_type):
         choices = spec.metadata["choices"]
-        group.add_argument("--" + spec.name.replace("_", "-"), dest=f"option_{spec.name}",
-                           metavar="|".join(map(str, choices)) if choices else type(default_of(spec)).__name__.upper(),
-                           help=f"{explain(spec)} (default: {as_text(default_of(spec)) or 'empty'})".replace("%", "%%"))
+        group.add_argument(
+            "--" + spec.name.replace("_", "-"),
+            dest=f"option_{spec.name}",
+            metavar="|".join(map(str, choices)) if choices else type(default_of(spec)).__name__.upper(),
+            help=f"{explain(spec)} (default: {as_text(default_of(spec)) or 'empty'})".replace("%", "%%"),
+        )
 
 
 def texts(options, config_type) -> dict[str, str]:
@@ -77,7 +80,13 @@ def _value(spec, text: str, owner: str):
         value = json.loads(text.lower() if isinstance(default, bool) else text)
     except json.JSONDecodeError:
         value = None
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", list: 'a list such as ["a", "b"]', tuple: 'a list such as ["a", "b"]'}
+    kinds = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        list: 'a list such as ["a", "b"]',
+        tuple: 'a list such as ["a", "b"]',
+    }
     fits = {bool: bool, int: int, float: (int, float), list: list, tuple: list}[type(default)]
     if not isinstance(value, fits) or isinstance(value, bool) != isinstance(default, bool):
         raise ConfigError(f"{owner}.{spec.name} = {text!r}: expected {kinds[type(default)]}")

@@ -1,4 +1,4 @@
-"""`policytrim`: the command line. A command is a class: its docstring is the summary, ``add_arguments`` its options, ``run`` its work.
+"""`policytrim`: the command line. A command is a class: docstring = summary, ``add_arguments`` = options, ``run`` = work.
 
 Only the chosen command builds its options and imports what it needs, so that `policytrim hold` does not wait for torch.
 """
@@ -45,7 +45,12 @@ class Wait:
     """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument("names", nargs="+", metavar="process or name:=value", help="processes to wait for, and the launch arguments of the system")
+        parser.add_argument(
+            "names",
+            nargs="+",
+            metavar="process or name:=value",
+            help="processes to wait for, and the launch arguments of the system",
+        )
 
     def run(self, options) -> int:
         from policytrim_ros.up import wait
@@ -70,16 +75,24 @@ class Demo:
     """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument("--trials", type=int, default=2, choices=range(1, 1001), metavar="N", help="trials of each task (default 2)")
-        parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)")
-        parser.add_argument("--setting", default="standard", choices=SETTINGS, help="whether the target stays or is moved (default: it stays)")
+        parser.add_argument(
+            "--trials", type=int, default=2, choices=range(1, 1001), metavar="N", help="trials of each task (default 2)"
+        )
+        parser.add_argument(
+            "--tasks", nargs="+", default=list(TASKS), choices=TASKS, metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)"
+        )
+        parser.add_argument(
+            "--setting", default="standard", choices=SETTINGS, help="whether the target stays or is moved (default: it stays)"
+        )
         parser.add_argument("--seed", type=int, default=1000, help="seed of each task's first scene (default 1000)")
         parser.add_argument("--out", help="directory of the records (default: runs/demo-<time>)")
 
     def run(self, options) -> int:
         from policytrim_ros.demo import demo
 
-        return demo(options.tasks, options.setting, options.trials, options.seed, options.out or time.strftime("runs/demo-%Y%m%d-%H%M%S"))
+        return demo(
+            options.tasks, options.setting, options.trials, options.seed, options.out or time.strftime("runs/demo-%Y%m%d-%H%M%S")
+        )
 
 
 class Trial:
@@ -181,7 +194,11 @@ class Fault:
         session = session_name(LaunchArguments(session=options.session))
         module = importlib.import_module("sim_bridge.faults" if options.where == "arm" else "sim_bridge.realsense")
         if options.fault == "list":
-            print("\n".join(f"{name:14} {fault.doc}" for name, fault in module.FAULTS.items()) if options.where == "arm" else "\n".join(module.FAULTS))
+            print(
+                "\n".join(f"{name:14} {fault.doc}" for name, fault in module.FAULTS.items())
+                if options.where == "arm"
+                else "\n".join(module.FAULTS)
+            )
         elif options.where == "arm":
             try:
                 answer = module.inject(str(runtime_dir() / f"{session}.can"), options.fault, **numbers(options.details))
@@ -203,17 +220,26 @@ class Checkpoint:
     """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument("action", choices=("show", "verify"), help="show: print its manifest; verify: check every file against it")
+        parser.add_argument(
+            "action", choices=("show", "verify"), help="show: print its manifest; verify: check every file against it"
+        )
         parser.add_argument("directory", help="directory of the checkpoint")
 
     def run(self, options) -> int:
         checkpoint = importlib.import_module("policytrim_ros.policies.checkpoint")
         try:
-            manifest = checkpoint.verify(options.directory) if options.action == "verify" else checkpoint.read_manifest(options.directory)
+            manifest = (
+                checkpoint.verify(options.directory)
+                if options.action == "verify"
+                else checkpoint.read_manifest(options.directory)
+            )
         except checkpoint.CheckpointError as error:
             raise CommandError(str(error)) from error
-        print(f"{options.directory} is whole: {len(manifest['files'])} files as in its manifest" if options.action == "verify"
-              else json.dumps(manifest, indent=2))
+        print(
+            f"{options.directory} is whole: {len(manifest['files'])} files as in its manifest"
+            if options.action == "verify"
+            else json.dumps(manifest, indent=2)
+        )
         return 0
 
 
@@ -254,7 +280,9 @@ class Train:
 
     def add_arguments(self, parser) -> None:
         methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-        importlib.import_module(self.methods["sft"]).add_arguments(methods.add_parser("sft", help="imitate the demonstrations of a recipe"))
+        importlib.import_module(self.methods["sft"]).add_arguments(
+            methods.add_parser("sft", help="imitate the demonstrations of a recipe")
+        )
 
     def run(self, options) -> int:
         return importlib.import_module(self.methods[options.method]).main(options)
@@ -267,10 +295,22 @@ class Evaluate(Delegate):
 
 
 COMMANDS = {
-    "up": Up, "demo": Demo, "trial": Trial,
-    "go": Go, "hold": Hold, "home": Home, "park": Park, "clear-fault": ClearFault, "damped-stop": DampedStop,
-    "doctor": Doctor, "fault": Fault, "wait": Wait,
-    "checkpoint": Checkpoint, "demos": Demos, "train": Train, "eval": Evaluate,
+    "up": Up,
+    "demo": Demo,
+    "trial": Trial,
+    "go": Go,
+    "hold": Hold,
+    "home": Home,
+    "park": Park,
+    "clear-fault": ClearFault,
+    "damped-stop": DampedStop,
+    "doctor": Doctor,
+    "fault": Fault,
+    "wait": Wait,
+    "checkpoint": Checkpoint,
+    "demos": Demos,
+    "train": Train,
+    "eval": Evaluate,
 }
 
 
@@ -301,13 +341,21 @@ def numbers(words) -> dict[str, float]:
 def parser_for(argv) -> argparse.ArgumentParser:
     """The parser, with the options of the command in ``argv`` alone."""
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    parser = argparse.ArgumentParser(prog="policytrim", description="Trimmed policies on an AgileX Piper, simulated or real.",
-                                     epilog="`policytrim COMMAND --help` explains a command and gives examples.")
+    parser = argparse.ArgumentParser(
+        prog="policytrim",
+        description="Trimmed policies on an AgileX Piper, simulated or real.",
+        epilog="`policytrim COMMAND --help` explains a command and gives examples.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         summary, _, rest = command.__doc__.partition("\n\n")
-        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=_dedented(rest),
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=_dedented(rest),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         if name == chosen:
             command().add_arguments(sub)
     return parser

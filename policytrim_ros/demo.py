@@ -11,7 +11,7 @@ from policytrim_ros.up import up
 
 
 def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
-    """Runs ``trials`` of each task and prints the table; 1 when a system did not start or broke down (a failed trial is a result)."""
+    """Runs ``trials`` of each task and prints the table; 1 when a system broke down (a failed trial is a result)."""
     began, broken = time.monotonic(), []
     Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:

@@ -38,7 +38,12 @@ def doctor(robot: bool) -> int:
 def python() -> Finding:
     version = platform.python_version()
     supported = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return Finding("Python", GOOD if supported else WARNING, f"{version} in {sys.prefix}", "" if supported else "3.10 to 3.12 are meant, 3.11 is tested")
+    return Finding(
+        "Python",
+        GOOD if supported else WARNING,
+        f"{version} in {sys.prefix}",
+        "" if supported else "3.10 to 3.12 are meant, 3.11 is tested",
+    )
 
 
 def ros() -> Finding:
@@ -52,8 +57,13 @@ def ros() -> Finding:
 
 def modules():
     """The Python packages of the robot, the policy and the simulation."""
-    for name, distribution, extra in (("piper_sdk", "piper_sdk", "robot"), ("pyrealsense2", "pyrealsense2", "robot"), ("torch", "torch", "policy"),
-                                      ("transformers", "transformers", "policy"), ("mani_skill", "mani_skill", "sim")):
+    for name, distribution, extra in (
+        ("piper_sdk", "piper_sdk", "robot"),
+        ("pyrealsense2", "pyrealsense2", "robot"),
+        ("torch", "torch", "policy"),
+        ("transformers", "transformers", "policy"),
+        ("mani_skill", "mani_skill", "sim"),
+    ):
         try:
             yield Finding(name, GOOD, importlib.metadata.version(distribution))
         except importlib.metadata.PackageNotFoundError:
@@ -62,8 +72,13 @@ def modules():
 
 def vulkan() -> Finding:
     """Whether the simulator can draw, tried in a process of its own: a bad driver may end the process."""
-    trial = subprocess.run([sys.executable, "-c", "import sapien; sapien.render.RenderMaterial(); print('drawn')"],
-                           env={**os.environ, **renderer()}, capture_output=True, text=True, timeout=120)
+    trial = subprocess.run(
+        [sys.executable, "-c", "import sapien; sapien.render.RenderMaterial(); print('drawn')"],
+        env={**os.environ, **renderer()},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     if trial.returncode == 0 and "drawn" in trial.stdout:
         return Finding("Vulkan", GOOD, "a GPU" if has_gpu() else "Mesa's software renderer")
     last = (trial.stderr.strip().splitlines() or ["no message"])[-1]
@@ -73,11 +88,19 @@ def vulkan() -> Finding:
 def can(robot: bool) -> Finding:
     interfaces = [path.name for path in Path("/sys/class/net").glob("*") if (path / "type").read_text().strip() == "280"]
     if not interfaces:
-        return Finding("CAN", BAD if robot else WARNING, "no interface", "only a robot needs one; plug in the adapter, then: "
-                       "ip link set can0 up type can bitrate 1000000")
+        return Finding(
+            "CAN",
+            BAD if robot else WARNING,
+            "no interface",
+            "only a robot needs one; plug in the adapter, then: ip link set can0 up type can bitrate 1000000",
+        )
     down = [name for name in interfaces if (Path("/sys/class/net") / name / "operstate").read_text().strip() == "down"]
-    return Finding("CAN", WARNING if down else GOOD, ", ".join(interfaces),
-                   f"{down[0]} is down: ip link set {down[0]} up type can bitrate 1000000" if down else "")
+    return Finding(
+        "CAN",
+        WARNING if down else GOOD,
+        ", ".join(interfaces),
+        f"{down[0]} is down: ip link set {down[0]} up type can bitrate 1000000" if down else "",
+    )
 
 
 def cameras(robot: bool) -> Finding:
@@ -88,7 +111,9 @@ def cameras(robot: bool) -> Finding:
     info = importlib.import_module("pyrealsense2").camera_info
     found = [f"{device.get_info(info.name)} serial {device.get_info(info.serial_number)}" for device in devices]
     if not found:
-        return Finding("cameras", BAD if robot else WARNING, "no RealSense", "only a robot needs them; plug them into USB 3 ports")
+        return Finding(
+            "cameras", BAD if robot else WARNING, "no RealSense", "only a robot needs them; plug them into USB 3 ports"
+        )
     return Finding("cameras", GOOD, "; ".join(found))
 
 
@@ -96,8 +121,12 @@ def disk() -> Finding:
     free = shutil.disk_usage(".").free / 1e9
     shared = shutil.disk_usage("/dev/shm").free / 1e6
     enough = free > 2 and shared > 200
-    return Finding("disk", GOOD if enough else WARNING, f"{free:.0f} GB here, {shared:.0f} MB shared memory",
-                   "" if enough else "recordings want 2 GB here, images 200 MB of /dev/shm (in a container: --shm-size=1g)")
+    return Finding(
+        "disk",
+        GOOD if enough else WARNING,
+        f"{free:.0f} GB here, {shared:.0f} MB shared memory",
+        "" if enough else "recordings want 2 GB here, images 200 MB of /dev/shm (in a container: --shm-size=1g)",
+    )
 
 
 def runtime() -> Finding:

@@ -35,19 +35,38 @@ class LaunchArguments(Config):
     """What may be said at the start. `ros2 launch ... --show-args` and `policytrim up --help` print these sentences."""
 
     sim: bool = argument(True, "true: simulated world behind an emulated arm and emulated cameras; false: the real robot")
-    can_port: str = argument("", "CAN channel of the arm: can0, ... on a robot; empty: can0, or the emulated bus of the session in simulation")
+    can_port: str = argument(
+        "", "CAN channel of the arm: can0, ... on a robot; empty: can0, or the emulated bus of the session in simulation"
+    )
     can_interface: str = argument("", "python-can interface; empty: socketcan, or piper_hub in simulation")
-    cameras: str = argument("", "cameras as name=serial,name=serial; empty: the emulated front and wrist cameras (simulation only)")
-    camera_size: str = argument("424x240", "pixels of the colour images, WIDTHxHEIGHT; a D435i offers 424x240 and 640x480 among others")
-    camera_fps: int = argument(0, "pictures a second of each camera; 0: 30, in simulation 20 (a software renderer pays about 10 ms for each)",
-                               low=0, high=90)
+    cameras: str = argument(
+        "", "cameras as name=serial,name=serial; empty: the emulated front and wrist cameras (simulation only)"
+    )
+    camera_size: str = argument(
+        "424x240", "pixels of the colour images, WIDTHxHEIGHT; a D435i offers 424x240 and 640x480 among others"
+    )
+    camera_fps: int = argument(
+        0,
+        "pictures a second of each camera; 0: 30, in simulation 20 (a software renderer pays about 10 ms for each)",
+        low=0,
+        high=90,
+    )
     task: str = argument("tape_box", "what the arm is to do", choices=TASKS)
-    setting: str = argument("standard", "standard: the target stays; dynamic: it is moved once during the approach", choices=SETTINGS)
+    setting: str = argument(
+        "standard", "standard: the target stays; dynamic: it is moved once during the approach", choices=SETTINGS
+    )
     seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
-    checkpoint: str = argument("", "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: the project's own "
-                                   "for the task, in simulation the clean demonstrator where there is none")
+    checkpoint: str = argument(
+        "",
+        "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: the project's own "
+        "for the task, in simulation the clean demonstrator where there is none",
+    )
     horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)
-    mode: str = argument("sync", "sync: the arm waits for inference; async: the next chunk is predicted while this one runs", choices=("sync", "async"))
+    mode: str = argument(
+        "sync",
+        "sync: the arm waits for inference; async: the next chunk is predicted while this one runs",
+        choices=("sync", "async"),
+    )
     speed_scale: float = argument(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
     trials: int = argument(0, "trials to run, after which everything ends; 0: only bring the system up", low=0, high=10000)
     out: str = argument("runs", "directory for trial records and recordings")
@@ -56,8 +75,11 @@ class LaunchArguments(Config):
     namespace: str = argument("", "ROS namespace of all nodes; empty: none")
     remap: str = argument("", "remappings for every node, from:=to separated by blanks")
     session: str = argument("", "name of this running system (letters, digits, - and _); empty: domain-<ROS_DOMAIN_ID>")
-    on_failure: str = argument("hold", "when a required process dies, the arm holds; hold: keep the others for inspection; shutdown: end them",
-                              choices=("hold", "shutdown"))
+    on_failure: str = argument(
+        "hold",
+        "when a required process dies, the arm holds; hold: keep the others for inspection; shutdown: end them",
+        choices=("hold", "shutdown"),
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,7 +89,9 @@ class LaunchArguments(Config):
         if self.session and not all(c.isalnum() or c in "-_" for c in self.session):
             raise ConfigError(f"LaunchArguments.session = {self.session!r}: use letters, digits, '-' and '_'")
         if self.namespace and not self.namespace.strip("/").replace("/", "_").isidentifier():
-            raise ConfigError(f"LaunchArguments.namespace = {self.namespace!r}: use letters, digits and '_', not beginning with a digit")
+            raise ConfigError(
+                f"LaunchArguments.namespace = {self.namespace!r}: use letters, digits and '_', not beginning with a digit"
+            )
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
 
@@ -104,7 +128,9 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     can_port = arguments.can_port or (str(runtime_dir() / f"{session}.can") if sim else "can0")
     cameras = parse_cameras(arguments.cameras) or (EMULATED_SERIALS if sim else {})
     if not cameras:
-        raise ConfigError("LaunchArguments.cameras: name the cameras as front=<serial>,wrist=<serial>; `policytrim doctor` lists what is plugged in")
+        raise ConfigError(
+            "LaunchArguments.cameras: name the cameras as front=<serial>,wrist=<serial>; `policytrim doctor` lists them"
+        )
     width, height = parse_size(arguments.camera_size)
     fps = camera_fps(arguments)
     demonstrated = checkpoint.startswith("demonstrator:")
@@ -114,36 +140,127 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     processes = []
     if sim:
         processes += [
-            Process("world", "world_node", "sim_bridge.world", niceness=-5, **{**common, "environment": {**common["environment"], **renderer()}},
-                    parameters=dict(task=arguments.task, setting=arguments.setting, seed=arguments.seed, session=session,
-                                    camera_width=width, camera_height=height, camera_fps=float(fps))),
-            Process("piper_emulator", "piper_emulator", "sim_bridge.piper_emulator", ros=False, niceness=-10, environment=common["environment"],
-                    arguments=("--socket", can_port, "--session", session), socket=can_port, needs=("world",)),
+            Process(
+                "world",
+                "world_node",
+                "sim_bridge.world",
+                niceness=-5,
+                **{**common, "environment": {**common["environment"], **renderer()}},
+                parameters=dict(
+                    task=arguments.task,
+                    setting=arguments.setting,
+                    seed=arguments.seed,
+                    session=session,
+                    camera_width=width,
+                    camera_height=height,
+                    camera_fps=float(fps),
+                ),
+            ),
+            Process(
+                "piper_emulator",
+                "piper_emulator",
+                "sim_bridge.piper_emulator",
+                ros=False,
+                niceness=-10,
+                environment=common["environment"],
+                arguments=("--socket", can_port, "--session", session),
+                socket=can_port,
+                needs=("world",),
+            ),
         ]
     processes += [
-        Process("camera", "camera_node", "policytrim_ros.nodes.camera", niceness=-5, **common, needs=("world",) if sim else (),
-                parameters=dict(cameras=list(cameras), serials=list(cameras.values()), width=width, height=height, fps=fps,
-                                **(dict(realsense_context="sim_bridge.realsense:context") if sim else {}))),
-        Process("controller", "controller_node", "policytrim_ros.nodes.controller", niceness=-10, **common, needs=("piper_emulator",) if sim else (),
-                parameters=dict(can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"), can_port=can_port,
-                                speed_scale=arguments.speed_scale, required_nodes=["camera", driver])),
+        Process(
+            "camera",
+            "camera_node",
+            "policytrim_ros.nodes.camera",
+            niceness=-5,
+            **common,
+            needs=("world",) if sim else (),
+            parameters=dict(
+                cameras=list(cameras),
+                serials=list(cameras.values()),
+                width=width,
+                height=height,
+                fps=fps,
+                **(dict(realsense_context="sim_bridge.realsense:context") if sim else {}),
+            ),
+        ),
+        Process(
+            "controller",
+            "controller_node",
+            "policytrim_ros.nodes.controller",
+            niceness=-10,
+            **common,
+            needs=("piper_emulator",) if sim else (),
+            parameters=dict(
+                can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"),
+                can_port=can_port,
+                speed_scale=arguments.speed_scale,
+                required_nodes=["camera", driver],
+            ),
+        ),
     ]
     if demonstrated:
-        processes.append(Process("demonstrator", "demonstrator_node", "sim_bridge.demonstrator_node", **common,
-                                 parameters=dict(style=checkpoint.split(":")[1])))
+        processes.append(
+            Process(
+                "demonstrator",
+                "demonstrator_node",
+                "sim_bridge.demonstrator_node",
+                **common,
+                parameters=dict(style=checkpoint.split(":")[1]),
+            )
+        )
     else:
-        processes.append(Process("inference", "inference_node", "policytrim_ros.nodes.inference", **common,
-                                 parameters=dict(checkpoint=checkpoint, task=arguments.task, cameras=list(cameras), width=width, height=height,
-                                                 horizon=arguments.horizon, mode=arguments.mode)))
+        processes.append(
+            Process(
+                "inference",
+                "inference_node",
+                "policytrim_ros.nodes.inference",
+                **common,
+                parameters=dict(
+                    checkpoint=checkpoint,
+                    task=arguments.task,
+                    cameras=list(cameras),
+                    width=width,
+                    height=height,
+                    horizon=arguments.horizon,
+                    mode=arguments.mode,
+                ),
+            )
+        )
     if arguments.record:
-        processes.append(Process("recorder", "recorder_node", "policytrim_ros.nodes.recorder", **common, needs=("controller",), required=False,
-                                 parameters=dict(out=arguments.out, cameras=list(cameras))))
+        processes.append(
+            Process(
+                "recorder",
+                "recorder_node",
+                "policytrim_ros.nodes.recorder",
+                **common,
+                needs=("controller",),
+                required=False,
+                parameters=dict(out=arguments.out, cameras=list(cameras)),
+            )
+        )
     if arguments.trials:
         label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
-        processes.append(Process("trial", "trial_node", "policytrim_ros.nodes.trial", **common, required=False, finite=True,
-                                 needs=tuple(process.name for process in processes),
-                                 parameters=dict(task=arguments.task, setting=arguments.setting, trials=arguments.trials,
-                                                 seed=arguments.seed, out=arguments.out, label=label)))
+        processes.append(
+            Process(
+                "trial",
+                "trial_node",
+                "policytrim_ros.nodes.trial",
+                **common,
+                required=False,
+                finite=True,
+                needs=tuple(process.name for process in processes),
+                parameters=dict(
+                    task=arguments.task,
+                    setting=arguments.setting,
+                    trials=arguments.trials,
+                    seed=arguments.seed,
+                    out=arguments.out,
+                    label=label,
+                ),
+            )
+        )
     return processes
 
 
@@ -155,7 +272,9 @@ def consequence(process: Process, arguments: LaunchArguments) -> str:
     if not process.required:
         return "the arm does not depend on it"
     held = "the arm keeps its last setpoint" if process.name == "controller" else "the controller holds the arm"
-    return held + ("; ending the others" if arguments.on_failure == "shutdown" else "; the others stay for inspection, end them with Ctrl-C")
+    return held + (
+        "; ending the others" if arguments.on_failure == "shutdown" else "; the others stay for inspection, end them with Ctrl-C"
+    )
 
 
 def stages(processes: list[Process]) -> list[list[Process]]:
@@ -215,7 +334,9 @@ def renderer() -> dict[str, str]:
 
 
 def has_gpu() -> bool:
-    return os.path.exists("/dev/nvidia0") or (os.path.isdir("/dev/dri") and any(n.startswith("renderD") for n in os.listdir("/dev/dri")))
+    return os.path.exists("/dev/nvidia0") or (
+        os.path.isdir("/dev/dri") and any(n.startswith("renderD") for n in os.listdir("/dev/dri"))
+    )
 
 
 def resolve_checkpoint(arguments: LaunchArguments) -> str:
@@ -224,17 +345,23 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
     if given.startswith("demonstrator:"):
         style = given.split(":", 1)[1]
         if not arguments.sim:
-            raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: demonstrators know the simulated scene; on a robot give a checkpoint")
+            raise ConfigError(
+                f"LaunchArguments.checkpoint = {given!r}: demonstrators know the simulated scene; on a robot give a checkpoint"
+            )
         if style not in DEMONSTRATORS:
             raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: allowed demonstrators are {', '.join(DEMONSTRATORS)}")
         return given
     if given:
         if not (Path(given) / "manifest.json").is_file():
-            raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: no manifest.json there; give the directory of a checkpoint")
+            raise ConfigError(
+                f"LaunchArguments.checkpoint = {given!r}: no manifest.json there; give the directory of a checkpoint"
+            )
         return str(Path(given).resolve())
     own = own_checkpoint(arguments.task)
     if own is None and not arguments.sim:
-        raise ConfigError(f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory")
+        raise ConfigError(
+            f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory"
+        )
     return str(own) if own else "demonstrator:clean"
 
 

@@ -43,6 +43,10 @@ def _call(node, kind, name: str, request) -> bool:
         print(f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive?", file=sys.stderr)
         return False
     answer = future.result()
-    print(f"{name}: {answer.message or 'done'} ({time.monotonic() - began:.2f} s)" if answer.success else f"{name} refused: {answer.message}",
-          file=sys.stdout if answer.success else sys.stderr)
+    print(
+        f"{name}: {answer.message or 'done'} ({time.monotonic() - began:.2f} s)"
+        if answer.success
+        else f"{name} refused: {answer.message}",
+        file=sys.stdout if answer.success else sys.stderr,
+    )
     return answer.success

@@ -43,8 +43,10 @@ class SessionLock:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
-            raise StartRefused(f"session '{session}' is already running (process {holder}); end it with Ctrl-C there, "
-                               "or choose another session and ROS_DOMAIN_ID") from None
+            raise StartRefused(
+                f"session '{session}' is already running (process {holder}); end it with Ctrl-C there, "
+                "or choose another session and ROS_DOMAIN_ID"
+            ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
@@ -65,8 +67,13 @@ class Readiness:
         self._heard: set[str] = set()
         self._context = rclpy.Context()
         rclpy.init(args=[], context=self._context, signal_handler_options=SignalHandlerOptions.NO)
-        self._node = rclpy.create_node(f"starter_{os.getpid()}", context=self._context, namespace=namespace.strip("/"), enable_rosout=False,
-                                       start_parameter_services=False)
+        self._node = rclpy.create_node(
+            f"starter_{os.getpid()}",
+            context=self._context,
+            namespace=namespace.strip("/"),
+            enable_rosout=False,
+            start_parameter_services=False,
+        )
         self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(message.data), 50)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
@@ -143,16 +150,26 @@ class Starter:
                 for process in self._processes:
                     if process.name not in self._children and ready.issuperset(process.needs):
                         self._spawn(process)
-                    elif process.name in self._children and process.name not in ready and (process.finite or readiness.ready(process)):
+                    elif (
+                        process.name in self._children
+                        and process.name not in ready
+                        and (process.finite or readiness.ready(process))
+                    ):
                         ready.add(process.name)
-                        self._say(f"{process.name}: ready after {time.monotonic() - began:.1f} s ({len(ready)} of {len(self._processes)})")
+                        self._say(
+                            f"{process.name}: ready after {time.monotonic() - began:.1f} s"
+                            f" ({len(ready)} of {len(self._processes)})"
+                        )
                 readiness.spin(0.05)
                 self._forward(0.0)
                 if self._signal is not None:
                     return False
                 for child in self._children.values():
                     if not child.process.finite and child.popen.poll() is not None:
-                        raise StartRefused(f"{child.process.name} ended during the start ({outcome(child.popen.returncode)}); its last lines say why")
+                        raise StartRefused(
+                            f"{child.process.name} ended during the start ({outcome(child.popen.returncode)}); "
+                            "its last lines say why"
+                        )
                 if time.monotonic() - began > START_S:
                     late = ", ".join(p.name for p in self._processes if p.name in self._children and p.name not in ready)
                     raise StartRefused(f"{late} not ready after {START_S:.0f} s; look at its output above")
@@ -162,8 +179,15 @@ class Starter:
 
     def _spawn(self, process: Process) -> None:
         line = command(process, self._arguments.namespace)
-        popen = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-                                 env={**os.environ, **process.environment}, preexec_fn=lambda: _enter(process.niceness))
+        popen = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **process.environment},
+            preexec_fn=lambda: _enter(process.niceness),
+        )
         os.set_blocking(popen.stdout.fileno(), False)
         self._children[process.name] = Child(process, popen)
         self._output.register(popen.stdout, selectors.EVENT_READ, process.name)
@@ -252,7 +276,10 @@ def _enter(niceness: int) -> None:
 
 
 def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> int:
-    """Brings the system up and runs it to its end; returns the exit code. Raises ConfigError and StartRefused before anything was started."""
+    """Brings the system up and runs it to its end; returns the exit code.
+
+    Raises ConfigError and StartRefused before anything was started.
+    """
     processes = graph(arguments)
     lock = SessionLock(session_name(arguments))
     try:

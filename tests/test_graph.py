@@ -19,8 +19,19 @@ import yaml
 from policytrim_ros import cli
 from policytrim_ros.arguments import add_arguments, as_text, default_of, explain, from_text, texts
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.graph import (TASKS, LaunchArguments, Process, command, consequence, graph, renderer, resolve_checkpoint, runtime_dir,
-                                  session_name, stages)
+from policytrim_ros.graph import (
+    TASKS,
+    LaunchArguments,
+    Process,
+    command,
+    consequence,
+    graph,
+    renderer,
+    resolve_checkpoint,
+    runtime_dir,
+    session_name,
+    stages,
+)
 from policytrim_ros.up import SessionLock, Starter, StartRefused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,15 +113,21 @@ def test_emulator_and_controller_meet_on_the_same_bus_and_session():
     assert processes["camera"].environment["POLICYTRIM_CAMERA_SIZE"] == "424x240"
 
 
-@pytest.mark.parametrize("arguments", [
-    dict(trials=2, record=True, checkpoint="demonstrator:clean"), dict(trials=2, horizon=7, mode="async", camera_size="640x480"),
-    dict(REAL, speed_scale=0.3, trials=1, record=True),
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(trials=2, record=True, checkpoint="demonstrator:clean"),
+        dict(trials=2, horizon=7, mode="async", camera_size="640x480"),
+        dict(REAL, speed_scale=0.3, trials=1, record=True),
+    ],
+)
 def test_every_node_knows_every_parameter_that_file_and_graph_give_it(arguments, checkpoint):
     for process in graph(LaunchArguments(**{"checkpoint": checkpoint, **arguments})):
         if process.ros:
             from_file = file_of(process.name)
-            assert not set(from_file) & set(process.parameters), f"{process.name}: the launch arguments would silently replace the file's values"
+            assert not set(from_file) & set(process.parameters), (
+                f"{process.name}: the launch arguments would silently replace the file's values"
+            )
             config_of(process.name).from_mapping({**from_file, **process.parameters})
 
 
@@ -130,7 +147,12 @@ def test_every_process_is_a_module_with_an_executable(checkpoint):
 
 
 def test_the_command_line_quotes_what_would_change_its_type():
-    process = Process("camera", "camera_node", "policytrim_ros.nodes.camera", parameters=dict(serials=["012"], realsense_context="", fps=30, depth=True))
+    process = Process(
+        "camera",
+        "camera_node",
+        "policytrim_ros.nodes.camera",
+        parameters=dict(serials=["012"], realsense_context="", fps=30, depth=True),
+    )
     line = command(process, "left/")
     assert line[:4] == [sys.executable, "-u", "-m", "policytrim_ros.nodes.camera"]
     assert {'serials:=["012"]', 'realsense_context:=""', "fps:=30", "depth:=true", "__ns:=/left"} <= set(line)
@@ -146,14 +168,20 @@ def test_settings_of_the_user_are_kept(monkeypatch):
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
     monkeypatch.setenv("VK_DRIVER_FILES", "/my/driver.json")
     world = graph(LaunchArguments())[0]
-    assert not {"OMP_NUM_THREADS", "ROS_AUTOMATIC_DISCOVERY_RANGE", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"} & set(world.environment)
+    assert not {"OMP_NUM_THREADS", "ROS_AUTOMATIC_DISCOVERY_RANGE", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"} & set(
+        world.environment
+    )
     assert renderer() == {}
 
 
 def test_a_simulation_stays_on_this_machine_and_a_robot_does_not_have_to(monkeypatch, checkpoint):
     monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
-    assert all(p.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST" for p in graph(LaunchArguments(checkpoint=checkpoint)))
-    assert not any("ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in graph(LaunchArguments(**REAL, checkpoint=checkpoint)))
+    assert all(
+        p.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST" for p in graph(LaunchArguments(checkpoint=checkpoint))
+    )
+    assert not any(
+        "ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in graph(LaunchArguments(**REAL, checkpoint=checkpoint))
+    )
 
 
 def test_the_session_is_named_after_the_ros_domain(monkeypatch):
@@ -164,32 +192,38 @@ def test_the_session_is_named_after_the_ros_domain(monkeypatch):
 # ---- arguments --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values, said", [
-    (dict(tusk="tape_box"), "unknown argument 'tusk'; known: .*task"),
-    (dict(task="juggle"), "task = 'juggle': allowed values are 'tape_box'"),
-    (dict(mode="rtc"), "allowed values are 'sync', 'async'"),
-    (dict(speed_scale="3"), "speed_scale = 3.0: allowed range is 0.05 to 1.0"),
-    (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
-    (dict(horizon="2.5"), "horizon = '2.5': expected a whole number"),
-    (dict(sim="maybe"), "sim = 'maybe': expected true or false"),
-    (dict(cameras="front"), "cameras = 'front': expected name=serial"),
-    (dict(cameras="front=1,front=2"), "with each name once"),
-    (dict(camera_size="big"), "camera_size = 'big': expected WIDTHxHEIGHT"),
-    (dict(remap="a=b"), "remap = 'a=b': expected from:=to"),
-    (dict(session="../x"), "session = '../x': use letters"),
-    (dict(namespace="9 lives"), "namespace = '9 lives': use letters"),
-])
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        (dict(tusk="tape_box"), "unknown argument 'tusk'; known: .*task"),
+        (dict(task="juggle"), "task = 'juggle': allowed values are 'tape_box'"),
+        (dict(mode="rtc"), "allowed values are 'sync', 'async'"),
+        (dict(speed_scale="3"), "speed_scale = 3.0: allowed range is 0.05 to 1.0"),
+        (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
+        (dict(horizon="2.5"), "horizon = '2.5': expected a whole number"),
+        (dict(sim="maybe"), "sim = 'maybe': expected true or false"),
+        (dict(cameras="front"), "cameras = 'front': expected name=serial"),
+        (dict(cameras="front=1,front=2"), "with each name once"),
+        (dict(camera_size="big"), "camera_size = 'big': expected WIDTHxHEIGHT"),
+        (dict(remap="a=b"), "remap = 'a=b': expected from:=to"),
+        (dict(session="../x"), "session = '../x': use letters"),
+        (dict(namespace="9 lives"), "namespace = '9 lives': use letters"),
+    ],
+)
 def test_a_bad_launch_argument_is_refused_in_one_sentence(values, said):
     with pytest.raises(ConfigError, match=said) as refusal:
         from_text(LaunchArguments, values)
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (dict(sim=False, checkpoint="demonstrator:clean", cameras="front=1"), "demonstrators know the simulated scene"),
-    (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, hesitant"),
-    (dict(checkpoint="/nowhere"), "no manifest.json there"),
-])
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (dict(sim=False, checkpoint="demonstrator:clean", cameras="front=1"), "demonstrators know the simulated scene"),
+        (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, hesitant"),
+        (dict(checkpoint="/nowhere"), "no manifest.json there"),
+    ],
+)
 def test_arguments_that_do_not_go_together_are_refused(arguments, said):
     with pytest.raises(ConfigError, match=said):
         graph(LaunchArguments(**arguments))
@@ -217,7 +251,8 @@ def test_both_spellings_of_an_argument_mean_the_same():
     parser = argparse.ArgumentParser()
     add_arguments(parser, LaunchArguments)
     assert texts(parser.parse_args(["task:=flip_mug", "sim:=false"]), LaunchArguments) == texts(
-        parser.parse_args(["--task", "flip_mug", "--sim", "false"]), LaunchArguments)
+        parser.parse_args(["--task", "flip_mug", "--sim", "false"]), LaunchArguments
+    )
 
 
 # ---- the launch file --------------------------------------------------------------------------------------------------
@@ -231,7 +266,9 @@ def test_the_launch_file_decides_nothing_about_processes(checkpoint):
         assert process.executable not in text and process.module not in text
 
 
-@pytest.mark.skipif(importlib.util.find_spec("launch_ros") is None, reason="launch_ros comes with a ROS 2 installation; there is none here")
+@pytest.mark.skipif(
+    importlib.util.find_spec("launch_ros") is None, reason="launch_ros comes with a ROS 2 installation; there is none here"
+)
 def test_the_launch_file_starts_the_processes_of_the_graph(checkpoint):
     from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument
@@ -247,7 +284,10 @@ def test_the_launch_file_starts_the_processes_of_the_graph(checkpoint):
         action.execute(context)
     context.launch_configurations["checkpoint"] = checkpoint
     actions = module.start(context)
-    assert [action.node_executable for action in actions if hasattr(action, "node_executable")] == ["world_node", "inference_node"]
+    assert [action.node_executable for action in actions if hasattr(action, "node_executable")] == [
+        "world_node",
+        "inference_node",
+    ]
 
 
 # ---- the starter, with processes that only keep a diary ---------------------------------------------------------------
@@ -262,8 +302,17 @@ class Scene:
     def process(self, name, needs=(), behaviour="", **more):
         path = str(self.path / f"{name}.socket")
         words = (name, str(self.diary), path, *([behaviour] if behaviour else []))
-        return Process(name, name, "fake_process", ros=False, arguments=words, socket=path, needs=needs,
-                       environment={"PYTHONPATH": str(ROOT / "tests")}, **more)
+        return Process(
+            name,
+            name,
+            "fake_process",
+            ros=False,
+            arguments=words,
+            socket=path,
+            needs=needs,
+            environment={"PYTHONPATH": str(ROOT / "tests")},
+            **more,
+        )
 
     def say(self, text):
         self.said.append(text)
@@ -303,7 +352,9 @@ def test_processes_start_in_order_and_end_in_reverse_on_ctrl_c(scene):
 
 @pytest.mark.integration
 def test_a_process_that_fails_at_the_start_ends_everything_and_is_named(scene):
-    code = scene.run(scene.process("world"), scene.process("arm", ("world",), behaviour="fail"), scene.process("policy", ("arm",)))
+    code = scene.run(
+        scene.process("world"), scene.process("arm", ("world",), behaviour="fail"), scene.process("policy", ("arm",))
+    )
     assert code == 1
     assert any(line.startswith("start refused: arm ended during the start (exit code 3)") for line in scene.said)
     assert "[arm] no arm on the bus" in scene.said
@@ -316,7 +367,10 @@ def test_a_required_process_that_dies_is_named_and_the_others_stay_for_inspectio
     scene.reactions["camera died"] = interrupt
     code = scene.run(scene.process("camera"), scene.process("controller", ("camera",)))
     assert code == 1
-    assert "camera died (signal SIGKILL): the controller holds the arm; the others stay for inspection, end them with Ctrl-C" in scene.said
+    assert (
+        "camera died (signal SIGKILL): the controller holds the arm; the others stay for inspection, end them with Ctrl-C"
+        in scene.said
+    )
     assert scene.lines == ["start camera", "start controller", "end controller"]
 
 
@@ -335,8 +389,10 @@ def test_the_end_of_a_finite_process_ends_the_system_with_its_exit_code(scene):
 
 @pytest.mark.integration
 def test_a_killed_starter_leaves_no_orphans(scene):
-    script = ("import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_graph import Scene; "
-              f"s = Scene(Path({str(scene.path)!r})); s.say = lambda text: print(text, flush=True); s.run(s.process('world'))")
+    script = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_graph import Scene; "
+        f"s = Scene(Path({str(scene.path)!r})); s.say = lambda text: print(text, flush=True); s.run(s.process('world'))"
+    )
     starter = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in starter.stdout:
         if line.startswith("running;"):
@@ -383,16 +439,19 @@ def test_the_list_of_commands_gives_each_a_line(capsys):
     assert all(re.search(rf"^    {name}\b", out, re.MULTILINE) for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("words, said", [
-    (["up", "tusk:=tape_box"], "unknown argument 'tusk'"),
-    (["up", "tape_box"], "'tape_box': expected name:=value"),
-    (["up", "checkpoint:=/nowhere"], "no manifest.json there"),
-    (["wait", "nobody"], "no process 'nobody' in this system"),
-    (["fault", "arm", "mute"], "no emulated arm answers"),
-    (["fault", "arm", "mute", "long"], "expected name=number"),
-    (["fault", "front", "melt"], "no fault 'melt'"),
-    (["checkpoint", "verify", "/nowhere"], "/nowhere: is not a checkpoint"),
-])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["up", "tusk:=tape_box"], "unknown argument 'tusk'"),
+        (["up", "tape_box"], "'tape_box': expected name:=value"),
+        (["up", "checkpoint:=/nowhere"], "no manifest.json there"),
+        (["wait", "nobody"], "no process 'nobody' in this system"),
+        (["fault", "arm", "mute"], "no emulated arm answers"),
+        (["fault", "arm", "mute", "long"], "expected name=number"),
+        (["fault", "front", "melt"], "no fault 'melt'"),
+        (["checkpoint", "verify", "/nowhere"], "/nowhere: is not a checkpoint"),
+    ],
+)
 def test_what_goes_wrong_is_one_sentence_and_exit_code_1(words, said, capsys):
     assert cli.main(words) == 1
     err = capsys.readouterr().err

@@ -79,7 +79,12 @@ def test_every_ros_package_that_is_imported_is_declared_for_rosdep_and_for_pip(m
     declared = {node.text for node in manifest.findall("exec_depend")}
     wheels = {re.match(r"ros-([a-z-]+)", name)[1].replace("-", "_") for name in setup["extras_require"]["ros"]}
     wheels |= {"rcl_interfaces", "builtin_interfaces"}  # dependencies of rclpy itself
-    used = {name.split(".")[0] for folder in ("policytrim_ros", "sim_bridge") for path in (ROOT / folder).rglob("*.py") for name in imports(path)}
+    used = {
+        name.split(".")[0]
+        for folder in ("policytrim_ros", "sim_bridge")
+        for path in (ROOT / folder).rglob("*.py")
+        for name in imports(path)
+    }
     used = {name for name in used if name == "rclpy" or name.endswith(("_msgs", "_srvs", "_interfaces"))}
     assert used <= declared and used <= wheels
 
@@ -179,7 +184,10 @@ def test_the_simulation_imports_only_core_training_and_the_shared_parts_of_a_nod
 
 
 def test_no_file_names_the_host_of_a_package_registry():
-    hosts = [".".join(parts) for parts in (("pypi", "org"), ("pythonhosted", "org"), ("deb", "debian", "org"), ("archive", "ubuntu", "com"))]
+    hosts = [
+        ".".join(parts)
+        for parts in (("pypi", "org"), ("pythonhosted", "org"), ("deb", "debian", "org"), ("archive", "ubuntu", "com"))
+    ]
     for path in files():
         try:
             text = path.read_text(encoding="utf-8")
@@ -203,8 +211,13 @@ def test_scripts_are_executable_and_parse(script):
 
 def bootstrap(tree, tmp_path, **environment):
     """Runs the bootstrap of a copy of the tree with commands from tmp_path/bin in front of the system's."""
-    return subprocess.run([tree / "scripts" / "bootstrap"], env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin:/sbin", "HOME": str(tmp_path), **environment},
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [tree / "scripts" / "bootstrap"],
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin:/sbin", "HOME": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture
