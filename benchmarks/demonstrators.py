@@ -105,7 +105,8 @@ def table(summary) -> str:
         shifted = f"{c['shifted']}/{c['episodes']}, {c['shifted_mm_mean']} mm" if c["shifted"] else "-"
         percentiles = " / ".join(f"{x:.0f}" for x in c["steps_p5_p50_p95"]) if c["steps_p5_p50_p95"] else "-"
         lines.append(
-            f"| {c['task']} | {c['setting']} | {c['style']} | {c['successes']}/{c['episodes']} | {100 * low:.1f} - {100 * high:.1f} % | "
+            f"| {c['task']} | {c['setting']} | {c['style']} | {c['successes']}/{c['episodes']} | "
+            f"{100 * low:.1f} - {100 * high:.1f} % | "
             f"{mean:.1f} ({mean_low:.1f} - {mean_high:.1f}) | {percentiles} | {shifted} |"
         )
     return "\n".join(lines)
@@ -116,7 +117,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="seeds 0..N-1 for every cell (default 200)")
     parser.add_argument("--processes", type=int, default=1, help="worker processes (default 1)")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "demonstrators", help="path of the results without suffix")
+    default = ROOT / "docs" / "results" / "demonstrators"
+    parser.add_argument("--out", type=Path, default=default, help="path of the results without suffix")
     parser.add_argument("--fresh", action="store_true", help="forget the episodes of an interrupted run")
     options = parser.parse_args()
 
@@ -151,11 +153,12 @@ def main() -> int:
     head = dict(command=command, commit=version, seeds=[0, options.seeds - 1], control_rate_hz=20, limit_steps=450)
     raw = ",\n".join(f'  "{cell}": {json.dumps(values)}' for cell, values in episodes.items())
     fields = json.dumps(["seed", "success", "lost", "steps", "shifted_mm"])
-    text = f'{{"run": {json.dumps(head)},\n"cells": {json.dumps(summary, indent=1)},\n"episode_fields": {fields},\n"episodes": {{\n{raw}\n}}}}\n'
-    options.out.with_suffix(".json").write_text(text)
+    text = f'{{"run": {json.dumps(head)},\n"cells": {json.dumps(summary, indent=1)},\n"episode_fields": {fields},\n'
+    options.out.with_suffix(".json").write_text(text + f'"episodes": {{\n{raw}\n}}}}\n')
     note = f"`{command}` at commit {version}, seeds 0 to {options.seeds - 1}, 20 control steps a second, limit 450 steps."
     explain = (
-        "Steps: up to the fifth consecutive step with success, over successful episodes. Intervals: Wilson for rates, bootstrap for means. "
+        "Steps: up to the fifth consecutive step with success, over successful episodes. "
+        "Intervals: Wilson for rates, bootstrap for means. "
         "Target shifted: episodes in which the dynamic setting moved the target, and by how much on average "
         "(a finger that touches the target ends the shift early)."
     )

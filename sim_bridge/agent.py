@@ -3,7 +3,7 @@
 An action is an absolute 7-vector (six joints in rad, full gripper stroke in m) for the end of the control step. The
 controller walks the straight line between two actions at the physics rate, passes every point through the limits of
 `core.motion.limited_step` and feeds position and velocity to the joint drives. A batch on the GPU uses the mirror of that
-function in torch; a single scene on the CPU uses the function itself, which costs a tenth there.
+function in torch; a single scene on the CPU uses the function itself, which costs less than half there.
 
 Gripper: both fingers get the same target. From 0.07 m down to GRIP_STROKE the stroke is split evenly; below, the targets
 run up to GRIP_DEPTH past the closed position, so that a commanded stroke of 0 presses with about 200 N/m x
@@ -207,7 +207,7 @@ class Piper(BaseAgent):
     def _load_articulation(self, initial_pose=None):
         tree = ElementTree.parse(urdf_file())
         for joint in tree.iter("joint"):
-            for mimic in joint.findall("mimic"):  # the controller keeps the fingers together; the engine's coupling would fight it
+            for mimic in joint.findall("mimic"):  # the controller keeps the fingers together; a coupling would fight it
                 joint.remove(mimic)
         if not self.scene.can_render():  # visuals need a Vulkan device
             for link in tree.iter("link"):

@@ -121,9 +121,8 @@ class TaskEnv:
         """Measured position (rad, m), velocity (rad/s, m/s) and effort of the drives (N m, N), each (7,) float64."""
         position, velocity = (x[0].numpy().astype(np.float64) for x in self._controller.measured())
         targets = finger_targets(self._controller.setpoint, self._controller.setpoint_velocity)
-        error, speed_error = (
-            target[0].numpy() - actual[0].numpy() for target, actual in zip(targets, (self._controller.qpos, self._controller.qvel))
-        )
+        actual = (self._controller.qpos, self._controller.qvel)
+        error, speed_error = (target[0].numpy() - now[0].numpy() for target, now in zip(targets, actual))
         effort = np.clip(STIFFNESS * error + DAMPING * speed_error, -FORCE_LIMIT, FORCE_LIMIT)
         return position, velocity, np.append(effort[:6], 0.5 * (effort[6] - effort[7]))
 
@@ -380,10 +379,9 @@ class GpuVec:
     def images(self, names) -> dict:
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self._env.capture_sensor_data()
-        return {
-            name: self._env._sensors[name].get_obs(depth=False, position=False, segmentation=False)["rgb"].cpu().numpy().astype(np.uint8)
-            for name in names
-        }
+        sensors = {name: self._env._sensors[name] for name in names}
+        seen = {name: sensor.get_obs(depth=False, position=False, segmentation=False) for name, sensor in sensors.items()}
+        return {name: data["rgb"].cpu().numpy().astype(np.uint8) for name, data in seen.items()}
 
     def save(self) -> dict:
         return {"scene": _cloned(self._env.get_state_dict()), "steps": self._steps.copy()}

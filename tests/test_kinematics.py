@@ -29,7 +29,8 @@ def urdf_pose(link, positions):
         step[:3, :3] = rpy_matrix(*map(float, origin.get("rpy").split()))
         step[:3, 3] = list(map(float, origin.get("xyz").split()))
         if joint.get("type") != "fixed":
-            axis, q, motion = np.array(list(map(float, joint.find("axis").get("xyz").split()))), positions[joint.get("name")], np.eye(4)
+            axis = np.array(list(map(float, joint.find("axis").get("xyz").split())))
+            q, motion = positions[joint.get("name")], np.eye(4)
             if joint.get("type") == "revolute":
                 motion[:3, :3] = kinematics.rotation_matrix(axis * q)
             else:

@@ -49,7 +49,8 @@ def record(env, actions):
     rows = []
     for action in actions:
         result = env.step(action)
-        rows.append(np.concatenate([env.proprioception(), *env.objects().values(), [result.success, result.failure, result.steps]]))
+        outcome = [result.success, result.failure, result.steps]
+        rows.append(np.concatenate([env.proprioception(), *env.objects().values(), outcome]))
     return np.array(rows)
 
 
@@ -173,7 +174,8 @@ def hover(env, height):
     from sim_bridge.demonstrators.base import heading, pose_at, tool_rotation
 
     place = env.objects()[env._env.TARGET][:3] + [0, 0, height]
-    q = next(q for p in np.radians([0, 10, 20, 30, 40]) if (q := solve_ik(pose_at(place, tool_rotation(heading(place), p)), HOME[:6])) is not None)
+    poses = [pose_at(place, tool_rotation(heading(place), pitch)) for pitch in np.radians([0, 10, 20, 30, 40])]
+    q = next(q for q in (solve_ik(pose, HOME[:6]) for pose in poses) if q is not None)
     for share in np.linspace(0, 1, 30):
         env.step(np.append(HOME[:6] + share * (q - HOME[:6]), 0.07))
     for _ in range(15):

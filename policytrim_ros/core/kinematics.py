@@ -15,7 +15,9 @@ import numpy as np
 TCP_OFFSET = 0.1358
 """Distance from the flange to the fingertips along the flange's z (m)."""
 
-LIMITS = np.array([[-2.6179, 2.6179], [0.0, 3.14], [-2.967, 0.0], [-1.745, 1.745], [-1.22, 1.22], [-2.09439, 2.09439], [0.0, 0.07]])
+LIMITS = np.array(
+    [[-2.6179, 2.6179], [0.0, 3.14], [-2.967, 0.0], [-1.745, 1.745], [-1.22, 1.22], [-2.09439, 2.09439], [0.0, 0.07]]
+)
 """Lowest and highest position of every joint (7, 2): rad, and m of full gripper stroke."""
 
 V_MAX = np.array((2.5,) * 6 + (0.2,))

@@ -106,7 +106,8 @@ class FlipMugDemonstrator(Demonstrator):
         if place is None:
             return False
         yield from self.hesitate()
-        if not (yield from self.free_move(lambda: moved(place, PLACE_ABOVE), (0.0, 0.0, 0.02), speed=0.85, tolerance=0.04, lost=lost)):
+        above = moved(place, PLACE_ABOVE)
+        if not (yield from self.free_move(lambda: above, (0.0, 0.0, 0.02), speed=0.85, tolerance=0.04, lost=lost)):
             return False
         self.phase = "place"
         yield from self.hesitate()
