@@ -225,7 +225,7 @@ class Supervisor:
         if self.state == UNCONFIGURED:
             self.reason = "the arm reports " + "; ".join(health.problems) if health.problems else "the arm waits for go, home or park"
             if health.age_s > config.feedback_timeout_s:
-                self.reason = f"no joint feedback for {health.age_s:.2f} s"
+                self.reason = "no joint feedback; check CAN cable, power and interface"
             self._last_position = health.position
             return
         if health.age_s > config.feedback_timeout_s:

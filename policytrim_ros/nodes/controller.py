@@ -57,7 +57,7 @@ class Controller(Node):
         super().__init__("controller")
         self.fatal = None
         self.config = declare(self, ControllerConfig)
-        if self.config.realtime_priority:  # the whole process: whoever holds the interpreter delays the setpoint thread
+        if self.config.realtime_priority:
             refused = ask_for_priority(self.config.realtime_priority)
             if refused:
                 self.get_logger().warning(f"no real-time priority: {refused}")
@@ -83,23 +83,17 @@ class Controller(Node):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
         self.create_timer(1.0, self._publish_diagnostics)
         self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
-        self._thread = threading.Thread(target=self._stream, name="setpoints", daemon=True)
-        self._speaker = threading.Thread(target=self._speak, name="states", daemon=True)
+        self._thread = threading.Thread(target=self._at_rate, name="setpoints", daemon=True,
+                                        args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append))
+        # the states are not spoken by a ROS timer: it would wake the whole executor 200 times a second
+        self._speaker = threading.Thread(target=self._at_rate, name="states", daemon=True,
+                                         args=(self.config.state_rate_hz, self._publish_joints))
         gc.collect()
         gc.freeze()  # what is alive now stays: later collections do not walk it beside the setpoint thread
         self._thread.start()
         self._speaker.start()
 
     # ---- the setpoint thread --------------------------------------------------------------------------------------
-
-    def _stream(self) -> None:
-        if self.config.realtime_priority:
-            ask_for_priority(self.config.realtime_priority + 1)
-        self._at_rate(self.config.setpoint_rate_hz, self._tick, self._lateness.append)
-
-    def _speak(self) -> None:
-        """Publishes the arm's state from a thread of its own: a ROS timer would wake the whole executor 200 times a second."""
-        self._at_rate(self.config.state_rate_hz, self._publish_joints)
 
     def _at_rate(self, rate_hz: float, act, note_lateness=lambda seconds: None) -> None:
         """Calls ``act(now)`` at absolute deadlines until the node ends; an error ends the process, which says why."""

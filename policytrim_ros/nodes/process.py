@@ -22,9 +22,13 @@ def heartbeat(node) -> None:
 
 
 def ask_for_priority(priority: int) -> str:
-    """Asks for SCHED_FIFO ``priority`` (1..99) for the calling thread and those it starts later; '' when granted, else why not."""
+    """Asks for SCHED_FIFO ``priority`` (1..99) for every thread of this process, and those started later; '' or why not.
+
+    All of them, since any that holds the interpreter or a lock of the middleware can make the one that matters wait.
+    """
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setscheduler(int(thread), os.SCHED_FIFO, os.sched_param(priority))
     except OSError as error:
         return f"{error.strerror}; allow it with an rtprio line for this user in /etc/security/limits.d"
     return ""
