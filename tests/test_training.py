@@ -78,6 +78,19 @@ def test_demonstrations_of_another_picture_size_are_not_mixed(damaged):
         demos.make(replace(recipe, pictures=replace(recipe.pictures, width=64)), damaged.copy, progress=False)
 
 
+@pytest.mark.parametrize("start", ["displaced", "mistaken"])
+def test_a_recovery_is_recorded_from_where_the_arm_was_left(start):
+    from reach_task import ReachDemonstrator, ReachEnv
+
+    pictures = reach_recipe().pictures
+    env = ReachEnv("tape_box", image_size=(64, 36))
+    arrays, facts = demos.record_episode(env, ReachDemonstrator(), 1, pictures, start)
+    again, _ = demos.record_episode(env, ReachDemonstrator(), 1, pictures, start)
+    assert facts["outcome"] == "success" and len(arrays["state"]) == facts["steps"]
+    assert abs(arrays["state"][0, 0]) > 0.01  # not where the environment puts the arm
+    assert all(np.array_equal(arrays[name], again[name], equal_nan=True) for name in arrays)  # the seed decides everything
+
+
 def test_an_episode_holds_pictures_state_and_whole_chunks(dataset):
     episode = next(demos.read_episodes(dataset))
     assert episode.images["front"].shape[1:] == (18, 32, 3)

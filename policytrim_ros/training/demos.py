@@ -39,6 +39,12 @@ TAIL_STEPS = 20
 """Actions kept after success, so that the last chunks of an episode are whole."""
 
 
+DISPLACEMENT_RAD = np.array([0.6, 0.3, 0.3, 0.2, 0.3, 0.4])
+DISPLACED_STEPS = 25
+MISTAKE_M = 0.05
+MISTAKEN_STEPS = (20, 110)
+
+
 class DatasetError(ValueError):
     """A dataset cannot be used; one sentence: which, what is wrong, what to do."""
 
@@ -60,10 +66,13 @@ class Episode:
 # -- making ---------------------------------------------------------------------------------------------------------
 
 
-def record_episode(env, demonstrator, seed: int, pictures: Pictures) -> tuple[dict | None, dict]:
+def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str = "ready") -> tuple[dict | None, dict]:
     """Lets the demonstrator act once; (arrays or None when it failed, facts: outcome, steps, instruction)."""
     env.reset(seed)
     demonstrator.reset(seed)
+    if start != "ready":
+        (displace if start == "displaced" else mislead)(env, demonstrator, np.random.default_rng((seed, 5)))
+        demonstrator.reset(seed)
     images = {name: [] for name in pictures.cameras}
     image_steps, states, actions, objects = [], [], [], []
     while True:
@@ -99,6 +108,26 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures) -> tuple[di
     arrays["actions"] = np.array(actions, np.float32)
     arrays["objects"] = np.array(objects, np.float32)
     return arrays, facts
+
+
+def displace(env, demonstrator, rng) -> None:
+    """Takes the arm somewhere else within reach, the gripper open, half open or closed on nothing."""
+    goal = env.proprioception()[7:].astype(np.float64)
+    goal[:6] += rng.uniform(-1, 1, 6) * DISPLACEMENT_RAD
+    goal[6] = rng.choice([goal[6], goal[6] / 2, 0.0])
+    for _ in range(DISPLACED_STEPS):
+        env.step(goal)
+
+
+def mislead(env, demonstrator, rng) -> None:
+    """Lets the demonstrator act for a while as if every object lay a few centimetres beside where it is."""
+    offsets = {name: rng.uniform(-MISTAKE_M, MISTAKE_M, 2) for name in env.objects()}
+    for _ in range(rng.integers(*MISTAKEN_STEPS)):
+        believed = {name: np.asarray(pose, dtype=np.float64).copy() for name, pose in env.objects().items()}
+        for name, offset in offsets.items():
+            believed[name][:2] += offset
+        state = env.proprioception()
+        env.step(demonstrator.act(state[:7], state[7:], believed))
 
 
 def positions(objects) -> np.ndarray:
@@ -137,7 +166,7 @@ def _pool(processes: int) -> concurrent.futures.Executor:
 
 
 def _collect(pool, processes, recipe, collection, directory, index, bar) -> None:
-    key = {name: getattr(collection, name) for name in ("task", "setting", "style")}
+    key = {name: getattr(collection, name) for name in ("task", "setting", "style", "start")}
     mine = [e for e in index["episodes"] + index["failures"] if all(e[k] == v for k, v in key.items()) and e["seed"] >= collection.first_seed]
     tried = {entry["seed"] for entry in mine}
     have = sum(entry["outcome"] == "success" for entry in mine)
@@ -172,12 +201,12 @@ def _attempt(recipe: Recipe, collection: Collection, seed: int, directory: str) 
             image_size=(pictures.camera_width, pictures.camera_height),
         )  # fmt: skip
     demonstrator = factory(recipe.demonstrator)(collection.task, collection.style)
-    arrays, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures)
-    entry = {"task": collection.task, "setting": collection.setting, "style": collection.style, **facts}
+    arrays, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures, collection.start)
+    entry = {"task": collection.task, "setting": collection.setting, "style": collection.style, "start": collection.start, **facts}
     if arrays is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        entry["file"] = f"{collection.task}-{collection.setting}-{collection.style}-{seed:08d}.npz"
+        entry["file"] = f"{collection.task}-{collection.setting}-{collection.style}-{collection.start}-{seed:08d}.npz"
         entry["sha256"] = hashlib.sha256(buffer.getbuffer()).hexdigest()
         _write_beside(Path(directory) / "episodes" / entry["file"], buffer.getbuffer())
     return entry
@@ -335,13 +364,17 @@ def info(directory) -> str:
     return f"{summary(directory)}\n{count} episodes are intact"
 
 
+def kind_of(entry) -> tuple[str, str, str, str]:
+    return tuple(entry[name] for name in ("task", "setting", "style", "start"))
+
+
 def summary(directory) -> str:
     """A table of the index: kind, kept, tried, mean steps of the kept ones."""
     index = read_index(directory)
-    lines = ["| task | setting | demonstrator | kept | tried | steps |", "| --- | --- | --- | --- | --- | --- |"]
-    kinds = sorted({(e["task"], e["setting"], e["style"]) for e in index["episodes"] + index["failures"]})
+    lines = ["| task | setting | demonstrator | start | kept | tried | steps |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    kinds = sorted({kind_of(e) for e in index["episodes"] + index["failures"]})
     for kind in kinds:
-        kept, failed = ([e for e in index[k] if (e["task"], e["setting"], e["style"]) == kind] for k in ("episodes", "failures"))
+        kept, failed = ([e for e in index[k] if kind_of(e) == kind] for k in ("episodes", "failures"))
         steps = np.mean([entry["steps"] for entry in kept]) if kept else float("nan")
-        lines.append(f"| {kind[0]} | {kind[1]} | {kind[2]} | {len(kept)} | {len(kept) + len(failed)} | {steps:.0f} |")
+        lines.append(f"| {' | '.join(kind)} | {len(kept)} | {len(kept) + len(failed)} | {steps:.0f} |")
     return "\n".join(lines)

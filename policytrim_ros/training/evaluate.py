@@ -184,7 +184,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--blank", nargs="*", default=(), metavar="CAMERA", help="show these cameras as grey (control: does the policy look?)")
     parser.add_argument("--rest-steps", type=int, default=0, help="control steps that the arm stands still before the policy looks")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of the first episode")
-    parser.add_argument("--camera-size", default="424x240", help="size at which pictures are rendered, WIDTHxHEIGHT")
+    parser.add_argument("--camera-size", help="size at which pictures are rendered, WIDTHxHEIGHT (default: the recipe's, else 424x240)")
     parser.add_argument("--environment", default=Recipe().environment, help="factory of the environment, module:name")
     parser.add_argument("--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes")
     parser.add_argument("--out", help="write <out>.json with every episode and <out>.md with the table")
@@ -220,10 +220,12 @@ def _plan(args):
         raise ConfigError("name a checkpoint with --checkpoint or a recipe with --recipe")
     directory = args.checkpoint or recipe.checkpoint
     contract = checkpoint.contract_of(checkpoint.verify(directory), directory)
-    width, _, height = args.camera_size.partition("x")
+    made = recipe.pictures if recipe else Pictures()
+    width, _, height = (args.camera_size or f"{made.camera_width}x{made.camera_height}").partition("x")
     if not (width.isdigit() and height.isdigit()):
         raise ConfigError(f"--camera-size {args.camera_size}: expected WIDTHxHEIGHT, for example 424x240")
-    pictures = Pictures(cameras=tuple(camera.name for camera in contract.cameras), camera_width=int(width), camera_height=int(height))
+    cameras = tuple(camera.name for camera in contract.cameras)
+    pictures = Pictures(cameras=cameras, camera_width=int(width), camera_height=int(height))
     if recipe is not None:
         return directory, recipe.environment, pictures, recipe.evaluation
     row = Evaluation(args.task, args.setting, args.episodes, args.horizon or contract.execution_horizon, args.rest_steps, tuple(args.blank))

@@ -28,6 +28,12 @@ class Collection(Config):
     task: str = option("tape_box", "task to demonstrate")
     setting: str = option("standard", "whether the target is moved during the approach", choices=SETTINGS)
     style: str = option("hesitant", "demonstrator", choices=("clean", "hesitant"))
+    start: str = option(
+        "ready",
+        "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on wrong object"
+        " poses). What happens before the demonstrator knows better is not recorded: it teaches recovery, not mistakes",
+        choices=("ready", "displaced", "mistaken"),
+    )
     episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
     first_seed: int = option(0, "seed of the first attempt; the next attempts count up", low=0, high=2_000_000_000)
 
