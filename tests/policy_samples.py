@@ -21,9 +21,13 @@ def contract(horizon=6, cameras=("front", "wrist"), **changes) -> Contract:
         "actions": Normalisation(((-0.5,) * 6 + (0.0,),) * horizon, ((0.5,) * 6 + (0.07,),) * horizon),
     }
     values = dict(
-        cameras=tuple(Camera(name, 32, 18) for name in cameras), prediction_horizon=horizon, execution_horizon=2,
-        tasks=("tape_box",), instructions=tuple(SENTENCES), normalisation=normalisation,
-    )  # fmt: skip
+        cameras=tuple(Camera(name, 32, 18) for name in cameras),
+        prediction_horizon=horizon,
+        execution_horizon=2,
+        tasks=("tape_box",),
+        instructions=tuple(SENTENCES),
+        normalisation=normalisation,
+    )
     return Contract(**{**values, **changes})
 
 

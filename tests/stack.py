@@ -59,7 +59,7 @@ class Stack:
 
     def start_emulator(self, *arguments: str) -> None:
         self.start("emulator", "sim_bridge.piper_emulator", "--socket", self.socket, *arguments)
-        wait_for(lambda: os.path.exists(self.socket), f"the emulated arm serves no bus: {self.log('emulator')}")
+        wait_for(lambda: "ready on" in self.log("emulator"), f"the emulated arm serves no bus: {self.log('emulator')}")
 
     def start_controller(self, **parameters) -> subprocess.Popen:
         return self.start("controller", "policytrim_ros.nodes.controller", can_interface="piper_hub", can_port=self.socket, **parameters)

@@ -28,16 +28,24 @@ def test_a_checkpoint_made_for_this_robot_fits():
         (replace(contract(), gripper_unit="mm"), ROBOT, ["unit of the gripper", "mm"]),
         (replace(contract(), gripper_range=(0.0, 0.1)), ROBOT, ["gripper range", "0.1", "0.07"]),
         (replace(contract(), signs=(1, -1, 1, 1, 1, 1, 1)), ROBOT, ["signs", "-1"]),
-        (replace(contract(), joints=("joint2", "joint1", "joint3", "joint4", "joint5", "joint6", "gripper")), ROBOT, ["joint order"]),
+        (
+            replace(contract(), joints=("joint2", "joint1", "joint3", "joint4", "joint5", "joint6", "gripper")),
+            ROBOT,
+            ["joint order"],
+        ),
         (replace(contract(), control_rate_hz=30.0), ROBOT, ["control rate", "30", "20"]),
         (replace(contract(), state_layout=("measured",)), ROBOT, ["layout of the joint state"]),
         (replace(contract(), action_kind="joint_velocity"), ROBOT, ["kind of action", "joint_velocity"]),
         (replace(contract(), version=9), ROBOT, ["version", "9"]),
-        (contract(), robot_contract({"front": (64, 36), "wrist": (64, 36)}, execution_horizon=8), ["execution horizon", "8", "H = 6"]),
+        (
+            contract(),
+            robot_contract({"front": (64, 36), "wrist": (64, 36)}, execution_horizon=8),
+            ["execution horizon", "8", "H = 6"],
+        ),
         (contract(), replace(ROBOT, prediction_horizon=15), ["prediction horizon", "6", "15"]),
         (contract(), robot_contract({"front": (64, 36), "wrist": (64, 36)}, tasks=("hang_mug",)), ["hang_mug", "tape_box"]),
     ],
-)  # fmt: skip
+)
 def test_a_misfit_is_named(checkpoint, robot, words):
     sentences = mismatches(checkpoint, robot)
     assert any(all(word in sentence for word in words) for sentence in sentences), sentences
@@ -51,7 +59,9 @@ def test_a_contract_survives_json():
     assert Contract.from_dict(json.loads(json.dumps(contract().to_dict()))) == contract()
 
 
-@pytest.mark.parametrize("change", [{"units": "rad"}, {"cameras": [{"title": "front"}]}, {"normalisation": {"state": {"q01": [1.0]}}}])
+@pytest.mark.parametrize(
+    "change", [{"units": "rad"}, {"cameras": [{"title": "front"}]}, {"normalisation": {"state": {"q01": [1.0]}}}]
+)
 def test_a_malformed_contract_is_refused(change):
     with pytest.raises(ValueError, match="contract"):
         Contract.from_dict({**contract().to_dict(), **change})

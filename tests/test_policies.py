@@ -28,9 +28,14 @@ def test_our_sampler_equals_the_library_s(flow):
     ids, words = flow.words(seen.instruction)
     images = torch.full((2, 4), flow.tokenizer.token_to_id(IMAGE))
     theirs = flow.pi0.sample_actions(
-        state=flow.state_features(state), input_ids=torch.cat([images, ids], 1), pixel_values=flow.pixels(seen.images), noise=noise,
-        attention_mask=torch.cat([torch.ones_like(images), words], 1), pixel_attention_mask=torch.ones(2, 2, dtype=torch.bool), num_steps=4,
-    )  # fmt: skip
+        state=flow.state_features(state),
+        input_ids=torch.cat([images, ids], 1),
+        pixel_values=flow.pixels(seen.images),
+        noise=noise,
+        attention_mask=torch.cat([torch.ones_like(images), words], 1),
+        pixel_attention_mask=torch.ones(2, 2, dtype=torch.bool),
+        num_steps=4,
+    )
     torch.testing.assert_close(flow.sample(context, noise, 4), theirs, rtol=0, atol=1e-6)
 
 

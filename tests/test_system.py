@@ -6,11 +6,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from stack import ROOT, Operator, Stack, wait_for
 
-from policytrim_ros.graph import runtime_dir
+from policytrim_ros.graph import own_checkpoint, runtime_dir
 from policytrim_ros.trials.store import Store
 
 SESSION = f"test-{os.getpid()}"
@@ -111,7 +112,7 @@ def test_a_process_killed_in_motion_is_named_and_the_arm_holds(system, module, d
 
 
 def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(system, tmp_path):
-    checkpoint = ROOT / "models" / "tape_box"
+    checkpoint = Path(own_checkpoint("tape_box"))
     system.up("up", f"checkpoint:={checkpoint}", "trials:=1", "seed:=5", f"out:={tmp_path / 'runs'}")
     assert system.exit_code_within("up", 240) == 0, system.log("up")[-3000:]
     (row,) = Store(tmp_path / "runs").rows

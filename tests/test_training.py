@@ -112,7 +112,11 @@ def test_an_empty_dataset_is_refused(damaged):
 
 @pytest.mark.parametrize(
     "change, words",
-    [(dict(joints=["gripper"]), "joint order"), (dict(units={"joints": "degree"}), "degree"), (dict(format_version=7), "version")],
+    [
+        (dict(joints=["gripper"]), "joint order"),
+        (dict(units={"joints": "degree"}), "degree"),
+        (dict(format_version=7), "version"),
+    ],
 )
 def test_a_foreign_index_is_refused(damaged, change, words):
     index = demos.read_index(damaged.copy)
@@ -232,7 +236,12 @@ def test_a_broken_training_state_is_named(dataset, tmp_path):
 
 
 def test_training_stops_when_the_held_out_loss_no_longer_falls(dataset, tmp_path):
-    trainer = sft.Trainer(reach_recipe(steps=40, evaluate_every=1, patience=2, learning_rate=1e-7, warmup_steps=0, ema=0.0), dataset, tmp_path, False)
+    trainer = sft.Trainer(
+        reach_recipe(steps=40, evaluate_every=1, patience=2, learning_rate=1e-7, warmup_steps=0, ema=0.0),
+        dataset,
+        tmp_path,
+        False,
+    )
     trainer.best = -1.0  # nothing can be better
     assert trainer.run() and trainer.step < 40
 
@@ -275,11 +284,15 @@ def test_a_checkpoint_says_how_it_was_made(trained, dataset):
 
 def test_an_evaluation_counts_calls_and_steps(trained):
     recipe = reach_recipe()
-    report = evaluate.evaluate(trained, recipe.evaluation[0], environment=recipe.environment, pictures=recipe.pictures, progress=False)
+    report = evaluate.evaluate(
+        trained, recipe.evaluation[0], environment=recipe.environment, pictures=recipe.pictures, progress=False
+    )
     assert report["n"] == 3 and 0 <= report["success_interval"][0] <= report["success_rate"] <= report["success_interval"][1] <= 1
     for episode in report["episodes_list"]:
         assert episode["calls"] == -(-episode["steps"] // 3)
-    again = evaluate.evaluate(trained, recipe.evaluation[0], environment=recipe.environment, pictures=recipe.pictures, progress=False)
+    again = evaluate.evaluate(
+        trained, recipe.evaluation[0], environment=recipe.environment, pictures=recipe.pictures, progress=False
+    )
     assert [e["steps"] for e in again["episodes_list"]] == [e["steps"] for e in report["episodes_list"]]
 
 
@@ -301,12 +314,17 @@ def test_a_horizon_beyond_the_chunk_is_refused(trained):
 def test_the_command_line_goes_from_recipe_to_recorded_evaluation(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     recipe = {
-        "name": "reach", "environment": "reach_task:ReachEnv", "demonstrator": "reach_task:make_demonstrator", "dataset": "data/reach",
-        "checkpoint": "models/reach", "pictures": {"cameras": ["front"], "camera_width": 64, "camera_height": 36, "width": 32, "height": 18},
-        "collect": [{"task": "tape_box", "episodes": 4}], "evaluation": [{"task": "tape_box", "episodes": 2, "horizon": 5}],
+        "name": "reach",
+        "environment": "reach_task:ReachEnv",
+        "demonstrator": "reach_task:make_demonstrator",
+        "dataset": "data/reach",
+        "checkpoint": "models/reach",
+        "pictures": {"cameras": ["front"], "camera_width": 64, "camera_height": 36, "width": 32, "height": 18},
+        "collect": [{"task": "tape_box", "episodes": 4}],
+        "evaluation": [{"task": "tape_box", "episodes": 2, "horizon": 5}],
         "network": {"horizon": 6, "hidden": 16, "feed_forward": 16, "layers": 1, "heads": 2, "head_dim": 8, "keypoints": 4},
         "training": {"steps": 3, "batch": 8, "shift_px": [1], "held_out": 0.25},
-    }  # fmt: skip
+    }
     (tmp_path / "reach.yaml").write_text(yaml.safe_dump(recipe))
     for module, arguments in (
         (demos, ["make", "--recipe", "reach.yaml"]),
@@ -323,7 +341,9 @@ def test_the_command_line_goes_from_recipe_to_recorded_evaluation(tmp_path, monk
     assert "4 episodes are intact" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("module, arguments", [(sft, ["--recipe", "none.yaml"]), (evaluate, ["--checkpoint", "none"]), (demos, ["info", "none"])])
+@pytest.mark.parametrize(
+    "module, arguments", [(sft, ["--recipe", "none.yaml"]), (evaluate, ["--checkpoint", "none"]), (demos, ["info", "none"])]
+)
 def test_the_command_line_answers_a_mistake_with_one_sentence(module, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     parser = argparse.ArgumentParser()
