@@ -1,6 +1,6 @@
 """Latency of `Policy.predict` for one observation, picture resizing included: p50 and p99 in ms, at 1 and 2 threads.
 
-    python benchmarks/inference_latency.py models/tape-box-pi0-tiny
+python benchmarks/inference_latency.py models/tape-box-pi0-tiny
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ def main() -> None:
     arguments = parser.parse_args()
     policy, manifest = checkpoint.load(arguments.checkpoint)
     seen = observation(policy.contract, *map(int, arguments.camera_size.split("x")))
-    print(f"{arguments.checkpoint}: {manifest['parameters'] / 1e6:.2f} M parameters, H = {policy.contract.prediction_horizon}, {arguments.calls} calls")
+    print(
+        f"{arguments.checkpoint}: {manifest['parameters'] / 1e6:.2f} M parameters, "
+        f"H = {policy.contract.prediction_horizon}, {arguments.calls} calls"
+    )
     print("| threads | K | p50 ms | p99 ms |\n| --- | --- | --- | --- |")
     for threads in arguments.threads:
         torch.set_num_threads(threads)

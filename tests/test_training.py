@@ -249,7 +249,8 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(dataset, tmp_path
 def test_each_epoch_sees_every_sample_at_most_once(dataset, tmp_path):
     trainer = sft.Trainer(reach_recipe(), dataset, tmp_path, progress=False)
     seen = []
-    for trainer.step in range(len(trainer.samples) // 8):
+    for step in range(len(trainer.samples) // 8):
+        trainer.step = step
         seen += trainer._indices().tolist()
     assert len(seen) == len(set(seen))
 

@@ -85,7 +85,9 @@ class Contract:
         if len(self.signs) != len(self.joints):
             raise ValueError(f"{len(self.signs)} signs for {len(self.joints)} joints")
         if self.execution_horizon > self.prediction_horizon > 0:
-            raise ValueError(f"execution horizon {self.execution_horizon} is longer than the prediction horizon {self.prediction_horizon}")
+            raise ValueError(
+                f"execution horizon {self.execution_horizon} is longer than the prediction horizon {self.prediction_horizon}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is the inverse."""
@@ -154,7 +156,10 @@ def mismatches(checkpoint: Contract, robot: Contract) -> list[str]:
             f"the checkpoint predicts H = {checkpoint.prediction_horizon}"
         )
     if robot.prediction_horizon not in (0, checkpoint.prediction_horizon):
-        found.append(f"prediction horizon: the checkpoint predicts H = {checkpoint.prediction_horizon}, the robot expects {robot.prediction_horizon}")
+        found.append(
+            f"prediction horizon: the checkpoint predicts H = {checkpoint.prediction_horizon}, "
+            f"the robot expects {robot.prediction_horizon}"
+        )
     for task in robot.tasks:
         if task not in checkpoint.tasks:
             found.append(f"task: the checkpoint was not made for '{task}', only for {_words(checkpoint.tasks)}")
@@ -192,7 +197,10 @@ def _camera_mismatches(camera: Camera, available: Sequence[Camera]) -> list[str]
             f"the robot sends {match.width}x{match.height}, another aspect ratio"
         )
     elif match.width < camera.width:
-        found.append(f"camera '{camera.name}': the robot's {match.width}x{match.height} is smaller than the checkpoint's {camera.width}x{camera.height}")
+        found.append(
+            f"camera '{camera.name}': the robot's {match.width}x{match.height} is smaller "
+            f"than the checkpoint's {camera.width}x{camera.height}"
+        )
     return found
 
 

@@ -50,7 +50,9 @@ class Family:
 FAMILIES = {FlowPolicy.family: Family(FlowConfig, FlowPolicy)}
 
 
-def save(directory, policy: FlowPolicy, *, made: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, overwrite=False) -> dict:
+def save(
+    directory, policy: FlowPolicy, *, made: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, overwrite=False
+) -> dict:
     """Writes ``policy`` as a checkpoint and returns its manifest.
 
     ``made`` says how: recipe, seed, commit, data_sha256, parent (JSON values). Raises CheckpointError when the directory
@@ -91,7 +93,10 @@ def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tu
     manifest = verify(directory)
     contract = contract_of(manifest, directory)
     if robot is not None and (misfits := mismatches(contract, robot)):
-        raise CheckpointError(f"{directory}: does not fit this robot: {'; '.join(misfits)}; choose a checkpoint made for it or change the deployment")
+        raise CheckpointError(
+            f"{directory}: does not fit this robot: {'; '.join(misfits)}; "
+            "choose a checkpoint made for it or change the deployment"
+        )
     family = FAMILIES[manifest["family"]]
     try:
         config = family.config.from_mapping(json.loads((directory / "config.json").read_text()))
@@ -112,13 +117,17 @@ def verify(directory) -> dict:
             raise CheckpointError(f"{directory / MANIFEST}: does not list {name}; take an intact copy")
     for name, expected in manifest["files"].items():
         if Path(name).name != name:
-            raise CheckpointError(f"{directory / MANIFEST}: names a file outside the checkpoint ('{name}'); do not use this checkpoint")
+            raise CheckpointError(
+                f"{directory / MANIFEST}: names a file outside the checkpoint ('{name}'); do not use this checkpoint"
+            )
         try:
             digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
         except OSError as error:
             raise CheckpointError(f"{directory / name}: cannot be read ({error.strerror}); take an intact copy") from error
         if digest != expected:
-            raise CheckpointError(f"{directory / name}: changed or truncated since it was saved (SHA-256 differs); take an intact copy")
+            raise CheckpointError(
+                f"{directory / name}: changed or truncated since it was saved (SHA-256 differs); take an intact copy"
+            )
     return manifest
 
 
@@ -135,7 +144,8 @@ def read_manifest(directory) -> dict:
         raise CheckpointError(f"{path}: is not a manifest of this project; give a checkpoint directory")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: has format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}; use the matching version of the program"
+            f"{path}: has format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            "use the matching version of the program"
         )
     for key in ("family", "contract", "files", "tasks", "made", "seal"):
         if key not in manifest:
@@ -143,7 +153,9 @@ def read_manifest(directory) -> dict:
     if sealed(manifest)["seal"] != manifest["seal"]:
         raise CheckpointError(f"{path}: was changed since it was saved (its seal differs); take an intact copy")
     if manifest["family"] not in FAMILIES:
-        raise CheckpointError(f"{path}: is of family '{manifest['family']}', this program knows {', '.join(FAMILIES)}; use another checkpoint")
+        raise CheckpointError(
+            f"{path}: is of family '{manifest['family']}', this program knows {', '.join(FAMILIES)}; use another checkpoint"
+        )
     return manifest
 
 
@@ -183,11 +195,14 @@ def _load_weights(policy: torch.nn.Module, path: Path) -> None:
     expected = policy.state_dict()
     missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
     if missing or unknown:
-        raise CheckpointError(f"{path}: weights missing: {_some(missing)}; weights unknown: {_some(unknown)}; it belongs to another network")
+        raise CheckpointError(
+            f"{path}: weights missing: {_some(missing)}; weights unknown: {_some(unknown)}; it belongs to another network"
+        )
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
-                f"{path}: weight '{name}' has shape {tuple(tensor.shape)}, config.json asks for {tuple(expected[name].shape)}; take an intact copy"
+                f"{path}: weight '{name}' has shape {tuple(tensor.shape)}, "
+                f"config.json asks for {tuple(expected[name].shape)}; take an intact copy"
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: weight '{name}' holds NaN or infinity; take an earlier checkpoint")
@@ -207,7 +222,9 @@ def _publish(directory: Path, contents: Mapping[str, bytes]) -> None:
     except OSError as error:
         if previous.exists() and not directory.exists():
             os.rename(previous, directory)
-        raise CheckpointError(f"{directory}: could not be saved ({error.strerror or error}); nothing was left behind, free some space and repeat") from error
+        raise CheckpointError(
+            f"{directory}: could not be saved ({error.strerror or error}); nothing was left behind, free some space and repeat"
+        ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         if directory.exists():

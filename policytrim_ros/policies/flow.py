@@ -67,9 +67,12 @@ class Context:
         """The same context ``times`` times each (B -> B * times), gradients included. The cache of self is used up."""
         self.cache.batch_repeat_interleave(times)
         return Context(
-            self.state.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), self.cache, self.length,
+            self.state.repeat_interleave(times, 0),
+            self.mask.repeat_interleave(times, 0),
+            self.cache,
+            self.length,
             self.keypoints.repeat_interleave(times, 0),
-        )  # fmt: skip
+        )
 
 
 class FlowPolicy(nn.Module):
@@ -91,9 +94,7 @@ class FlowPolicy(nn.Module):
         paligemma = self.pi0.model.vlm
         paligemma.vision_tower = KeypointTower(cameras, config.keypoints, config.tokens_per_camera, config.hidden)
         paligemma.multi_modal_projector = nn.Identity()
-        self.locator = nn.Sequential(
-            nn.Linear(cameras * 3 * config.keypoints, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * 6)
-        )
+        self.locator = nn.Sequential(nn.Linear(cameras * 3 * config.keypoints, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * 6))
         state, actions = contract.normalisation["state"], contract.normalisation["actions"]
         for name, values, shape in (
             ("state_low", state.q01, (STATE,)),
@@ -126,7 +127,9 @@ class FlowPolicy(nn.Module):
 
     def velocity(self, context: Context, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
         """v = noise - action at x (B, H, 7) and tau (B,). The context stays usable: its cache is cropped back."""
-        v = self.pi0(state=context.state, noise=x, timestep=tau, attention_mask=context.mask, past_key_values=context.cache).logits
+        v = self.pi0(
+            state=context.state, noise=x, timestep=tau, attention_mask=context.mask, past_key_values=context.cache
+        ).logits
         context.cache.crop(context.length - context.cache.get_seq_length())
         return v
 
@@ -140,7 +143,7 @@ class FlowPolicy(nn.Module):
         return x
 
     def locate(self, keypoints: torch.Tensor) -> torch.Tensor:
-        """Where the objects seem to be: (B, 2, 6) normalised, base-frame and tool-frame position. Trained as an auxiliary task."""
+        """Where the objects seem to be, an auxiliary task: (B, 2, 6) positions in the base and the tool frame, in 0.1 m."""
         return self.locator(keypoints.flatten(1)).unflatten(-1, (OBJECT_SLOTS, 6))
 
     # -- units --------------------------------------------------------------------------------------------------
@@ -162,11 +165,13 @@ class FlowPolicy(nn.Module):
     # -- the protocol -------------------------------------------------------------------------------------------
 
     def pixels(self, images) -> torch.Tensor:
-        """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1] at the policy's size. ValueError names a missing camera."""
+        """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1], resized. ValueError names a missing camera."""
         stacked = []
         for camera in self.contract.cameras:
             if camera.name not in images:
-                raise ValueError(f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}")
+                raise ValueError(
+                    f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}"
+                )
             stacked.append(np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]]))
         return scale_pixels(torch.from_numpy(np.stack(stacked, axis=1)).to(self.state_low.device))
 
@@ -175,7 +180,9 @@ class FlowPolicy(nn.Module):
         return tuple(torch.from_numpy(array).to(self.state_low.device) for array in encode_words(self.tokenizer, instruction))
 
     @torch.inference_mode()
-    def predict(self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None) -> np.ndarray:
+    def predict(
+        self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None
+    ) -> np.ndarray:
         """(B, H, 7) float32 absolute actions; see `policy.Policy.predict`. The prefix is encoded once."""
         device = self.state_low.device
         if generator is None and seed is not None:
@@ -218,9 +225,15 @@ def _pi0_config(config: FlowConfig, image_token: int) -> PI0Config:
         max_position_embeddings=1024,
     )
     placeholder = dict(  # replaced by the keypoint tower; PI0 wants one to build
-        model_type="siglip_vision_model", hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-        image_size=16, patch_size=16, vision_use_head=False,
-    )  # fmt: skip
+        model_type="siglip_vision_model",
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=16,
+        patch_size=16,
+        vision_use_head=False,
+    )
     return PI0Config(
         vlm_config=dict(
             model_type="paligemma",

@@ -1,6 +1,7 @@
 """The protocol between whoever has pictures (inference node, evaluation, rollouts) and whoever has a network.
 
-    policy, manifest = checkpoint.load("models/tape-box-pi0-tiny", robot=robot_contract({"front": (424, 240), "wrist": (424, 240)}))
+    robot = robot_contract({"front": (424, 240), "wrist": (424, 240)})
+    policy, manifest = checkpoint.load("models/tape-box-pi0-tiny", robot=robot)
     observation = Observation(images={"front": rgb[None], "wrist": rgb2[None]}, state=state14[None], instruction=["..."])
     actions = policy.predict(observation, seed=0)          # (1, H, 7) float32: absolute targets, rad and m
 
@@ -52,7 +53,9 @@ class Policy(Protocol):
     family: str
     contract: Contract
 
-    def predict(self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None) -> np.ndarray:
+    def predict(
+        self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None
+    ) -> np.ndarray:
         """(B, H, 7) float32 absolute targets in rad and m, one a control step, the first for the end of the coming step.
 
         ``seed`` or a ``torch.Generator`` fixes the sampling; ``steps`` is the number of denoising steps where the

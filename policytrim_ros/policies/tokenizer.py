@@ -16,8 +16,12 @@ def train_tokenizer(instructions: Iterable[str]) -> Tokenizer:
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     special = [PAD, UNKNOWN, BEGIN, IMAGE]
-    tokenizer.train_from_iterator(sorted(set(instructions)), trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))])
+    tokenizer.train_from_iterator(
+        sorted(set(instructions)), trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]
+    )
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(PAD), pad_token=PAD)
     return tokenizer
 

@@ -18,11 +18,14 @@ class KeypointNet(nn.Module):
         super().__init__()
         first, second, third = channels
         self.maps = nn.Sequential(
-            nn.Conv2d(3, first, 5, stride=2, padding=2), nn.ReLU(),
-            nn.Conv2d(first, second, 3, stride=2, padding=1), nn.ReLU(),
-            nn.Conv2d(second, third, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Conv2d(3, first, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(second, third, 3, stride=2, padding=1),
+            nn.ReLU(),
             nn.Conv2d(third, keypoints, 1),
-        )  # fmt: skip
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         maps = self.maps(pixels)
@@ -60,4 +63,6 @@ class KeypointTower(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutputWithPooling:
         pixels = pixel_values.unflatten(0, (-1, self.cameras))
-        return BaseModelOutputWithPooling(last_hidden_state=self.embed(self.keypoints(pixels)).reshape(-1, self.tokens, self.hidden))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=self.embed(self.keypoints(pixels)).reshape(-1, self.tokens, self.hidden)
+        )

@@ -144,7 +144,10 @@ def make(recipe: Recipe, directory=None, processes: int = 1, progress=True) -> d
     (directory / "episodes").mkdir(parents=True, exist_ok=True)
     index = _open_index(directory, recipe)
     wanted = sum(collection.episodes for collection in recipe.collect)
-    with _pool(processes) as pool, tqdm(total=wanted, unit="episode", disable=not progress, mininterval=2.0, smoothing=0.1) as bar:
+    with (
+        _pool(processes) as pool,
+        tqdm(total=wanted, unit="episode", disable=not progress, mininterval=2.0, smoothing=0.1) as bar,
+    ):
         for collection in recipe.collect:
             _collect(pool, processes, recipe, collection, directory, index, bar)
     return index
@@ -167,7 +170,11 @@ def _pool(processes: int) -> concurrent.futures.Executor:
 
 def _collect(pool, processes, recipe, collection, directory, index, bar) -> None:
     key = {name: getattr(collection, name) for name in ("task", "setting", "style", "start")}
-    mine = [e for e in index["episodes"] + index["failures"] if all(e[k] == v for k, v in key.items()) and e["seed"] >= collection.first_seed]
+    mine = [
+        e
+        for e in index["episodes"] + index["failures"]
+        if all(e[k] == v for k, v in key.items()) and e["seed"] >= collection.first_seed
+    ]
     tried = {entry["seed"] for entry in mine}
     have = sum(entry["outcome"] == "success" for entry in mine)
     bar.update(min(have, collection.episodes))
@@ -197,12 +204,20 @@ def _attempt(recipe: Recipe, collection: Collection, seed: int, directory: str) 
     if key not in _environments:
         pictures = recipe.pictures
         _environments[key] = factory(recipe.environment)(
-            collection.task, setting=collection.setting, cameras=tuple(pictures.cameras),
+            collection.task,
+            setting=collection.setting,
+            cameras=tuple(pictures.cameras),
             image_size=(pictures.camera_width, pictures.camera_height),
-        )  # fmt: skip
+        )
     demonstrator = factory(recipe.demonstrator)(collection.task, collection.style)
     arrays, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures, collection.start)
-    entry = {"task": collection.task, "setting": collection.setting, "style": collection.style, "start": collection.start, **facts}
+    entry = {
+        "task": collection.task,
+        "setting": collection.setting,
+        "style": collection.style,
+        "start": collection.start,
+        **facts,
+    }
     if arrays is not None:
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
@@ -227,7 +242,9 @@ def _open_index(directory: Path, recipe: Recipe) -> dict:
     index = read_index(directory)
     for key, value in header.items():
         if index[key] != value:
-            raise DatasetError(f"{path}: holds demonstrations with {key} = {index[key]}, the recipe asks for {value}; choose another directory")
+            raise DatasetError(
+                f"{path}: holds demonstrations with {key} = {index[key]}, the recipe asks for {value}; choose another directory"
+            )
     return index
 
 
@@ -239,7 +256,9 @@ def _write_beside(path: Path, data) -> None:
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
-        raise DatasetError(f"{path}: could not be written ({error.strerror}); free some space and repeat, what was finished is kept") from error
+        raise DatasetError(
+            f"{path}: could not be written ({error.strerror}); free some space and repeat, what was finished is kept"
+        ) from error
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
@@ -251,7 +270,9 @@ def read_index(directory) -> dict:
     try:
         index = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise DatasetError(f"{directory}: holds no demonstrations (no dataset.json); make some with 'policytrim demos make'") from error
+        raise DatasetError(
+            f"{directory}: holds no demonstrations (no dataset.json); make some with 'policytrim demos make'"
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path}: cannot be read ({error}); make the demonstrations again") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("format_version") != FORMAT_VERSION:
@@ -287,7 +308,9 @@ def read_episode(directory, entry, cameras) -> Episode:
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); make the demonstrations again") from error
     if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise DatasetError(f"{path}: changed or truncated since it was recorded (SHA-256 differs); delete its entry or make it again")
+        raise DatasetError(
+            f"{path}: changed or truncated since it was recorded (SHA-256 differs); delete its entry or make it again"
+        )
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -300,9 +323,15 @@ def read_episode(directory, entry, cameras) -> Episode:
         if name not in arrays:
             raise DatasetError(f"{path}: the array '{name}' is missing; make the episode again")
     episode = Episode(
-        entry["file"], entry["instruction"], entry["task"], {camera: arrays[f"images_{camera}"] for camera in cameras},
-        arrays["image_steps"], arrays["state"], arrays["actions"], arrays["objects"],
-    )  # fmt: skip
+        entry["file"],
+        entry["instruction"],
+        entry["task"],
+        {camera: arrays[f"images_{camera}"] for camera in cameras},
+        arrays["image_steps"],
+        arrays["state"],
+        arrays["actions"],
+        arrays["objects"],
+    )
     problem = _problem(episode)
     if problem:
         raise DatasetError(f"{path}: {problem}; record the episode again")
@@ -313,7 +342,12 @@ def _problem(episode: Episode) -> str | None:
     steps, pictures = len(episode.state), len(episode.image_steps)
     if steps == 0 or pictures == 0:
         return "holds no step"
-    if episode.state.shape != (steps, 14) or episode.actions.ndim != 2 or episode.actions.shape[1] != 7 or len(episode.actions) < steps:
+    if (
+        episode.state.shape != (steps, 14)
+        or episode.actions.ndim != 2
+        or episode.actions.shape[1] != 7
+        or len(episode.actions) < steps
+    ):
         return f"state {episode.state.shape} and actions {episode.actions.shape} do not belong together"
     if episode.objects.shape != (steps, OBJECT_SLOTS, 3):
         return f"objects have shape {episode.objects.shape}, expected ({steps}, {OBJECT_SLOTS}, 3)"
@@ -322,7 +356,11 @@ def _problem(episode: Episode) -> str | None:
             return f"pictures of '{camera}' are {frames.dtype} {frames.shape}, expected uint8 ({pictures}, h, w, 3)"
     if episode.image_steps[0] != 0 or np.any(np.diff(episode.image_steps) <= 0) or episode.image_steps[-1] >= steps:
         return "picture times do not increase within the episode"
-    for name, values in (("measured positions", episode.state[:, :7]), ("setpoints", episode.state[:, 7:]), ("actions", episode.actions)):
+    for name, values in (
+        ("measured positions", episode.state[:, :7]),
+        ("setpoints", episode.state[:, 7:]),
+        ("actions", episode.actions),
+    ):
         if (sentence := implausible(values)) is not None:
             return f"{name}: {sentence}"
     return None
@@ -337,7 +375,9 @@ def add_arguments(parser) -> None:
     maker = actions.add_parser("make", help="run scripted demonstrators in the simulator and keep what succeeds")
     maker.add_argument("--recipe", required=True, help="recipe file, config/*.yaml")
     maker.add_argument("--out", help="directory of the dataset (default: the recipe's)")
-    maker.add_argument("--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes (default 1)")
+    maker.add_argument(
+        "--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes (default 1)"
+    )
     info = actions.add_parser("info", help="say what a dataset holds and check every episode")
     info.add_argument("dataset", help="directory of the dataset")
 

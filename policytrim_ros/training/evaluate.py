@@ -49,7 +49,10 @@ def run_episode(env, policy, seed: int, row: Evaluation, cameras, steps=None) ->
             result = env.step(action)
             if result.success or result.failure or result.truncated:
                 return _result(seed, result, calls, spent)
-        images = {name: (np.full_like(picture, GREY) if name in row.blank else picture)[None] for name, picture in env.images(cameras).items()}
+        images = {
+            name: (np.full_like(picture, GREY) if name in row.blank else picture)[None]
+            for name, picture in env.images(cameras).items()
+        }
         observation = Observation(images, env.proprioception()[None], [env.instruction])
         began = time.perf_counter()
         chunk = policy.predict(observation, seed=seed * 1000 + calls, steps=steps)[0]
@@ -66,7 +69,17 @@ def _result(seed, result, calls, spent) -> EpisodeResult:
     return EpisodeResult(seed, outcome, result.steps, calls, spent / calls)
 
 
-def evaluate(directory, row: Evaluation, *, environment: str, pictures: Pictures, first_seed=FIRST_SEED, steps=None, processes=1, progress=True) -> dict:
+def evaluate(
+    directory,
+    row: Evaluation,
+    *,
+    environment: str,
+    pictures: Pictures,
+    first_seed=FIRST_SEED,
+    steps=None,
+    processes=1,
+    progress=True,
+) -> dict:
     """Runs ``row.episodes`` episodes and returns `report`. ``steps``: denoising steps (None: the checkpoint's own).
 
     Raises ConfigError when the horizon is longer than the chunk, CheckpointError when the checkpoint cannot be used.
@@ -115,10 +128,19 @@ def report(directory, manifest, row: Evaluation, episodes, wall_s: float, steps)
 
 def table(reports) -> str:
     """Markdown: one line a report."""
-    lines = ["| task | setting | h | n | SR [95 %] | S (success) | N (success) | note |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| task | setting | h | n | SR [95 %] | S (success) | N (success) | note |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for r in reports:
         low, high = r["success_interval"]
-        note = f"{', '.join(r['blank'])} hidden" if r["blank"] else f"{r['rest_steps']} steps of rest before each look" if r["rest_steps"] else ""
+        note = (
+            f"{', '.join(r['blank'])} hidden"
+            if r["blank"]
+            else f"{r['rest_steps']} steps of rest before each look"
+            if r["rest_steps"]
+            else ""
+        )
         lines.append(
             f"| {r['task']} | {r['setting']} | {r['horizon']} | {r['n']} | {r['success_rate']:.3f} [{low:.3f}, {high:.3f}] "
             f"| {_figure(r['steps_success'])} | {_figure(r['calls_success'])} | {note} |"
@@ -162,7 +184,10 @@ def _prepare(directory, row, environment, pictures, steps) -> None:
     key = (row.task, row.setting, environment, pictures)
     if _worker.get("key") != key:
         env = factory(environment)(
-            row.task, setting=row.setting, cameras=tuple(pictures.cameras), image_size=(pictures.camera_width, pictures.camera_height)
+            row.task,
+            setting=row.setting,
+            cameras=tuple(pictures.cameras),
+            image_size=(pictures.camera_width, pictures.camera_height),
         )
         _worker.update(key=key, env=env)
     _worker.update(row=row, cameras=tuple(pictures.cameras), steps=steps)
@@ -175,16 +200,24 @@ def _episode(seed: int) -> EpisodeResult:
 def add_arguments(parser) -> None:
     """``policytrim eval``."""
     parser.add_argument("--checkpoint", help="checkpoint directory (default: the recipe's)")
-    parser.add_argument("--recipe", help="take rows and picture sizes from this recipe; without it the options below make one row")
+    parser.add_argument(
+        "--recipe", help="take rows and picture sizes from this recipe; without it the options below make one row"
+    )
     parser.add_argument("--task", default="tape_box", help="task")
     parser.add_argument("--setting", default="standard", choices=("standard", "dynamic"), help="task setting")
     parser.add_argument("--episodes", type=int, default=100, help="episodes")
     parser.add_argument("--horizon", type=int, default=0, help="execution horizon h (0: the checkpoint's own)")
     parser.add_argument("--denoising-steps", type=int, help="denoising steps (default: the checkpoint's own)")
-    parser.add_argument("--blank", nargs="*", default=(), metavar="CAMERA", help="show these cameras as grey (control: does the policy look?)")
-    parser.add_argument("--rest-steps", type=int, default=0, help="control steps that the arm stands still before the policy looks")
+    parser.add_argument(
+        "--blank", nargs="*", default=(), metavar="CAMERA", help="show these cameras as grey (control: does the policy look?)"
+    )
+    parser.add_argument(
+        "--rest-steps", type=int, default=0, help="control steps that the arm stands still before the policy looks"
+    )
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of the first episode")
-    parser.add_argument("--camera-size", help="size at which pictures are rendered, WIDTHxHEIGHT (default: the recipe's, else 424x240)")
+    parser.add_argument(
+        "--camera-size", help="size at which pictures are rendered, WIDTHxHEIGHT (default: the recipe's, else 424x240)"
+    )
     parser.add_argument("--environment", default=Recipe().environment, help="factory of the environment, module:name")
     parser.add_argument("--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes")
     parser.add_argument("--out", help="write <out>.json with every episode and <out>.md with the table")
@@ -198,11 +231,16 @@ def main(args) -> int:
         directory, environment, pictures, rows = _plan(args)
         reports = [
             evaluate(
-                directory, row, environment=environment, pictures=pictures, first_seed=args.first_seed,
-                steps=args.denoising_steps, processes=args.processes,
+                directory,
+                row,
+                environment=environment,
+                pictures=pictures,
+                first_seed=args.first_seed,
+                steps=args.denoising_steps,
+                processes=args.processes,
             )
             for row in rows
-        ]  # fmt: skip
+        ]
         print(table(reports))
         if args.out:
             _write(Path(args.out), reports)
@@ -228,7 +266,9 @@ def _plan(args):
     pictures = Pictures(cameras=cameras, camera_width=int(width), camera_height=int(height))
     if recipe is not None:
         return directory, recipe.environment, pictures, recipe.evaluation
-    row = Evaluation(args.task, args.setting, args.episodes, args.horizon or contract.execution_horizon, args.rest_steps, tuple(args.blank))
+    row = Evaluation(
+        args.task, args.setting, args.episodes, args.horizon or contract.execution_horizon, args.rest_steps, tuple(args.blank)
+    )
     return directory, args.environment, pictures, [row]
 
 

@@ -30,8 +30,8 @@ class Collection(Config):
     style: str = option("hesitant", "demonstrator", choices=("clean", "hesitant"))
     start: str = option(
         "ready",
-        "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on wrong object"
-        " poses). What happens before the demonstrator knows better is not recorded: it teaches recovery, not mistakes",
+        "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on"
+        " wrong object poses). What happens before the demonstrator knows better is not recorded: it teaches recovery, not mistakes",
         choices=("ready", "displaced", "mistaken"),
     )
     episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
@@ -55,7 +55,9 @@ class Training(Config):
     """Supervised fine-tuning: optimisation, augmentation, bookkeeping."""
 
     steps: int = option(2500, "optimiser steps; the learning rate ends its cosine here", low=1, high=10_000_000)
-    cpu_minutes: float = option(0.0, "budget of CPU time after which training ends early (0: none)", low=0, high=100_000, unit="min")
+    cpu_minutes: float = option(
+        0.0, "budget of CPU time after which training ends early (0: none)", low=0, high=100_000, unit="min"
+    )
     batch: int = option(64, "pictures pairs in one step", low=1, high=4096)
     flow_samples: int = option(4, "(noise, tau) pairs for every picture pair", low=1, high=64)
     learning_rate: float = option(7e-4, "peak learning rate of AdamW", low=1e-7, high=1e-1)
@@ -72,7 +74,9 @@ class Training(Config):
     brightness: float = option(0.08, "largest relative change of brightness", low=0, high=1)
     image_delay_steps: int = option(2, "largest age of a picture against the joint state, in control steps", low=0, high=10)
     state_delay: float = option(0.3, "probability that the measured positions are one step old", low=0, high=1)
-    rest: float = option(0.3, "probability that the arm is shown at rest (measured = setpoint), as it is when it waits for a chunk", low=0, high=1)
+    rest: float = option(
+        0.3, "probability that the arm is shown at rest (measured = setpoint), as it is when it waits for a chunk", low=0, high=1
+    )
     joint_noise_rad: float = option(0.003, "standard deviation of noise on measured joints", low=0, high=0.1, unit="rad")
     gripper_noise_m: float = option(0.0004, "standard deviation of noise on the measured stroke", low=0, high=0.01, unit="m")
 
@@ -85,7 +89,9 @@ class Evaluation(Config):
     setting: str = option("standard", "task setting", choices=SETTINGS)
     episodes: int = option(100, "episodes", low=1, high=100_000)
     horizon: int = option(5, "execution horizon h: actions of a chunk that are executed", low=1, high=100)
-    rest_steps: int = option(0, "control steps that the arm stands still before the policy looks, as the robot does in sync mode", low=0, high=100)
+    rest_steps: int = option(
+        0, "control steps that the arm stands still before the policy looks, as the robot does in sync mode", low=0, high=100
+    )
     blank: tuple = option((), "cameras whose pictures are replaced by grey (a control: does the policy look?)")
 
 
@@ -109,7 +115,11 @@ class Recipe(Config):
     @property
     def digest(self) -> str:
         """SHA-256 of everything that shapes the weights."""
-        shaping = {key: value for key, value in asdict(self).items() if key not in ("name", "dataset", "checkpoint", "evaluation", "collect")}
+        shaping = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in ("name", "dataset", "checkpoint", "evaluation", "collect")
+        }
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
@@ -145,7 +155,11 @@ def factory(dotted: str):
 def commit() -> str:
     """The version of the source, for manifests: git's description, or 'unknown' outside a repository."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or "unknown"
 

@@ -81,7 +81,11 @@ class Samples:
         delay = rng.integers(0, training.image_delay_steps + 1, len(index))
         batch = self._batch(index, state, self._picture(index, delay))
         pictures = np.stack(
-            [shifted(batch.pictures[:, i].numpy(), int(limit), rng) for i, limit in zip(range(len(self.cameras)), training.shift_px)], axis=1
+            [
+                shifted(batch.pictures[:, i].numpy(), int(limit), rng)
+                for i, limit in zip(range(len(self.cameras)), training.shift_px)
+            ],
+            axis=1,
         )
         light = 1 + rng.uniform(-training.brightness, training.brightness, (len(index), len(self.cameras), 1, 1, 1))
         batch.pictures = (torch.from_numpy(pictures).float() * torch.from_numpy(light).float()).clamp_(0, 255).to(torch.uint8)
@@ -101,9 +105,12 @@ class Samples:
         pictures = np.stack([self.images[camera][picture] for camera in self.cameras], axis=1)
         instructions = [self.instructions[episode] for episode in self.episode[index]]
         return Batch(
-            torch.from_numpy(pictures), torch.from_numpy(state), torch.from_numpy(self.chunk(index)),
-            torch.from_numpy(self.places[picture]), instructions,
-        )  # fmt: skip
+            torch.from_numpy(pictures),
+            torch.from_numpy(state),
+            torch.from_numpy(self.chunk(index)),
+            torch.from_numpy(self.places[picture]),
+            instructions,
+        )
 
     def _picture(self, index, delay) -> np.ndarray:
         """Row of the newest picture that was taken ``delay`` steps before each sample or earlier."""
@@ -117,7 +124,10 @@ class Samples:
         self.images = {camera: np.concatenate([episode.images[camera] for episode in episodes]) for camera in self.cameras}
         offsets = np.cumsum(counts) - counts
         self.newest_picture = np.concatenate(
-            [offset + np.searchsorted(e.image_steps, np.arange(len(e.state)), side="right") - 1 for offset, e in zip(offsets, episodes)]
+            [
+                offset + np.searchsorted(e.image_steps, np.arange(len(e.state)), side="right") - 1
+                for offset, e in zip(offsets, episodes)
+            ]
         )
 
     def _place_objects(self, episodes) -> None:

@@ -45,7 +45,9 @@ class Trainer:
     def __init__(self, recipe: Recipe, dataset, run_dir, progress=True):
         self.recipe, self.training, self.run_dir, self.progress = recipe, recipe.training, Path(run_dir), progress
         if len(self.training.shift_px) != len(recipe.pictures.cameras):
-            raise ConfigError(f"Training.shift_px = {self.training.shift_px}: give one number for each camera {recipe.pictures.cameras}")
+            raise ConfigError(
+                f"Training.shift_px = {self.training.shift_px}: give one number for each camera {recipe.pictures.cameras}"
+            )
         self.data_sha256 = data_digest(read_index(dataset))
         episodes = list(read_episodes(dataset, recipe.pictures.cameras, progress))
         train, held_out = split(episodes, self.training.held_out, recipe.seed)
@@ -54,7 +56,11 @@ class Trainer:
         self.policy = new_policy(recipe, self.samples, sorted({episode.task for episode in episodes}))
         self.ema = {name: parameter.detach().clone() for name, parameter in self.policy.named_parameters()}
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=self.training.learning_rate, betas=(0.9, 0.99), weight_decay=self.training.weight_decay, fused=True
+            self.policy.parameters(),
+            lr=self.training.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=self.training.weight_decay,
+            fused=True,
         )
         self.step, self.cpu_s, self.best, self.without_progress = 0, 0.0, math.inf, 0
         self.held_out_report: dict[str, float] = {}
@@ -67,7 +73,10 @@ class Trainer:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self._resume()
         total = self.training.steps
-        with SummaryWriter(self.run_dir) as board, tqdm(total=total, initial=self.step, unit="step", disable=not self.progress, mininterval=5.0) as bar:
+        with (
+            SummaryWriter(self.run_dir) as board,
+            tqdm(total=total, initial=self.step, unit="step", disable=not self.progress, mininterval=5.0) as bar,
+        ):
             while self.step < total and not self._budget_spent() and not self._out_of_patience():
                 if self.stop_requested:
                     self.save_state()
@@ -99,7 +108,9 @@ class Trainer:
         flow, locate, _ = losses_of(self.policy, batch, self.training.flow_samples, generator)
         loss = flow + self.training.locate_weight * locate
         if not torch.isfinite(loss):
-            raise TrainingError(f"the loss became {loss.item()} at step {self.step}; lower the learning rate and resume from {self.run_dir}")
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.step}; lower the learning rate and resume from {self.run_dir}"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.training.gradient_clip)
@@ -108,7 +119,12 @@ class Trainer:
         decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.policy.parameters()), 1 - decay)
-        return {"flow": flow.item(), "locate": locate.item(), "gradient_norm": norm.item(), "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return {
+            "flow": flow.item(),
+            "locate": locate.item(),
+            "gradient_norm": norm.item(),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
 
     def averaged(self) -> FlowPolicy:
         """A policy with the averaged weights, in evaluation mode."""
@@ -145,17 +161,25 @@ class Trainer:
             if state:
                 tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
         facts = {
-            "recipe": self.recipe.digest, "data": self.data_sha256, "step": self.step, "cpu_s": self.cpu_s,
-            "best": self.best if math.isfinite(self.best) else None, "without_progress": self.without_progress,
-        }  # fmt: skip
+            "recipe": self.recipe.digest,
+            "data": self.data_sha256,
+            "step": self.step,
+            "cpu_s": self.cpu_s,
+            "best": self.best if math.isfinite(self.best) else None,
+            "without_progress": self.without_progress,
+        }
         path = self.run_dir / STATE_FILE
         beside = path.with_suffix(".new")
         try:
-            beside.write_bytes(tensors_to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata={"facts": json.dumps(facts)}))
+            beside.write_bytes(
+                tensors_to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata={"facts": json.dumps(facts)})
+            )
             os.replace(beside, path)
         except OSError as error:
             beside.unlink(missing_ok=True)
-            raise TrainingError(f"{path}: could not be written ({error.strerror}); free some space and resume, the last state is intact") from error
+            raise TrainingError(
+                f"{path}: could not be written ({error.strerror}); free some space and resume, the last state is intact"
+            ) from error
 
     def _resume(self) -> None:
         path = self.run_dir / STATE_FILE
@@ -168,7 +192,9 @@ class Trainer:
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise TrainingError(f"{path}: cannot be read ({error}); delete {self.run_dir} to start again") from error
         if (facts["recipe"], facts["data"]) != (self.recipe.digest, self.data_sha256):
-            raise TrainingError(f"{path}: belongs to another recipe or other demonstrations; delete {self.run_dir} to start again")
+            raise TrainingError(
+                f"{path}: belongs to another recipe or other demonstrations; delete {self.run_dir} to start again"
+            )
         with torch.no_grad():
             for name, parameter in self.policy.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
@@ -288,7 +314,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--dataset", help="directory of the demonstrations (default: the recipe's)")
     parser.add_argument("--run", help="directory of TensorBoard events and resumable state (default: runs/<name>)")
     parser.add_argument("--out", help="directory of the finished checkpoint (default: the recipe's)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1; more rarely helps a network this small)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="threads of torch (default 1; more rarely helps a network this small)"
+    )
 
 
 def main(args) -> int:
@@ -307,5 +335,8 @@ def main(args) -> int:
     except (ConfigError, DatasetError, TrainingError, checkpoint.CheckpointError) as error:
         print(f"train: {error}")
         return 1
-    print(f"train: {out}: {manifest['parameters']} parameters, {trainer.step} steps, {trainer.cpu_s / 60:.1f} CPU-minutes, {trainer.held_out_report}")
+    print(
+        f"train: {out}: {manifest['parameters']} parameters, {trainer.step} steps, "
+        f"{trainer.cpu_s / 60:.1f} CPU-minutes, {trainer.held_out_report}"
+    )
     return 0
