@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from policytrim_ros.film import film
 from policytrim_ros.graph import LaunchArguments, resolve_checkpoint
 from policytrim_ros.trials.table import show
 from policytrim_ros.up import up
@@ -16,16 +17,28 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
     Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:
         for number, task in enumerate(tasks, start=1):
-            arguments = LaunchArguments(task=task, setting=setting, trials=trials, seed=seed, out=out, on_failure="shutdown")
+            arguments = LaunchArguments(task=task, setting=setting, trials=trials, seed=seed, out=out, on_failure="shutdown", record=True)
+            recorded = set(Path(out).glob("*.mcap"))
             print(f"\n{task} ({number} of {len(tasks)}), moved by {resolve_checkpoint(arguments)}", flush=True)
             code = up(arguments, Screen(log))
             if code == 130:
                 return code
+            for recording in set(Path(out).glob("*.mcap")) - recorded:
+                show_film(recording, Path(out) / f"{task}.mp4")
             if code:
                 broken.append(task)
                 print(f"{task}: broke down; look into {out}/log.txt", flush=True)
-    print(f"\n{show(out)}\n\n{time.monotonic() - began:.0f} s in all; records and log in {out}", flush=True)
+    print(f"\n{show(out)}\n\n{time.monotonic() - began:.0f} s in all; records, recordings, films and log in {out}", flush=True)
     return 1 if broken else 0
+
+
+def show_film(recording: Path, out: Path) -> None:
+    """Makes a film of what the cameras saw, and says where it is."""
+    try:
+        film(recording, out)
+        print(f"  film: {out}", flush=True)
+    except (ValueError, OSError) as error:
+        print(f"  no film: {error}", flush=True)
 
 
 class Screen:

@@ -206,6 +206,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 "demonstrator",
                 "demonstrator_node",
                 "sim_bridge.demonstrator_node",
+                niceness=-5,
                 **common,
                 parameters=dict(style=checkpoint.split(":")[1]),
             )
@@ -216,6 +217,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 "inference",
                 "inference_node",
                 "policytrim_ros.nodes.inference",
+                niceness=-5,
                 **common,
                 parameters=dict(
                     checkpoint=checkpoint,
