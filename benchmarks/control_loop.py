@@ -57,14 +57,22 @@ class Probe:
 
 def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
     ticks = os.sysconf("SC_CLK_TCK")
-    return {name: sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / ticks for name, pid in pids.items()}
+    return {
+        name: sum(map(int, Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[11:13])) / ticks
+        for name, pid in pids.items()
+    }
 
 
 def processes() -> dict[str, int]:
     """Name -> pid of the project's processes in this benchmark's ROS domain."""
-    modules = {"sim_bridge.world": "world", "sim_bridge.piper_emulator": "piper_emulator", "policytrim_ros.nodes.camera": "camera",
-               "policytrim_ros.nodes.controller": "controller", "policytrim_ros.nodes.inference": "inference",
-               "sim_bridge.demonstrator_node": "demonstrator"}
+    modules = {
+        "sim_bridge.world": "world",
+        "sim_bridge.piper_emulator": "piper_emulator",
+        "policytrim_ros.nodes.camera": "camera",
+        "policytrim_ros.nodes.controller": "controller",
+        "policytrim_ros.nodes.inference": "inference",
+        "sim_bridge.demonstrator_node": "demonstrator",
+    }
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -86,12 +94,16 @@ def sample(probe, seconds, scenario):
     probe.spin(seconds)
     span, after = time.monotonic() - began, cpu_seconds(processes())
     controller = probe.heard["controller"]
-    row = {"scenario": scenario, "controller": controller[-1],
-           "lateness_p50_ms": max(float(d["lateness_p50_ms"]) for d in controller),
-           "lateness_p99_ms": max(float(d["lateness_p99_ms"]) for d in controller),
-           "lateness_max_ms": max(float(d["lateness_max_ms"]) for d in controller),
-           "cpu_percent": {name: round(100 * (after[name] - before[name]) / span, 1) for name in after if name in before},
-           "inference": probe.heard.get("inference", [{}])[-1], "load": os.getloadavg()}
+    row = {
+        "scenario": scenario,
+        "controller": controller[-1],
+        "lateness_p50_ms": max(float(d["lateness_p50_ms"]) for d in controller),
+        "lateness_p99_ms": max(float(d["lateness_p99_ms"]) for d in controller),
+        "lateness_max_ms": max(float(d["lateness_max_ms"]) for d in controller),
+        "cpu_percent": {name: round(100 * (after[name] - before[name]) / span, 1) for name in after if name in before},
+        "inference": probe.heard.get("inference", [{}])[-1],
+        "load": os.getloadavg(),
+    }
     row["everything"] = {name: values[-1] for name, values in probe.heard.items()}
     return row
 
@@ -99,11 +111,15 @@ def sample(probe, seconds, scenario):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--checkpoint", default="", help="checkpoint or demonstrator:clean; empty: the project's own for tape_box")
+    parser.add_argument(
+        "--checkpoint", default="", help="checkpoint or demonstrator:clean; empty: the project's own for tape_box"
+    )
     parser.add_argument("--out", default="", help="also write <out>.json and <out>.md")
     options = parser.parse_args()
     os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
-    words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark"] + ([f"checkpoint:={options.checkpoint}"] if options.checkpoint else [])
+    words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark"] + (
+        [f"checkpoint:={options.checkpoint}"] if options.checkpoint else []
+    )
     system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = threading.Event()
 
@@ -137,24 +153,38 @@ def main():
 
 
 def report(rows, options, command):
-    lines = ["| scenario | late p50 ms | late p99 ms | late max ms | CAN frames/s | CPU % of one core |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| scenario | late p50 ms | late p99 ms | late max ms | CAN frames/s | CPU % of one core |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
         cpu = ", ".join(f"{name} {value:.0f}" for name, value in row["cpu_percent"].items())
-        lines.append(f"| {row['scenario']} | {row['lateness_p50_ms']:.2f} | {row['lateness_p99_ms']:.2f} | {row['lateness_max_ms']:.2f} | "
-                     f"{row['controller']['can_frames_per_s']} | {cpu} |")
+        lines.append(
+            f"| {row['scenario']} | {row['lateness_p50_ms']:.2f} | {row['lateness_p99_ms']:.2f} | {row['lateness_max_ms']:.2f} | "
+            f"{row['controller']['can_frames_per_s']} | {cpu} |"
+        )
     images = rows[-1]["inference"]
     if "front_images_per_s" in images:
         lines += ["", "| camera | images/s at the inference node | age p50 ms | age p99 ms |", "| --- | --- | --- | --- |"]
-        lines += [f"| {c} | {images[f'{c}_images_per_s']} | {images[f'{c}_age_ms_p50']} | {images[f'{c}_age_ms_p99']} |" for c in ("front", "wrist")]
+        lines += [
+            f"| {c} | {images[f'{c}_images_per_s']} | {images[f'{c}_age_ms_p50']} | {images[f'{c}_age_ms_p99']} |"
+            for c in ("front", "wrist")
+        ]
     text = "\n".join(lines)
-    print(f"\nlateness: the worst of the {options.seconds:.0f} s, each figure over a window of 5 s; {os.cpu_count()} cores, {platform.machine()}\n\n{text}")
+    print(
+        f"\nlateness: the worst of the {options.seconds:.0f} s, each figure over a window of 5 s; {os.cpu_count()} cores, {platform.machine()}\n\n{text}"
+    )
     if options.out:
         commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         out = Path(options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(dict(commit=commit, command=command, cores=os.cpu_count(), rows=rows), indent=1))
-        out.with_suffix(".md").write_text(f"# Control loop\n\nCommit {commit}; `python benchmarks/control_loop.py --seconds {options.seconds:g}`; "
-                                          f"{os.cpu_count()} cores, {platform.machine()}, no GPU.\n\n{text}\n")
+        out.with_suffix(".json").write_text(
+            json.dumps(dict(commit=commit, command=command, cores=os.cpu_count(), rows=rows), indent=1)
+        )
+        out.with_suffix(".md").write_text(
+            f"# Control loop\n\nCommit {commit}; `python benchmarks/control_loop.py --seconds {options.seconds:g}`; "
+            f"{os.cpu_count()} cores, {platform.machine()}, no GPU.\n\n{text}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What one chunk costs in the controller beside the arm: unpack the message, accept it, tick and filter its setpoints.
 
-    python benchmarks/executor_overhead.py
+python benchmarks/executor_overhead.py
 """
 
 import time
@@ -38,9 +38,12 @@ def main():
         executor.accept(chunk)
 
     goal = ready + np.array([0.3, 0, 0, 0, 0, 0, 0])
-    rows = [("unpack a chunk of 15 actions", timed(lambda: chunk_from_message(message))), ("accept it", timed(accept)),
-            ("tick the path once", timed(lambda: executor.tick(next(clock)))),
-            ("filter one setpoint", timed(lambda: safety.step(goal, np.zeros(7), 0.01)))]
+    rows = [
+        ("unpack a chunk of 15 actions", timed(lambda: chunk_from_message(message))),
+        ("accept it", timed(accept)),
+        ("tick the path once", timed(lambda: executor.tick(next(clock)))),
+        ("filter one setpoint", timed(lambda: safety.step(goal, np.zeros(7), 0.01))),
+    ]
     print("| step | p50 us | p99 us |\n| --- | --- | --- |")
     for name, (p50, p99) in rows:
         print(f"| {name} | {p50:.0f} | {p99:.0f} |")

@@ -43,8 +43,14 @@ class Stack:
         self.folder = Path(folder)
         self.socket = str(self.folder / "can")
         self.domain = 50 + os.getpid() % 50  # above 101 the ports of a domain meet those that Linux hands out
-        self.environment = dict(os.environ, ROS_DOMAIN_ID=str(self.domain), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", OMP_NUM_THREADS="1",
-                                PYTHONUNBUFFERED="1", FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds_shm.xml"))
+        self.environment = dict(
+            os.environ,
+            ROS_DOMAIN_ID=str(self.domain),
+            ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
+            OMP_NUM_THREADS="1",
+            PYTHONUNBUFFERED="1",
+            FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds_shm.xml"),
+        )
         self.processes: dict[str, subprocess.Popen] = {}
 
     def start(self, name: str, module: str, *arguments: str, **parameters) -> subprocess.Popen:
@@ -62,7 +68,9 @@ class Stack:
         wait_for(lambda: "ready on" in self.log("emulator"), f"the emulated arm serves no bus: {self.log('emulator')}")
 
     def start_controller(self, **parameters) -> subprocess.Popen:
-        return self.start("controller", "policytrim_ros.nodes.controller", can_interface="piper_hub", can_port=self.socket, **parameters)
+        return self.start(
+            "controller", "policytrim_ros.nodes.controller", can_interface="piper_hub", can_port=self.socket, **parameters
+        )
 
     def log(self, name: str) -> str:
         path = self.folder / f"{name}.log"
@@ -72,8 +80,11 @@ class Stack:
         return self.exit_code_within(name, ANSWER_S)
 
     def exit_code_within(self, name: str, timeout_s: float) -> int:
-        ended = wait_for(lambda: self.processes[name].poll() is not None and [self.processes[name].returncode],
-                         f"{name} does not end; its last words: {self.log(name)[-1500:]}", timeout_s)
+        ended = wait_for(
+            lambda: self.processes[name].poll() is not None and [self.processes[name].returncode],
+            f"{name} does not end; its last words: {self.log(name)[-1500:]}",
+            timeout_s,
+        )
         return ended[0]
 
     def kill(self, name: str, number=signal.SIGKILL) -> None:
@@ -93,12 +104,14 @@ class Stack:
 
     def assert_held(self, spin=lambda seconds: time.sleep(seconds)) -> None:
         """The true arm comes to rest within 2 s, motors on, and stays there."""
+
         def rests():
             still = []
             for _ in range(5):  # an arm that turns around is still for a moment, too
                 spin(0.05)
                 still.append(max(abs(v) for v in self.truth()["velocity"]) < 0.01)
             return all(still)
+
         wait_for(rests, "the arm does not come to rest", 2.0, between=lambda: None)
         before = self.truth()
         spin(0.5)
@@ -161,7 +174,9 @@ class Operator:
             self._executor.spin_once(timeout_sec=0.01)
 
     def until(self, condition, what: str, timeout_s: float = ANSWER_S):
-        return wait_for(condition, f"{what} (controller: {self.state})", timeout_s, between=lambda: self._executor.spin_once(timeout_sec=0.01))
+        return wait_for(
+            condition, f"{what} (controller: {self.state})", timeout_s, between=lambda: self._executor.spin_once(timeout_sec=0.01)
+        )
 
     def order(self, name: str, request=None):
         """Calls a Trigger (or SetBool) service and returns its response."""

@@ -61,7 +61,9 @@ def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, ope
     arguments, state, reason = FAULTS[name]
     operator.swing()
     stack.fault(name, **arguments)
-    operator.until(lambda: operator.state.startswith(state) and reason in operator.state, f"{name} is not noticed with its reason", 5.0)
+    operator.until(
+        lambda: operator.state.startswith(state) and reason in operator.state, f"{name} is not noticed with its reason", 5.0
+    )
     stack.assert_held(operator.spin)
     refused = operator.order("controller/go")
     assert not refused.success and "clear_fault" in refused.message
@@ -117,7 +119,9 @@ def partial_chunk(first):
     return message
 
 
-@pytest.mark.parametrize("make, reason", [(nan_chunk, "NaN"), (partial_chunk, "refused: exactly"), (lambda first: JointTrajectory(), "refused")])
+@pytest.mark.parametrize(
+    "make, reason", [(nan_chunk, "NaN"), (partial_chunk, "refused: exactly"), (lambda first: JointTrajectory(), "refused")]
+)
 def test_a_bad_chunk_holds_with_the_reason(stack, operator, make, reason):
     operator.swing()
     operator.publish_raw(make(operator.consumed.next_step))
@@ -135,6 +139,7 @@ def test_actions_beyond_the_limits_hold_and_the_true_arm_never_leaves_them(stack
     assert "beyond limits" in operator.state
     stack.assert_held(operator.spin)
     from policytrim_ros.core.kinematics import link_points
+
     assert link_points(stack.truth()["position"][:6])[:, 2].min() > -0.01
 
 

@@ -270,8 +270,9 @@ def test_the_launch_file_decides_nothing_about_processes(checkpoint):
     importlib.util.find_spec("launch_ros") is None, reason="launch_ros comes with a ROS 2 installation; there is none here"
 )
 def test_the_launch_file_starts_the_processes_of_the_graph(checkpoint):
-    from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument
+
+    from launch import LaunchContext
 
     spec = importlib.util.spec_from_file_location("piper_deploy", LAUNCH_FILE)
     module = importlib.util.module_from_spec(spec)

@@ -6,8 +6,16 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import JointState
 
 from policytrim_ros.core.types import JOINTS, Chunk
-from policytrim_ros.nodes.messages import (BadMessage, Consumed, chunk_from_message, chunk_to_message, joint_state, positions_of,
-                                           seconds_to_time, time_to_seconds)
+from policytrim_ros.nodes.messages import (
+    BadMessage,
+    Consumed,
+    chunk_from_message,
+    chunk_to_message,
+    joint_state,
+    positions_of,
+    seconds_to_time,
+    time_to_seconds,
+)
 
 
 def message(n=3):
@@ -31,13 +39,16 @@ def test_joints_may_come_in_another_order_but_never_in_part():
         positions_of(JointState(name=list(JOINTS[:6]), position=[0.0] * 6))
 
 
-@pytest.mark.parametrize("damage, said", [
-    (lambda m: setattr(m.header, "frame_id", "base_link"), "is not 'generation=N"),
-    (lambda m: m.points.clear(), "no points"),
-    (lambda m: setattr(m.points[1], "positions", [0.0] * 6), "needs 7 positions"),
-    (lambda m: setattr(m.points[1], "positions", [float("nan")] * 7), "NaN"),
-    (lambda m: m.joint_names.pop(), "refused"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda m: setattr(m.header, "frame_id", "base_link"), "is not 'generation=N"),
+        (lambda m: m.points.clear(), "no points"),
+        (lambda m: setattr(m.points[1], "positions", [0.0] * 6), "needs 7 positions"),
+        (lambda m: setattr(m.points[1], "positions", [float("nan")] * 7), "NaN"),
+        (lambda m: m.joint_names.pop(), "refused"),
+    ],
+)
 def test_a_damaged_chunk_is_refused_with_the_reason(damage, said):
     damaged = message()
     damage(damaged)

@@ -29,7 +29,12 @@ def test_what_was_written_is_read_back_with_its_definition(tmp_path):
 
 def test_a_definition_holds_everything_that_the_message_is_made_of():
     text = definition("trajectory_msgs/msg/JointTrajectory")
-    for inner in ("MSG: std_msgs/Header", "MSG: builtin_interfaces/Time", "MSG: trajectory_msgs/JointTrajectoryPoint", "MSG: builtin_interfaces/Duration"):
+    for inner in (
+        "MSG: std_msgs/Header",
+        "MSG: builtin_interfaces/Time",
+        "MSG: trajectory_msgs/JointTrajectoryPoint",
+        "MSG: builtin_interfaces/Duration",
+    ):
         assert inner in text
 
 

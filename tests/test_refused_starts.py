@@ -29,14 +29,17 @@ def refusal(stack, name: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("parameters, said", [
-    (dict(setpoint_rate="100.0"), "unknown parameter 'setpoint_rate'; known: "),
-    (dict(setpoint_rate_hz="500.0"), "setpoint_rate_hz = 500.0: allowed range is 30.0 to 200.0 Hz"),
-    (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
-    (dict(can_interface="socketcan", can_port="can9"), "can9"),
-    (dict(can_interface="no_such_bus"), "no_such_bus"),
-    (dict(can_interface="piper_hub", can_port="/tmp/nobody-serves-this"), "/tmp/nobody-serves-this"),
-])
+@pytest.mark.parametrize(
+    "parameters, said",
+    [
+        (dict(setpoint_rate="100.0"), "unknown parameter 'setpoint_rate'; known: "),
+        (dict(setpoint_rate_hz="500.0"), "setpoint_rate_hz = 500.0: allowed range is 30.0 to 200.0 Hz"),
+        (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
+        (dict(can_interface="socketcan", can_port="can9"), "can9"),
+        (dict(can_interface="no_such_bus"), "no_such_bus"),
+        (dict(can_interface="piper_hub", can_port="/tmp/nobody-serves-this"), "/tmp/nobody-serves-this"),
+    ],
+)
 def test_the_controller_refuses_a_bad_parameter_or_bus(stack, parameters, said):
     stack.start("controller", CONTROLLER, **parameters)
     assert said in refusal(stack, "controller")
@@ -69,10 +72,16 @@ def test_inference_refuses_no_checkpoint(stack):
     assert str(stack.folder / "none") in refusal(stack, "inference")
 
 
-@pytest.mark.parametrize("parameters, said", [
-    (dict(width="640", height="640"), "aspect"), (dict(cameras="['front']"), "camera 'wrist' is missing"),
-    (dict(task="hang_mug"), "not made for 'hang_mug'"), (dict(horizon="99"), "execution horizon"), (dict(mode="fast"), "'sync', 'async'"),
-])
+@pytest.mark.parametrize(
+    "parameters, said",
+    [
+        (dict(width="640", height="640"), "aspect"),
+        (dict(cameras="['front']"), "camera 'wrist' is missing"),
+        (dict(task="hang_mug"), "not made for 'hang_mug'"),
+        (dict(horizon="99"), "execution horizon"),
+        (dict(mode="fast"), "'sync', 'async'"),
+    ],
+)
 def test_inference_refuses_a_checkpoint_that_does_not_fit_the_robot(stack, parameters, said):
     stack.start("inference", INFERENCE, checkpoint=str(own_checkpoint("tape_box")), **parameters)
     assert said in refusal(stack, "inference")

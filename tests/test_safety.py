@@ -135,9 +135,14 @@ def test_nothing_is_sent_before_feedback_and_an_operators_go():
     assert first == pytest.approx(READY)  # the first target is the measured pose
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(enabled=False), "not enabled"), (dict(age=0.5), "no fresh joint feedback"), (dict(problems=("joint3: collision",)), "collision"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(enabled=False), "not enabled"),
+        (dict(age=0.5), "no fresh joint feedback"),
+        (dict(problems=("joint3: collision",)), "collision"),
+    ],
+)
 def test_go_is_refused_in_doubt(change, message):
     arm = Arm()
     arm.run(0.1)
@@ -156,11 +161,17 @@ def test_a_chunk_moves_the_arm_and_a_hold_decelerates_it():
     assert arm.state == "holding" and steps[-1] == 0 and np.all(steps >= 0) and np.all(np.diff(steps) <= 1e-12)
 
 
-@pytest.mark.parametrize("change, state, reason", [
-    (dict(age=0.2), "fault", "feedback silent"), (dict(problems=("collision of joint2",)), "fault", "collision of joint2"),
-    (dict(enabled=False), "fault", "not enabled"), (dict(failures=9), "fault", "send failed"),
-    (dict(position=np.zeros(7)), "fault", "exactly zero"), (dict(position=np.full(7, np.nan)), "fault", "NaN"),
-])
+@pytest.mark.parametrize(
+    "change, state, reason",
+    [
+        (dict(age=0.2), "fault", "feedback silent"),
+        (dict(problems=("collision of joint2",)), "fault", "collision of joint2"),
+        (dict(enabled=False), "fault", "not enabled"),
+        (dict(failures=9), "fault", "send failed"),
+        (dict(position=np.zeros(7)), "fault", "exactly zero"),
+        (dict(position=np.full(7, np.nan)), "fault", "NaN"),
+    ],
+)
 def test_each_doubt_about_the_arm_latches_a_fault_that_only_an_operator_clears(change, state, reason):
     arm = moving()
     good = arm.position.copy()
@@ -259,7 +270,9 @@ def test_any_sequence_of_orders_chunks_and_faults_keeps_the_limits_and_ends_in_h
                 arm.supervisor.go(arm.health, arm.now)
             elif event == "chunk":
                 shape = data.draw(st.lists(st.floats(-3, 3), min_size=7, max_size=7))
-                arm.supervisor.accept(Chunk(np.tile(shape, (5, 1)), data.draw(st.integers(0, 3)), 1, arm.supervisor.executor.next_step))
+                arm.supervisor.accept(
+                    Chunk(np.tile(shape, (5, 1)), data.draw(st.integers(0, 3)), 1, arm.supervisor.executor.next_step)
+                )
             elif event == "hold":
                 arm.supervisor.hold()
             elif event == "home":
@@ -287,7 +300,9 @@ def test_any_sequence_of_orders_chunks_and_faults_keeps_the_limits_and_ends_in_h
             last_v = None
     arm.supervisor.hold()
     arm.run(1.5)
-    assert arm.state in ("holding", "fault", "unconfigured") and (arm.supervisor.filter.setpoint is None or arm.supervisor.filter.at_rest)
+    assert arm.state in ("holding", "fault", "unconfigured") and (
+        arm.supervisor.filter.setpoint is None or arm.supervisor.filter.at_rest
+    )
 
 
 def test_names_of_the_joints_are_seven():

@@ -6,7 +6,9 @@ import pytest
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 
 
-@pytest.mark.parametrize("k, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)])
+@pytest.mark.parametrize(
+    "k, n, low, high", [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)]
+)
 def test_wilson_agrees_with_published_values(k, n, low, high):
     """81 of 263: Newcombe 1998, table I, method 3."""
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-4)
@@ -30,4 +32,8 @@ def test_bootstrap_interval_of_a_mean_is_close_to_the_normal_one_for_many_values
     values = np.random.default_rng(1).normal(10, 2, 400)
     mean, low, high = bootstrap_mean(values)
     half = 1.96 * values.std() / 20
-    assert mean == pytest.approx(values.mean()) and low == pytest.approx(mean - half, abs=0.04) and high == pytest.approx(mean + half, abs=0.04)
+    assert (
+        mean == pytest.approx(values.mean())
+        and low == pytest.approx(mean - half, abs=0.04)
+        and high == pytest.approx(mean + half, abs=0.04)
+    )

@@ -80,11 +80,14 @@ def test_a_second_start_in_the_session_is_refused_and_the_first_goes_on(system):
     assert "controller" in ended and "all processes have ended" in system.log("first")
 
 
-@pytest.mark.parametrize("module, dead, state, reason", [
-    ("sim_bridge.world", "world", "fault", "feedback"),  # frozen joints at first, then silence
-    ("sim_bridge.demonstrator_node", "demonstrator", "holding", "demonstrator"),
-    ("policytrim_ros.nodes.camera", "camera", "holding", "'camera' is silent"),
-])
+@pytest.mark.parametrize(
+    "module, dead, state, reason",
+    [
+        ("sim_bridge.world", "world", "fault", "feedback"),  # frozen joints at first, then silence
+        ("sim_bridge.demonstrator_node", "demonstrator", "holding", "demonstrator"),
+        ("policytrim_ros.nodes.camera", "camera", "holding", "'camera' is silent"),
+    ],
+)
 def test_a_process_killed_in_motion_is_named_and_the_arm_holds(system, module, dead, state, reason):
     system.up("up", "checkpoint:=demonstrator:clean")
     wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)

@@ -94,17 +94,23 @@ class ChunkExecutor:
         if not self.running:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: nothing is being executed")
         if chunk.generation < self.generation:
-            raise ChunkRefused(f"chunk {chunk.chunk_id} refused: generation {chunk.generation} is retired, {self.generation} runs")
+            raise ChunkRefused(
+                f"chunk {chunk.chunk_id} refused: generation {chunk.generation} is retired, {self.generation} runs"
+            )
         if chunk.rate_hz != self.rate_hz:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: {chunk.rate_hz} actions/s, the executor plays {self.rate_hz}")
         skipped = max(0, self.next_step - chunk.first)
         if skipped >= len(chunk.positions):
-            raise ChunkRefused(f"chunk {chunk.chunk_id} refused: all {len(chunk.positions)} actions lie in the past "
-                               f"(first {chunk.first}, next control step {self.next_step})")
+            raise ChunkRefused(
+                f"chunk {chunk.chunk_id} refused: all {len(chunk.positions)} actions lie in the past "
+                f"(first {chunk.first}, next control step {self.next_step})"
+            )
         keep = max(0, chunk.first - self.next_step)
         if keep > len(self._queue):
-            raise ChunkRefused(f"chunk {chunk.chunk_id} refused: it begins at control step {chunk.first}, "
-                               f"{keep - len(self._queue)} steps after the end of the queue")
+            raise ChunkRefused(
+                f"chunk {chunk.chunk_id} refused: it begins at control step {chunk.first}, "
+                f"{keep - len(self._queue)} steps after the end of the queue"
+            )
         while len(self._queue) > keep:
             self._queue.pop()
         self._queue.extend((action, chunk.generation, chunk.chunk_id) for action in chunk.positions[skipped:])
@@ -141,4 +147,6 @@ class ChunkExecutor:
             way = (now - self._began) / self.period_s
             position = self._from + way * (self._to - self._from)
             velocity = (self._to - self._from) / self.period_s
-        return PathPoint(position, velocity, self._began is not None, self.generation, self.chunk_id, self.next_step, len(self._queue))
+        return PathPoint(
+            position, velocity, self._began is not None, self.generation, self.chunk_id, self.next_step, len(self._queue)
+        )

@@ -29,55 +29,125 @@ class Failsafe:
     advice: str
 
 
-FAILSAFES = {row.name: row for row in (
-    Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on"),
-    Failsafe("chunk starved", "no action left and no new chunk for chunk_timeout_s while moving", HOLD,
-             "look at the inference node (its latency, its log), then call controller/go"),
-    Failsafe("bad chunk", "a chunk with NaN, a partial joint list or unreadable ids", HOLD,
-             "the sender of `chunk` is faulty; fix it, then call controller/go"),
-    Failsafe("beyond limits", "an action asks for more than limit_tolerance beyond a joint, workspace or table limit", HOLD,
-             "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go"),
-    Failsafe("tracking", "arm and setpoint differ by more than tracking_tolerance_rad for tracking_time_s", HOLD,
-             "something blocks the arm; free it, then call controller/go"),
-    Failsafe("node lost", "a required node sent no heartbeat for heartbeat_timeout_s while moving", HOLD,
-             "start the named node again, then call controller/go"),
-    Failsafe("feedback silent", "no joint feedback for feedback_timeout_s", FAULT,
-             "check CAN cable, power and interface, then call controller/clear_fault"),
-    Failsafe("arm status", "the arm reports an error, a collision, a stall or teach mode", FAULT,
-             "remove the cause, then call controller/clear_fault"),
-    Failsafe("not enabled", "a motor lost its enable bit while it should hold", FAULT,
-             "support the arm, find out why, then call controller/clear_fault and controller/go"),
-    Failsafe("send failed", "send_failures_max commands in a row could not be put on the bus", FAULT,
-             "check the CAN interface (bus-off?), then call controller/clear_fault"),
-    Failsafe("impossible feedback", "the reported joints are NaN, all exactly zero after motion, frozen while the setpoint travels, or jump further than the arm can", FAULT,
-             "do not trust the pose; support the arm, power-cycle it, then call controller/clear_fault"),
-    Failsafe("damped stop", "an operator called controller/damped_stop", FAULT,
-             "the arm sinks and must be recovered by hand; see docs/can.md"),
-)}
+FAILSAFES = {
+    row.name: row
+    for row in (
+        Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on"),
+        Failsafe(
+            "chunk starved",
+            "no action left and no new chunk for chunk_timeout_s while moving",
+            HOLD,
+            "look at the inference node (its latency, its log), then call controller/go",
+        ),
+        Failsafe(
+            "bad chunk",
+            "a chunk with NaN, a partial joint list or unreadable ids",
+            HOLD,
+            "the sender of `chunk` is faulty; fix it, then call controller/go",
+        ),
+        Failsafe(
+            "beyond limits",
+            "an action asks for more than limit_tolerance beyond a joint, workspace or table limit",
+            HOLD,
+            "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go",
+        ),
+        Failsafe(
+            "tracking",
+            "arm and setpoint differ by more than tracking_tolerance_rad for tracking_time_s",
+            HOLD,
+            "something blocks the arm; free it, then call controller/go",
+        ),
+        Failsafe(
+            "node lost",
+            "a required node sent no heartbeat for heartbeat_timeout_s while moving",
+            HOLD,
+            "start the named node again, then call controller/go",
+        ),
+        Failsafe(
+            "feedback silent",
+            "no joint feedback for feedback_timeout_s",
+            FAULT,
+            "check CAN cable, power and interface, then call controller/clear_fault",
+        ),
+        Failsafe(
+            "arm status",
+            "the arm reports an error, a collision, a stall or teach mode",
+            FAULT,
+            "remove the cause, then call controller/clear_fault",
+        ),
+        Failsafe(
+            "not enabled",
+            "a motor lost its enable bit while it should hold",
+            FAULT,
+            "support the arm, find out why, then call controller/clear_fault and controller/go",
+        ),
+        Failsafe(
+            "send failed",
+            "send_failures_max commands in a row could not be put on the bus",
+            FAULT,
+            "check the CAN interface (bus-off?), then call controller/clear_fault",
+        ),
+        Failsafe(
+            "impossible feedback",
+            "the reported joints are NaN, all exactly zero after motion, frozen while the setpoint travels, or jump further than the arm can",
+            FAULT,
+            "do not trust the pose; support the arm, power-cycle it, then call controller/clear_fault",
+        ),
+        Failsafe(
+            "damped stop",
+            "an operator called controller/damped_stop",
+            FAULT,
+            "the arm sinks and must be recovered by hand; see docs/can.md",
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
 class SafetyLimits(Config):
     """Limits of motion. Positions in rad and m in the order of JOINTS; the workspace is a box for the fingertip."""
 
-    position_low: list = setting([float(v) for v in kinematics.LIMITS[:, 0]], "lower joint limits and least gripper stroke", unit="rad, m")
-    position_high: list = setting([float(v) for v in kinematics.LIMITS[:, 1]], "upper joint limits and widest gripper stroke", unit="rad, m")
+    position_low: list = setting(
+        [float(v) for v in kinematics.LIMITS[:, 0]], "lower joint limits and least gripper stroke", unit="rad, m"
+    )
+    position_high: list = setting(
+        [float(v) for v in kinematics.LIMITS[:, 1]], "upper joint limits and widest gripper stroke", unit="rad, m"
+    )
     joint_margin_rad: float = setting(0.015, "kept away from every joint limit", low=0.0, high=0.3, unit="rad")
-    v_max: list = setting([float(v) for v in kinematics.V_MAX], "greatest joint velocities", low=0.01, high=3.0, unit="rad/s, m/s")
-    a_max: list = setting([float(v) for v in kinematics.A_MAX], "greatest joint accelerations", low=0.1, high=5.0, unit="rad/s2, m/s2")
-    workspace_low: list = setting([-0.30, -0.60, -0.02], "lower corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m")
-    workspace_high: list = setting([0.65, 0.60, 0.75], "upper corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m")
+    v_max: list = setting(
+        [float(v) for v in kinematics.V_MAX], "greatest joint velocities", low=0.01, high=3.0, unit="rad/s, m/s"
+    )
+    a_max: list = setting(
+        [float(v) for v in kinematics.A_MAX], "greatest joint accelerations", low=0.1, high=5.0, unit="rad/s2, m/s2"
+    )
+    workspace_low: list = setting(
+        [-0.30, -0.60, -0.02], "lower corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m"
+    )
+    workspace_high: list = setting(
+        [0.65, 0.60, 0.75], "upper corner of the fingertip's box in base_link", low=-1.0, high=1.0, unit="m"
+    )
     table_z: float = setting(-0.003, "no fingertip, wrist or elbow below this height", low=-0.5, high=0.5, unit="m")
-    limit_tolerance_rad: float = setting(0.25, "how far beyond a joint limit an action may ask before the arm holds; less is cut off", low=0.0, high=1.0, unit="rad")
+    limit_tolerance_rad: float = setting(
+        0.25,
+        "how far beyond a joint limit an action may ask before the arm holds; less is cut off",
+        low=0.0,
+        high=1.0,
+        unit="rad",
+    )
     limit_tolerance_m: float = setting(0.05, "the same for workspace and table", low=0.0, high=0.5, unit="m")
 
     def __post_init__(self):
         super().__post_init__()
-        for low, high, what in ((self.position_low, self.position_high, "position"), (self.workspace_low, self.workspace_high, "workspace")):
+        for low, high, what in (
+            (self.position_low, self.position_high, "position"),
+            (self.workspace_low, self.workspace_high, "workspace"),
+        ):
             if len(low) != len(high) or not all(a < b for a, b in zip(low, high)):
                 raise ValueError(f"SafetyLimits.{what}_low must lie below {what}_high everywhere")
         if any(len(getattr(self, n)) != len(JOINTS) for n in ("position_low", "position_high", "v_max", "a_max")):
-            raise ValueError(f"SafetyLimits: positions, v_max and a_max need {len(JOINTS)} values, one for each of {', '.join(JOINTS)}")
+            raise ValueError(
+                f"SafetyLimits: positions, v_max and a_max need {len(JOINTS)} values, one for each of {', '.join(JOINTS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +202,9 @@ class SafetyFilter:
         if then > max(now, 0.0):
             goal_depth = self._depth(inside)
             if goal_depth > self.limits.limit_tolerance_m:
-                return Filtered(*self._braked(dt), f"the goal lies {goal_depth * 1000:.0f} mm beyond the workspace or table limit")
+                return Filtered(
+                    *self._braked(dt), f"the goal lies {goal_depth * 1000:.0f} mm beyond the workspace or table limit"
+                )
             return Filtered(*self._braked(dt), "")
         self.setpoint, self.velocity = x, v
         return Filtered(x, v, "")
@@ -172,6 +244,8 @@ def failsafe_table() -> str:
 
 
 if __name__ == "__main__":
-    print("# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. Every reaction\n"
-          "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`.\n")
+    print(
+        "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. Every reaction\n"
+        "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`.\n"
+    )
     print(failsafe_table(), end="")

@@ -30,15 +30,24 @@ class SupervisorConfig(Config):
     speed_scale: float = setting(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
     home_speed: float = setting(0.35, "share of the velocity limit used by home and park", low=0.05, high=1.0)
     feedback_timeout_s: float = setting(0.1, "joint feedback older than this is a fault", low=0.02, high=1.0, unit="s")
-    chunk_timeout_s: float = setting(1.5, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s")
+    chunk_timeout_s: float = setting(
+        1.5, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s"
+    )
     heartbeat_timeout_s: float = setting(1.0, "hold when a required node is silent for so long", low=0.2, high=10.0, unit="s")
     required_nodes: list = setting([""], "nodes without which the arm does not move (names; empty: none)")
     tracking_tolerance_rad: float = setting(0.5, "greatest difference between arm and setpoint", low=0.05, high=2.0, unit="rad")
     tracking_time_s: float = setting(0.5, "for how long it may last", low=0.05, high=5.0, unit="s")
     send_failures_max: int = setting(5, "commands in a row that may fail to reach the bus", low=1, high=100)
-    frozen_feedback_s: float = setting(0.3, "joints that read exactly the same for so long while the setpoint travels are not believed",
-                                       low=0.1, high=5.0, unit="s")
-    feedback_step_rad: float = setting(0.5, "a joint that jumps further between two feedbacks is not believed", low=0.05, high=3.0, unit="rad")
+    frozen_feedback_s: float = setting(
+        0.3,
+        "joints that read exactly the same for so long while the setpoint travels are not believed",
+        low=0.1,
+        high=5.0,
+        unit="s",
+    )
+    feedback_step_rad: float = setting(
+        0.5, "a joint that jumps further between two feedbacks is not believed", low=0.05, high=3.0, unit="rad"
+    )
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,9 @@ class Supervisor:
         self._streaming = health.enabled
         self.filter.reset(health.position)
         self._off_track_since = None
-        self.state, self.reason = (HOLDING, "fault cleared") if health.enabled else (UNCONFIGURED, "fault cleared; the arm is not enabled")
+        self.state, self.reason = (
+            (HOLDING, "fault cleared") if health.enabled else (UNCONFIGURED, "fault cleared; the arm is not enabled")
+        )
 
     def damped_stop(self) -> None:
         """The operator ordered the arm's own damped stop: no setpoint is sent any more."""
@@ -223,7 +234,9 @@ class Supervisor:
         if health.position is None:
             return
         if self.state == UNCONFIGURED:
-            self.reason = "the arm reports " + "; ".join(health.problems) if health.problems else "the arm waits for go, home or park"
+            self.reason = (
+                "the arm reports " + "; ".join(health.problems) if health.problems else "the arm waits for go, home or park"
+            )
             if health.age_s > config.feedback_timeout_s:
                 self.reason = "no joint feedback; check CAN cable, power and interface"
             self._last_position = health.position
@@ -266,8 +279,14 @@ class Supervisor:
             self._frozen = now, self.filter.setpoint.copy()
         else:
             since, setpoint = self._frozen
-            if now - since > self.config.frozen_feedback_s and np.max(np.abs(self.filter.setpoint - setpoint)[:6]) > FROZEN_TRAVEL_RAD:
-                self._trip("impossible feedback", f"the joints have read exactly the same for {now - since:.1f} s while they were told to move")
+            if (
+                now - since > self.config.frozen_feedback_s
+                and np.max(np.abs(self.filter.setpoint - setpoint)[:6]) > FROZEN_TRAVEL_RAD
+            ):
+                self._trip(
+                    "impossible feedback",
+                    f"the joints have read exactly the same for {now - since:.1f} s while they were told to move",
+                )
 
     def _track(self, now: float, health: Health) -> None:
         off = float(np.max(np.abs(self.filter.setpoint[:6] - health.position[:6])))

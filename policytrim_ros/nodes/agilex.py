@@ -42,7 +42,9 @@ class Topics:
         feedback = arm.feedback()
         if feedback is not None:
             level = DiagnosticStatus.ERROR if feedback.problems else DiagnosticStatus.OK
-            self._status.publish(DiagnosticStatus(level=level, name="arm_status", message="; ".join(feedback.problems) or "normal"))
+            self._status.publish(
+                DiagnosticStatus(level=level, name="arm_status", message="; ".join(feedback.problems) or "normal")
+            )
 
     def _on_joint_ctrl(self, message: JointState) -> None:
         """One target: the next control step goes there."""

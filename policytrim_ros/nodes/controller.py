@@ -31,8 +31,7 @@ from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.nodes import agilex
-from policytrim_ros.nodes.messages import (LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state,
-                                           seconds_to_time)
+from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import ask_for_priority, run
 
@@ -45,9 +44,15 @@ class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
 
     setpoint_rate_hz: float = setting(100.0, "setpoints streamed to the arm", low=30.0, high=200.0, unit="Hz")
     state_rate_hz: float = setting(200.0, "joint_states published", low=10.0, high=200.0, unit="Hz")
-    realtime_priority: int = setting(50, "SCHED_FIFO priority of this process where the system allows it; 0: do not ask", low=0, high=90)
-    enable_timeout_s: float = setting(5.0, "how long go, home and park wait for the motors to come on", low=0.5, high=30.0, unit="s")
-    agilex_topics: bool = setting(False, "also offer AgileX's topics (joint_states_single, joint_ctrl_single, end_pose, enable_flag)")
+    realtime_priority: int = setting(
+        50, "SCHED_FIFO priority of this process where the system allows it; 0: do not ask", low=0, high=90
+    )
+    enable_timeout_s: float = setting(
+        5.0, "how long go, home and park wait for the motors to come on", low=0.5, high=30.0, unit="s"
+    )
+    agilex_topics: bool = setting(
+        False, "also offer AgileX's topics (joint_states_single, joint_ctrl_single, end_pose, enable_flag)"
+    )
 
 
 class Controller(Node):
@@ -70,7 +75,9 @@ class Controller(Node):
         self._consumed_at = 0.0
         self._reported = self._published_state = None
         self.arm.connect()
-        self.get_logger().info(f"connected can_interface={self.config.can_interface} can_port={self.config.can_port} firmware={self.arm.firmware}")
+        self.get_logger().info(
+            f"connected can_interface={self.config.can_interface} can_port={self.config.can_port} firmware={self.arm.firmware}"
+        )
 
         self._joints = self.create_publisher(JointState, "joint_states", QoSProfile(depth=10))
         self._setpoints = self.create_publisher(JointState, "controller/setpoint", NEWEST)
@@ -83,11 +90,16 @@ class Controller(Node):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
         self.create_timer(1.0, self._publish_diagnostics)
         self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
-        self._thread = threading.Thread(target=self._at_rate, name="setpoints", daemon=True,
-                                        args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append))
+        self._thread = threading.Thread(
+            target=self._at_rate,
+            name="setpoints",
+            daemon=True,
+            args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append),
+        )
         # the states are not spoken by a ROS timer: it would wake the whole executor 200 times a second
-        self._speaker = threading.Thread(target=self._at_rate, name="states", daemon=True,
-                                         args=(self.config.state_rate_hz, self._publish_joints))
+        self._speaker = threading.Thread(
+            target=self._at_rate, name="states", daemon=True, args=(self.config.state_rate_hz, self._publish_joints)
+        )
         gc.collect()
         gc.freeze()  # what is alive now stays: later collections do not walk it beside the setpoint thread
         self._thread.start()
@@ -149,6 +161,7 @@ class Controller(Node):
                 response.success, response.message = False, str(error)
                 self.get_logger().warning(f"refused order={carry_out.__name__.strip('_')} reason={error}")
             return response
+
         return serve
 
     def order(self, name: str) -> str:
@@ -244,24 +257,44 @@ class Controller(Node):
         self._consumed_at = time.monotonic()
         executor = self.supervisor.executor
         playing = self.supervisor.state == MOVING and executor.running and executor.playing
-        self._consumed.publish(Consumed(executor.generation, executor.chunk_id, executor.next_step, executor.queued, playing,
-                                        executor.stalls, executor.stall_s).to_message())
+        self._consumed.publish(
+            Consumed(
+                executor.generation,
+                executor.chunk_id,
+                executor.next_step,
+                executor.queued,
+                playing,
+                executor.stalls,
+                executor.stall_s,
+            ).to_message()
+        )
 
     def _publish_diagnostics(self) -> None:
         feedback = self.arm.feedback()
         late = np.array(self._lateness) * 1000 if self._lateness else np.zeros(1)
         values = {
-            "state": self.supervisor.state, "reason": self.supervisor.reason,
-            "lateness_p50_ms": f"{np.percentile(late, 50):.3f}", "lateness_p99_ms": f"{np.percentile(late, 99):.3f}",
-            "lateness_max_ms": f"{late.max():.3f}", "send_failures": str(self.arm.send_failures),
+            "state": self.supervisor.state,
+            "reason": self.supervisor.reason,
+            "lateness_p50_ms": f"{np.percentile(late, 50):.3f}",
+            "lateness_p99_ms": f"{np.percentile(late, 99):.3f}",
+            "lateness_max_ms": f"{late.max():.3f}",
+            "send_failures": str(self.arm.send_failures),
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
             "feedback_age_ms": "none" if feedback is None else f"{(time.monotonic() - feedback.state.stamp) * 1000:.1f}",
-            "control_steps": str(self.supervisor.executor.next_step), "stalls": str(self.supervisor.executor.stalls),
+            "control_steps": str(self.supervisor.executor.next_step),
+            "stalls": str(self.supervisor.executor.stalls),
             "stall_s": f"{self.supervisor.executor.stall_s:.3f}",
         }
-        level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(self.supervisor.state, DiagnosticStatus.OK)
-        status = DiagnosticStatus(level=level, name="controller", message=f"{self.supervisor.state}: {self.supervisor.reason}",
-                                  hardware_id=self.config.can_port, values=[KeyValue(key=k, value=v) for k, v in values.items()])
+        level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(
+            self.supervisor.state, DiagnosticStatus.OK
+        )
+        status = DiagnosticStatus(
+            level=level,
+            name="controller",
+            message=f"{self.supervisor.state}: {self.supervisor.reason}",
+            hardware_id=self.config.can_port,
+            values=[KeyValue(key=k, value=v) for k, v in values.items()],
+        )
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)

@@ -31,8 +31,15 @@ from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
-from policytrim_ros.nodes.messages import (LATCHED, NEWEST, Consumed, chunk_to_message, positions_of, seconds_to_time,
-                                           time_to_seconds)
+from policytrim_ros.nodes.messages import (
+    LATCHED,
+    NEWEST,
+    Consumed,
+    chunk_to_message,
+    positions_of,
+    seconds_to_time,
+    time_to_seconds,
+)
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
 
@@ -48,11 +55,15 @@ class InferenceConfig(Config):
     cameras: list = setting(["front", "wrist"], "names of the robot's cameras")
     width: int = setting(424, "width of the robot's images", low=32, high=1920, unit="px")
     height: int = setting(240, "height of the robot's images", low=32, high=1080, unit="px")
-    horizon: int = setting(0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100)
+    horizon: int = setting(
+        0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100
+    )
     mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
     denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
     task: str = setting("", "the task that the checkpoint must have been made for; empty: any")
-    instruction: str = setting("", "what the policy is told; empty: the scene's instruction, or the only one that the checkpoint knows")
+    instruction: str = setting(
+        "", "what the policy is told; empty: the scene's instruction, or the only one that the checkpoint knows"
+    )
     threads: int = setting(1, "torch threads", low=1, high=32)
     seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
@@ -99,18 +110,26 @@ class Inference(Node):
         import torch  # a second of import, and only this process needs it
 
         from policytrim_ros.policies import checkpoint
+
         torch.set_num_threads(self.config.threads)
         began = time.monotonic()
-        robot = robot_contract({name: (self.config.width, self.config.height) for name in self.config.cameras},
-                               execution_horizon=self.config.horizon, tasks=[self.config.task] if self.config.task else [])
+        robot = robot_contract(
+            {name: (self.config.width, self.config.height) for name in self.config.cameras},
+            execution_horizon=self.config.horizon,
+            tasks=[self.config.task] if self.config.task else [],
+        )
         self.policy, self.manifest = checkpoint.load(self.config.checkpoint, robot=robot)
         self.contract = self.policy.contract
         self.horizon = self.config.horizon or self.contract.execution_horizon
         if self.horizon != self.contract.execution_horizon:
-            self.get_logger().warning(f"horizon={self.horizon} trained_for={self.contract.execution_horizon}: success was not measured at this horizon")
+            self.get_logger().warning(
+                f"horizon={self.horizon} trained_for={self.contract.execution_horizon}: success was not measured at this horizon"
+            )
         self._warm_up()
-        self.get_logger().info(f"loaded checkpoint={self.config.checkpoint} family={self.policy.family} H={self.contract.prediction_horizon} "
-                               f"h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}")
+        self.get_logger().info(
+            f"loaded checkpoint={self.config.checkpoint} family={self.policy.family} H={self.contract.prediction_horizon} "
+            f"h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}"
+        )
 
     def _warm_up(self) -> None:
         blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
@@ -127,6 +146,7 @@ class Inference(Node):
                 setattr(self, name, value)
                 if name != "_joints" and name != "_setpoint":
                     self._changed.notify_all()
+
         return callback
 
     def _on_image(self, camera: str):
@@ -134,8 +154,10 @@ class Inference(Node):
 
         def callback(message: Image):
             if message.encoding != "rgb8" or (message.width, message.height) != (self.config.width, self.config.height):
-                self.fatal = (f"camera '{camera}' sends {message.width}x{message.height} {message.encoding}, this node was started for "
-                              f"{self.config.width}x{self.config.height} rgb8; start camera and inference with the same size")
+                self.fatal = (
+                    f"camera '{camera}' sends {message.width}x{message.height} {message.encoding}, this node was started for "
+                    f"{self.config.width}x{self.config.height} rgb8; start camera and inference with the same size"
+                )
                 return
             image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
             stamp, now = time_to_seconds(message.header.stamp), time.time()
@@ -143,6 +165,7 @@ class Inference(Node):
             with self._changed:
                 self._newest[camera] = (stamp, image)
                 self._changed.notify_all()
+
         return callback
 
     def _on_scene(self, message: String) -> None:
@@ -223,7 +246,7 @@ class Inference(Node):
             self._latency.append(time.monotonic() - began)
             self._calls += 1
             self._chunk_id += 1
-            chunk = Chunk(actions[:self._replanner.trim(len(actions), self._p99())], GENERATION, self._chunk_id, first)
+            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], GENERATION, self._chunk_id, first)
             self._replanner.sent(first, len(chunk.positions), time.time())
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
         self._publish_status()
@@ -231,8 +254,11 @@ class Inference(Node):
     def _predict(self, images, state, instruction) -> np.ndarray:
         """One chunk (H, 7) of absolute actions."""
         from policytrim_ros.policies.policy import Observation
+
         observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
-        return self.policy.predict(observation, seed=self.config.seed + self._chunk_id, steps=self.config.denoising_steps or None)[0]
+        return self.policy.predict(
+            observation, seed=self.config.seed + self._chunk_id, steps=self.config.denoising_steps or None
+        )[0]
 
     # ---- reports ------------------------------------------------------------------------------------------------------
 
@@ -244,23 +270,42 @@ class Inference(Node):
 
     def _publish_status(self) -> None:
         with self._changed:
-            values = dict(generation=GENERATION, checkpoint=self.config.checkpoint, horizon=self.horizon, mode=self.config.mode,
-                          calls=self._calls, latency_ms_p50=round(self._percentile(50) * 1000, 2),
-                          latency_ms_p99=round(self._percentile(99) * 1000, 2), running=self._running, complaint=self._complaint)
+            values = dict(
+                generation=GENERATION,
+                checkpoint=self.config.checkpoint,
+                horizon=self.horizon,
+                mode=self.config.mode,
+                calls=self._calls,
+                latency_ms_p50=round(self._percentile(50) * 1000, 2),
+                latency_ms_p99=round(self._percentile(99) * 1000, 2),
+                running=self._running,
+                complaint=self._complaint,
+            )
         self._status.publish(String(data=json.dumps(values)))
 
     def _publish_diagnostics(self) -> None:
         self._publish_status()
-        values = {"calls": self._calls, "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}", "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
-                  "horizon": self.horizon, "mode": self.config.mode}
+        values = {
+            "calls": self._calls,
+            "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}",
+            "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
+            "horizon": self.horizon,
+            "mode": self.config.mode,
+        }
         for camera, arrivals in self._arrivals.items():
             seen = np.array(arrivals)
             if len(seen) > 1:
                 values[f"{camera}_images_per_s"] = f"{(len(seen) - 1) / (seen[-1, 0] - seen[0, 0]):.1f}"
-                values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99]))
+                values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (
+                    f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99])
+                )
         level = DiagnosticStatus.WARN if self._complaint else DiagnosticStatus.OK
-        status = DiagnosticStatus(level=level, name="inference", message=self._complaint or ("running" if self._running else "ready"),
-                                  values=[KeyValue(key=k, value=str(v)) for k, v in values.items()])
+        status = DiagnosticStatus(
+            level=level,
+            name="inference",
+            message=self._complaint or ("running" if self._running else "ready"),
+            values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
+        )
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)

@@ -68,8 +68,12 @@ def joint_order(names) -> list[int]:
 
 def joint_state(stamp: Time, position, velocity, effort=()) -> JointState:
     """A JointState in the order of JOINTS: rad, rad/s, N m; gripper m, m/s, N."""
-    message = JointState(name=list(JOINTS), position=[float(v) for v in position], velocity=[float(v) for v in velocity],
-                         effort=[float(v) for v in effort])
+    message = JointState(
+        name=list(JOINTS),
+        position=[float(v) for v in position],
+        velocity=[float(v) for v in velocity],
+        effort=[float(v) for v in effort],
+    )
     message.header.stamp = stamp
     return message
 
@@ -94,8 +98,17 @@ class Consumed:
     stall_s: float
 
     def to_message(self) -> Int64MultiArray:
-        return Int64MultiArray(data=[self.generation, self.chunk_id, self.next_step, self.queued, int(self.playing),
-                                     self.stalls, round(self.stall_s * 1000)])
+        return Int64MultiArray(
+            data=[
+                self.generation,
+                self.chunk_id,
+                self.next_step,
+                self.queued,
+                int(self.playing),
+                self.stalls,
+                round(self.stall_s * 1000),
+            ]
+        )
 
     @classmethod
     def from_message(cls, message: Int64MultiArray) -> "Consumed":

@@ -47,7 +47,9 @@ def _descriptor(spec) -> ParameterDescriptor:
     default = spec.default if spec.default is not MISSING else None
     if meta["low"] is not None and meta["high"] is not None and not isinstance(default, bool):
         if isinstance(default, float):
-            descriptor.floating_point_range = [FloatingPointRange(from_value=float(meta["low"]), to_value=float(meta["high"]), step=0.0)]
+            descriptor.floating_point_range = [
+                FloatingPointRange(from_value=float(meta["low"]), to_value=float(meta["high"]), step=0.0)
+            ]
         elif isinstance(default, int):
             descriptor.integer_range = [IntegerRange(from_value=int(meta["low"]), to_value=int(meta["high"]), step=1)]
     return descriptor

@@ -96,6 +96,7 @@ def definition(name: str) -> str:
 def share_of(package: str) -> Path:
     """The share directory of a ROS package, of a ROS 2 installation or of the wheels."""
     from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
+
     try:
         return Path(get_package_share_directory(package))
     except (PackageNotFoundError, EnvironmentError):  # not found, or no AMENT_PREFIX_PATH at all: the wheels' own prefix
@@ -113,13 +114,22 @@ class Recorder(Node):
         self._dropped = 0
         stamp = time.strftime("%Y%m%d-%H%M%S")
         self._mcap = McapFile(Path(self.config.out) / f"{stamp}.mcap")
-        topics = [("joint_states", JointState, 10), ("controller/setpoint", JointState, 10), ("controller/consumed", Int64MultiArray, 50),
-                  ("controller/state", String, LATCHED), ("chunk", JointTrajectory, 50), ("inference/status", String, LATCHED),
-                  ("scene/state", String, LATCHED), ("diagnostics", DiagnosticArray, 50)]
+        topics = [
+            ("joint_states", JointState, 10),
+            ("controller/setpoint", JointState, 10),
+            ("controller/consumed", Int64MultiArray, 50),
+            ("controller/state", String, LATCHED),
+            ("chunk", JointTrajectory, 50),
+            ("inference/status", String, LATCHED),
+            ("scene/state", String, LATCHED),
+            ("diagnostics", DiagnosticArray, 50),
+        ]
         topics += [(f"{camera}/color/image_raw/compressed", CompressedImage, 5) for camera in self.config.cameras]
         for topic, kind, qos in topics:
             full = self.resolve_topic_name(topic)
-            self.create_subscription(kind, topic, self._keep(full, kind), qos if isinstance(qos, QoSProfile) else QoSProfile(depth=qos), raw=True)
+            self.create_subscription(
+                kind, topic, self._keep(full, kind), qos if isinstance(qos, QoSProfile) else QoSProfile(depth=qos), raw=True
+            )
         self.create_timer(5.0, self._report)
         self._ending = threading.Event()
         self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
@@ -132,6 +142,7 @@ class Recorder(Node):
                 self._queue.put_nowait((topic, kind, data, time.time_ns()))
             except queue.Full:
                 self._dropped += 1
+
         return callback
 
     def _write(self) -> None:

@@ -25,7 +25,8 @@ from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.core.types import JOINTS
 from policytrim_ros.policies.policy import Observation, resize_image
-from policytrim_ros.policies.tokenizer import IMAGE, encode as encode_words
+from policytrim_ros.policies.tokenizer import IMAGE
+from policytrim_ros.policies.tokenizer import encode as encode_words
 from policytrim_ros.policies.vision import KeypointTower
 
 ACTIONS = len(JOINTS)

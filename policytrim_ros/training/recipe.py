@@ -14,7 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from policytrim_ros.core.config import Config, ConfigError, setting as option
+from policytrim_ros.core.config import Config, ConfigError
+from policytrim_ros.core.config import setting as option
 from policytrim_ros.policies.flow import FlowConfig
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
@@ -31,7 +32,7 @@ class Collection(Config):
     start: str = option(
         "ready",
         "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on"
-        " wrong object poses). What happens before the demonstrator knows better is not recorded: it teaches recovery, not mistakes",
+        " wrong object poses). What comes before it knows better is not recorded: it teaches recovery, not mistakes",
         choices=("ready", "displaced", "mistaken"),
     )
     episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
