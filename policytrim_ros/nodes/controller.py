@@ -138,9 +138,10 @@ class Controller(Node):
                 self.get_logger().error(f"state={state}")
             else:
                 self.get_logger().info(f"state={state}")
-        step = self.supervisor.executor.next_step
-        if step != self._reported:
-            self._reported = step
+        executor = self.supervisor.executor
+        played = executor.next_step, executor.playing
+        if played != self._reported:  # at once, also at the end of the last action: the policy waits for it
+            self._reported = played
             self._publish_consumed()
 
     def _health(self) -> Health:

@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
@@ -80,7 +81,7 @@ class Inference(Node):
         self._load()
         self._replanner = Replanner(self.config.mode, self.horizon, CONTROL_RATE_HZ)
         self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
-        self._joints = self._setpoint = self._consumed = None
+        self._consumed = None
         self._controller_state = ""
         known = self.contract.instructions
         self._instruction = self.config.instruction or (known[0] if len(known) == 1 else "")
@@ -95,8 +96,7 @@ class Inference(Node):
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         for name in self.contract.cameras:
             self.create_subscription(Image, f"{name.name}/color/image_raw", self._on_image(name.name), NEWEST)
-        self.create_subscription(JointState, "joint_states", self._keep("_joints", positions_of), 1)
-        self.create_subscription(JointState, "controller/setpoint", self._keep("_setpoint", positions_of), NEWEST)
+        self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
         self.create_subscription(Int64MultiArray, "controller/consumed", self._keep("_consumed", Consumed.from_message), 10)
         self.create_subscription(String, "controller/state", self._keep("_controller_state", lambda m: m.data), LATCHED)
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
@@ -144,8 +144,7 @@ class Inference(Node):
             value = read(message)
             with self._changed:
                 setattr(self, name, value)
-                if name != "_joints" and name != "_setpoint":
-                    self._changed.notify_all()
+                self._changed.notify_all()
 
         return callback
 
@@ -218,12 +217,13 @@ class Inference(Node):
             if self.config.mode == SYNC and stamp < self._replanner.rest_since:
                 return None  # the next frame shows the arm at rest
             images[camera.name] = image
-        if self._joints is None or self._setpoint is None:
+        measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
+        if measured is None or setpoint is None:
             return self._complain("no joint_states from the controller")
         if not self._instruction:
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
-        state = np.concatenate([self._joints, self._setpoint]).astype(np.float32)
+        state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
         stamp = min(self._newest[camera.name][0] for camera in self.contract.cameras)
         return images, state, self._instruction, consumed.next_step, stamp
 
@@ -316,6 +316,32 @@ class Inference(Node):
             self._running = False
             self._changed.notify_all()
         self._worker.join(timeout=2.0)
+        self._states.close()
+
+
+class Newest:
+    """The newest message of fast topics, taken when asked for.
+
+    A callback for each of 400 messages a second would take the interpreter from the policy: the reader is not served by
+    any executor, and DDS keeps only the newest message.
+    """
+
+    def __init__(self, node, kind, topics: dict[str, str]):
+        self._node = rclpy.create_node(f"{node.get_name()}_states", namespace=node.get_namespace(), start_parameter_services=False)
+        self._readers = {name: self._node.create_subscription(kind, topic, lambda message: None, NEWEST) for name, topic in topics.items()}
+        self._kept = dict.fromkeys(topics)
+
+    def take(self, name: str):
+        """The newest message of topic ``name``, or None before the first."""
+        reader = self._readers[name]
+        with reader.handle:
+            taken = reader.handle.take_message(reader.msg_type, False)
+        if taken is not None:
+            self._kept[name] = taken[0]
+        return self._kept[name]
+
+    def close(self) -> None:
+        self._node.destroy_node()
 
 
 def main() -> None:
