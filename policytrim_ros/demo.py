@@ -18,7 +18,7 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
     with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:
         for number, task in enumerate(tasks, start=1):
             arguments = LaunchArguments(
-                task=task, setting=setting, trials=trials, seed=seed, out=out, on_failure="shutdown", record=True
+                task=task, setting=setting, trials=trials, seed=seed, mode="async", out=out, on_failure="shutdown", record=True
             )
             recorded = set(Path(out).glob("*.mcap"))
             print(f"\n{task} ({number} of {len(tasks)}), moved by {resolve_checkpoint(arguments)}", flush=True)

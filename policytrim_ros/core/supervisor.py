@@ -31,7 +31,7 @@ class SupervisorConfig(Config):
     home_speed: float = setting(0.35, "share of the velocity limit used by home and park", low=0.05, high=1.0)
     feedback_timeout_s: float = setting(0.1, "joint feedback older than this is a fault", low=0.02, high=1.0, unit="s")
     chunk_timeout_s: float = setting(
-        1.5, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s"
+        3.0, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s"
     )
     heartbeat_timeout_s: float = setting(1.0, "hold when a required node is silent for so long", low=0.2, high=10.0, unit="s")
     required_nodes: list = setting([""], "nodes without which the arm does not move (names; empty: none)")
