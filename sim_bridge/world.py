@@ -284,10 +284,10 @@ class Loop(threading.Thread):
         due = time.monotonic()
         cameras = Cameras(config, due) if config.render else None
         self.pace = pace = Pace(due)
-        self._on_state(stage.state())
-        self.ready.set_result(None)
         tick = 0
-        position, velocity, effort = stage.env.joint_state()
+        position, velocity, effort = self._feel(stage)
+        self._on_state(stage.state())  # once there is something to read
+        self.ready.set_result(None)
         while not self._stopping.is_set():
             changed = self._serve(stage, cameras)
             began = time.monotonic()
@@ -296,9 +296,7 @@ class Loop(threading.Thread):
                 due = began
             pace.step(began, began - due, 0 if cameras is None else cameras.frames)
             changed |= stage.step(*drives.newest(began, position))
-            position, velocity, effort = stage.env.joint_state()
-            with self._writing:
-                self._arm_state.write(stamp=time.monotonic(), position=position, velocity=velocity, effort=effort)
+            position, velocity, effort = self._feel(stage)
             tick, due = tick + 1, due + SUBSTEP_S
             if changed or (stage.phase == "running" and tick % 20 == 0):
                 self._on_state(stage.state())
@@ -308,6 +306,13 @@ class Loop(threading.Thread):
             if cameras is not None and (now < due or cameras.starved(now)):
                 cameras.work(stage.env, now)
             time.sleep(max(0.0, due - time.monotonic()))
+
+    def _feel(self, stage: Stage):
+        """The joints as they are now, also for the emulated arm: position, velocity, effort, each (7,)."""
+        position, velocity, effort = stage.env.joint_state()
+        with self._writing:
+            self._arm_state.write(stamp=time.monotonic(), position=position, velocity=velocity, effort=effort)
+        return position, velocity, effort
 
     def _serve(self, stage: Stage, cameras: Cameras | None) -> bool:
         served = False

@@ -95,7 +95,8 @@ def test_a_process_killed_in_motion_is_named_and_the_arm_holds(system, module, d
     try:
         operator.ready()
         assert operator.order("scene/reset").success
-        assert operator.order("controller/go").success and operator.order("scene/start").success
+        operator.until(lambda: operator.order("controller/go").success, "go is refused")
+        assert operator.order("scene/start").success
         assert operator.order("inference/run", True).success
         began = operator.consumed.next_step
         operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")

@@ -38,6 +38,7 @@ ANSWER_S = 5.0  # a service that is there answers well within this; discovery al
 ENABLE_S = 12.0  # go and home may have to bring the motors on
 READY_TOLERANCE = 0.05  # rad, m
 SILENT_S = 2.0
+DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,15 @@ class RosRig:
         self._trigger("controller/home", ENABLE_S)
 
     def go(self) -> None:
-        self._trigger("controller/go", ENABLE_S)
+        """Go, asked for again for a while: a controller that has just started may not have heard every node yet."""
+        end = time.monotonic() + DISCOVERY_S
+        while True:
+            try:
+                return self._trigger("controller/go", ENABLE_S)
+            except RigError:
+                if time.monotonic() > end:
+                    raise
+                self.wait(lambda: False, 0.25)
 
     def hold(self) -> None:
         self._trigger("controller/hold")
