@@ -70,4 +70,6 @@ def run(make_node, args=None) -> int:
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+        for number in (signal.SIGINT, signal.SIGTERM):  # the interpreter would restore the default: death by a second Ctrl-C
+            signal.signal(number, signal.SIG_IGN)
     return code
