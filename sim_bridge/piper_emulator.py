@@ -744,6 +744,8 @@ def main(arguments=None) -> int:
         for opened in (hub, control, other, world):
             if opened is not None:
                 opened.close()
+        for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not make a clean end look like a death
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
