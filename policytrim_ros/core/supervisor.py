@@ -97,6 +97,9 @@ class Supervisor:
         """Raises Refused unless an order of motion may enable and move the arm now."""
         if self.state == FAULTED:
             raise Refused(f"the arm is in fault ({self.reason}); remove the cause, then call controller/clear_fault")
+        self._refuse_unhealthy(health)
+
+    def _refuse_unhealthy(self, health: Health) -> None:
         if health.position is None or health.age_s > self.config.feedback_timeout_s:
             raise Refused("no fresh joint feedback from the arm; check power, CAN cable and interface")
         if health.problems:
@@ -135,13 +138,7 @@ class Supervisor:
         """The operator has removed the cause of a fault: hold, motors on if they still are. Never moves, enables or resets."""
         if self.state != FAULTED:
             raise Refused(f"there is no fault to clear; the state is {self.state}")
-        state = self.state
-        self.state = HOLDING
-        try:
-            self.may_enable(health)
-        except Refused:
-            self.state = state
-            raise
+        self._refuse_unhealthy(health)
         self._damped = False
         self._old_failures = health.send_failures  # those that led to the fault do not count again
         self._streaming = health.enabled
@@ -224,7 +221,9 @@ class Supervisor:
     def _trip(self, failsafe: str, detail: str) -> None:
         row = FAILSAFES[failsafe]
         reason = f"{row.name}: {detail}" if detail else row.name
-        if row.reaction == FAULT and self.state != FAULTED:
+        # the joints' own words come up to 25 ms after the arm's status: a fault of that kind says those, too
+        more_words = failsafe == "arm status" and self.reason.startswith(row.name)
+        if row.reaction == FAULT and (self.state != FAULTED or more_words):
             self._stop(FAULTED, f"{reason}; {row.advice}")
         elif row.reaction != FAULT and self.state == MOVING:
             self._stop(HOLDING, f"{reason}; {row.advice}")
@@ -244,8 +243,6 @@ class Supervisor:
         if health.age_s > config.feedback_timeout_s:
             self._trip("feedback silent", f"{health.age_s:.2f} s")
         elif health.problems:
-            if self.state == FAULTED and self.reason.startswith("arm status"):
-                self.state = HOLDING  # the joints' own words come up to 25 ms after the arm's: say those, too
             self._trip("arm status", "; ".join(health.problems))
         elif not health.enabled and not self._damped:
             self._trip("not enabled", "")
@@ -258,7 +255,7 @@ class Supervisor:
             return
         for name in self._required:
             silent = now - self._seen.get(name, self._moving_since)
-            if silent > config.heartbeat_timeout_s and not (self._destination is not None):
+            if silent > config.heartbeat_timeout_s and self._destination is None:
                 self._trip("node lost", f"'{name}' is silent for {silent:.1f} s")
         self._track(now, health)
 

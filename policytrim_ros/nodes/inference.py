@@ -43,6 +43,7 @@ from policytrim_ros.nodes.messages import (
 )
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
+from policytrim_ros.policies.policy import Observation
 
 GENERATION = 1
 """The first checkpoint of a process; a hot swap raises it."""
@@ -253,8 +254,6 @@ class Inference(Node):
 
     def _predict(self, images, state, instruction) -> np.ndarray:
         """One chunk (H, 7) of absolute actions."""
-        from policytrim_ros.policies.policy import Observation
-
         observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
         return self.policy.predict(
             observation, seed=self.config.seed + self._chunk_id, steps=self.config.denoising_steps or None
