@@ -27,11 +27,11 @@ def observation(contract, width: int, height: int) -> Observation:
 
 def latencies_ms(policy, seen: Observation, calls: int, steps: int | None) -> np.ndarray:
     for _ in range(WARM_UP):
-        policy.predict(seen, seed=0, steps=steps)
+        policy.predict(seen, seeds=[0], steps=steps)
     spent = np.empty(calls)
     for call in range(calls):
         began = time.perf_counter()
-        policy.predict(seen, seed=call, steps=steps)
+        policy.predict(seen, seeds=[call], steps=steps)
         spent[call] = 1000 * (time.perf_counter() - began)
     return spent
 

@@ -36,7 +36,7 @@ def reseal(directory, **changes):
 def test_a_loaded_policy_predicts_what_the_saved_one_did(saved):
     directory, original = saved
     loaded, manifest = checkpoint.load(directory, robot=ROBOT)
-    assert np.array_equal(loaded.predict(observation(), seed=1), original.predict(observation(), seed=1))
+    assert np.array_equal(loaded.predict(observation(), seeds=[1, 1]), original.predict(observation(), seeds=[1, 1]))
     assert manifest["family"] == "flow" and manifest["made"]["recipe"] == "test"
     assert loaded.contract == original.contract
 
@@ -160,7 +160,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(saved):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in directory.parent.iterdir()] == ["good"]
-    assert np.array_equal(checkpoint.load(directory)[0].predict(observation(), seed=1), original.predict(observation(), seed=1))
+    assert np.array_equal(checkpoint.load(directory)[0].predict(observation(), seeds=[1, 1]), original.predict(observation(), seeds=[1, 1]))
 
 
 def test_overwriting_replaces_the_whole_checkpoint(saved):

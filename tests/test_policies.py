@@ -16,8 +16,8 @@ def flow():
 
 
 def context_of(flow, seen):
-    state = torch.from_numpy(seen.state)
-    return flow.encode(flow.pixels(seen.images), state, *flow.words(seen.instruction)), state
+    inputs = flow.inputs(seen)
+    return flow.encode(inputs), inputs.state
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def test_our_sampler_equals_the_library_s(flow):
         pixel_attention_mask=torch.ones(2, 2, dtype=torch.bool),
         num_steps=4,
     )
-    torch.testing.assert_close(flow.sample(context, noise, 4), theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.integrate(context, noise, 4), theirs, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
@@ -65,11 +65,11 @@ def test_gradients_reach_the_vision_tower_through_the_prefix():
 
 def test_a_chunk_is_absolute_and_in_the_robot_s_units(flow):
     seen = observation(batch=3)
-    chunk = flow.predict(seen, seed=0)
+    chunk = flow.predict(seen, seeds=[0, 1, 2])
     assert chunk.shape == (3, 6, 7) and chunk.dtype == np.float32
     assert np.all((0 <= chunk[..., 6]) & (chunk[..., 6] <= 0.07))
     moved = Observation(seen.images, seen.state + np.r_[np.zeros(7), np.full(6, 0.2), 0].astype(np.float32), seen.instruction)
-    again = flow.predict(moved, seed=0)
+    again = flow.predict(moved, seeds=[0, 1, 2])
     assert abs(float((again - chunk)[..., :6].mean()) - 0.2) < 0.1  # follows the setpoint: relative inside, absolute outside
 
 
@@ -80,9 +80,8 @@ def test_model_units_and_robot_units_are_inverse(flow):
 
 def test_a_seed_fixes_the_chunk_and_another_changes_it(flow):
     seen = observation()
-    assert np.array_equal(flow.predict(seen, seed=3), flow.predict(seen, seed=3))
-    assert not np.array_equal(flow.predict(seen, seed=3), flow.predict(seen, seed=4))
-    assert np.array_equal(flow.predict(seen, generator=torch.Generator().manual_seed(3)), flow.predict(seen, seed=3))
+    assert np.array_equal(flow.predict(seen, seeds=[3, 3]), flow.predict(seen, seeds=[3, 3]))
+    assert not np.array_equal(flow.predict(seen, seeds=[3, 3]), flow.predict(seen, seeds=[4, 4]))
 
 
 def test_the_members_of_a_batch_do_not_mix(flow):
@@ -90,16 +89,22 @@ def test_the_members_of_a_batch_do_not_mix(flow):
     alone = Observation({k: v[1:] for k, v in seen.images.items()}, seen.state[1:], seen.instruction[1:])
     noise = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        together, single = (flow.sample(context_of(flow, s)[0], n) for s, n in ((seen, noise), (alone, noise[1:])))
+        together, single = (flow.integrate(context_of(flow, s)[0], n) for s, n in ((seen, noise), (alone, noise[1:])))
     torch.testing.assert_close(together[1:], single, rtol=1e-4, atol=1e-5)
+
+
+def test_the_chunk_of_a_row_does_not_depend_on_the_rest_of_the_batch(flow):
+    seen = observation(batch=2)
+    alone = Observation({k: v[1:] for k, v in seen.images.items()}, seen.state[1:], seen.instruction[1:])
+    np.testing.assert_allclose(flow.predict(seen, seeds=[5, 6])[1:], flow.predict(alone, seeds=[6]), atol=1e-5)
 
 
 def test_pictures_and_words_matter(flow):
     seen = observation()
     dark = Observation({k: np.zeros_like(v) for k, v in seen.images.items()}, seen.state, seen.instruction)
     other = Observation(seen.images, seen.state, seen.instruction[::-1])
-    assert not np.allclose(flow.predict(dark, seed=0), flow.predict(seen, seed=0))
-    assert not np.allclose(flow.predict(other, seed=0), flow.predict(seen, seed=0))
+    assert not np.allclose(flow.predict(dark, seeds=[0, 0]), flow.predict(seen, seeds=[0, 0]))
+    assert not np.allclose(flow.predict(other, seeds=[0, 0]), flow.predict(seen, seeds=[0, 0]))
 
 
 def test_a_missing_camera_is_named(flow):

@@ -13,7 +13,7 @@ import numpy as np
 
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
 
-VERSION = 1
+VERSION = 2
 """Version of the contract's meaning; raised when a field changes what it says."""
 
 STATE_LAYOUT = ("measured", "setpoint")
@@ -61,6 +61,7 @@ class Contract:
     ``prediction_horizon`` H and ``execution_horizon`` h count control steps; a robot declares H = 0 (any) and the h it
     will execute (0: the checkpoint's own). ``tasks`` are the tasks a checkpoint was made for, or those a robot is asked
     to do; ``instructions`` the sentences the policy was trained with. ``normalisation`` belongs to the policy alone.
+    ``object_slots`` > 0: the policy is told the true poses of so many objects, in the order of the environment's; a robot has 0.
     """
 
     cameras: tuple[Camera, ...]
@@ -69,6 +70,7 @@ class Contract:
     signs: tuple[int, ...] = (1,) * len(JOINTS)
     gripper_unit: str = "m"
     gripper_range: tuple[float, float] = GRIPPER_RANGE_M
+    object_slots: int = 0
     control_rate_hz: float = CONTROL_RATE_HZ
     prediction_horizon: int = 0
     execution_horizon: int = 0
@@ -147,6 +149,10 @@ def mismatches(checkpoint: Contract, robot: Contract) -> list[str]:
         found.append(
             f"gripper range: the checkpoint uses {_words(checkpoint.gripper_range)} {checkpoint.gripper_unit}, "
             f"the robot only {_words(robot.gripper_range)}"
+        )
+    if checkpoint.object_slots > robot.object_slots:
+        found.append(
+            f"objects: the checkpoint is told the true poses of {checkpoint.object_slots} objects, which only the simulator knows"
         )
     if checkpoint.prediction_horizon < 1:
         found.append("prediction horizon: the checkpoint does not say how many actions it predicts")

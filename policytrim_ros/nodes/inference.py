@@ -256,7 +256,7 @@ class Inference(Node):
         """One chunk (H, 7) of absolute actions."""
         observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
         return self.policy.predict(
-            observation, seed=self.config.seed + self._chunk_id, steps=self.config.denoising_steps or None
+            observation, seeds=[self.config.seed + self._chunk_id], steps=self.config.denoising_steps or None
         )[0]
 
     # ---- reports ------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from policytrim_ros.core.contract import Contract, mismatches
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
+from policytrim_ros.policies.policy import ChunkPolicy
 
 FORMAT = "policytrim-checkpoint"
 FORMAT_VERSION = 1
@@ -51,7 +52,7 @@ FAMILIES = {FlowPolicy.family: Family(FlowConfig, FlowPolicy)}
 
 
 def save(
-    directory, policy: FlowPolicy, *, made: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, overwrite=False
+    directory, policy: ChunkPolicy, *, made: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, overwrite=False
 ) -> dict:
     """Writes ``policy`` as a checkpoint and returns its manifest.
 
@@ -71,7 +72,7 @@ def save(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "family": policy.family,
-        "architecture": type(policy.pi0).__name__,
+        "architecture": policy.architecture,
         "parameters": sum(tensor.numel() for tensor in policy.parameters()),
         "tasks": list(policy.contract.tasks),
         "contract": policy.contract.to_dict(),
@@ -84,7 +85,7 @@ def save(
     return json.loads(contents[MANIFEST])
 
 
-def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tuple[FlowPolicy, dict]:
+def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tuple[ChunkPolicy, dict]:
     """(policy in evaluation mode, manifest). With ``robot`` the contract is compared and a misfit refused.
 
     Raises CheckpointError for anything that is missing, changed, of another version or family, or does not fit.

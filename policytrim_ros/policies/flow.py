@@ -1,37 +1,29 @@
 """Flow-matching chunk policy on transformers' PI0ForConditionalGeneration.
 
-Convention (docs/glossary): tau = 1 is noise, tau = 0 is the action; x_tau = tau * noise + (1 - tau) * action; the
-network's velocity is v = noise - action. Sampling starts at tau = 1 and takes K Euler steps of size 1/K.
+Convention: tau = 1 is noise, tau = 0 is the action; x_tau = tau * noise + (1 - tau) * action; the network's velocity is
+v = noise - action. Deployment starts at tau = 1 and takes K Euler steps of size 1/K.
 
-Inside the network, action x[k] is the joint target of step k minus the setpoint at observation time (rad) and the
-absolute gripper stroke (m), both scaled to [-1, 1] with quantiles of their own for every k, so that the first small
-steps of a chunk are learned as precisely as its far end. State features are measured positions and setpoint - measured.
-
-Shapes: B batch, H = config.horizon, A = 7, n cameras, L prefix tokens (n * tokens_per_camera + words).
+Shapes: B batch, H = config.horizon, A = 7, n cameras, L prefix tokens (n * tokens_per_camera + objects + words).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import PI0Config, PI0ForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.core.types import JOINTS
-from policytrim_ros.policies.policy import Observation, resize_image
+from policytrim_ros.policies.policy import ACTIONS, OBJECT_FEATURES, STATE, ChunkPolicy, Inputs, noise
 from policytrim_ros.policies.tokenizer import IMAGE
-from policytrim_ros.policies.tokenizer import encode as encode_words
 from policytrim_ros.policies.vision import KeypointTower
 
-ACTIONS = len(JOINTS)
-STATE = 2 * ACTIONS
 OBJECT_SLOTS = 2
+"""Objects whose positions the auxiliary task asks for."""
 
 
 @dataclass(frozen=True)
@@ -55,68 +47,62 @@ class FlowConfig(Config):
 class Context:
     """An encoded observation: everything the action expert needs while it denoises one chunk.
 
-    state: (B, 14) normalised features; mask: (B, L); cache: keys and values of the prefix; keypoints: (B, n, 3 * keypoints).
+    state: (B, 14) normalised features; mask: (B, L); cache: keys and values of the prefix; keypoints: (B, n, 3 * keypoints)
+    or None.
     """
 
     state: torch.Tensor
     mask: torch.Tensor
     cache: Cache
     length: int
-    keypoints: torch.Tensor
+    keypoints: torch.Tensor | None
 
     def repeat(self, times: int) -> "Context":
         """The same context ``times`` times each (B -> B * times), gradients included. The cache of self is used up."""
         self.cache.batch_repeat_interleave(times)
         return Context(
-            self.state.repeat_interleave(times, 0),
-            self.mask.repeat_interleave(times, 0),
-            self.cache,
-            self.length,
-            self.keypoints.repeat_interleave(times, 0),
+            self.state.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0), self.cache, self.length, self.keypoints
         )
 
 
-class FlowPolicy(nn.Module):
-    """Pictures, joint state and an instruction in; a chunk of H absolute actions out. See `policy.Policy`."""
+class FlowPolicy(ChunkPolicy):
+    """Pictures (or object poses), joint state and an instruction in; a chunk of H absolute actions out."""
 
     family = "flow"
+    architecture = "PI0ForConditionalGeneration"
 
     def __init__(self, config: FlowConfig, contract: Contract, tokenizer):
-        super().__init__()
-        if len({(camera.width, camera.height) for camera in contract.cameras}) != 1:
-            raise ValueError("all cameras of a flow policy must have one picture size")
+        super().__init__(config, contract, tokenizer)
         if tokenizer.get_vocab_size() > config.vocabulary:
             raise ValueError(f"the tokenizer knows {tokenizer.get_vocab_size()} words, the network only {config.vocabulary}")
-        if contract.prediction_horizon != config.horizon:
-            raise ValueError(f"the contract says H = {contract.prediction_horizon}, the network H = {config.horizon}")
-        self.config, self.contract, self.tokenizer = config, contract, tokenizer
         self.pi0 = PI0ForConditionalGeneration(_pi0_config(config, tokenizer.token_to_id(IMAGE)))
-        cameras = len(contract.cameras)
-        paligemma = self.pi0.model.vlm
-        paligemma.vision_tower = KeypointTower(cameras, config.keypoints, config.tokens_per_camera, config.hidden)
+        paligemma, cameras = self.pi0.model.vlm, len(contract.cameras)
         paligemma.multi_modal_projector = nn.Identity()
-        self.locator = nn.Sequential(nn.Linear(cameras * 3 * config.keypoints, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * 6))
-        state, actions = contract.normalisation["state"], contract.normalisation["actions"]
-        for name, values, shape in (
-            ("state_low", state.q01, (STATE,)),
-            ("state_high", state.q99, (STATE,)),
-            ("action_low", actions.q01, (config.horizon, ACTIONS)),
-            ("action_high", actions.q99, (config.horizon, ACTIONS)),
-        ):
-            tensor = torch.tensor(values, dtype=torch.float32)
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"normalisation '{name}' has shape {tuple(tensor.shape)}, expected {shape}")
-            self.register_buffer(name, tensor, persistent=False)  # they live in the contract, not in the weights
+        if cameras:
+            paligemma.vision_tower = KeypointTower(cameras, config.keypoints, config.tokens_per_camera, config.hidden)
+            width = cameras * 3 * config.keypoints
+            self.locator = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * 6))
+        else:
+            paligemma.vision_tower = nn.Identity()
+        if contract.object_slots:
+            self.object_embedding = nn.Sequential(
+                nn.Linear(OBJECT_FEATURES, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.hidden)
+            )
+            self.slot_embedding = nn.Parameter(0.02 * torch.randn(contract.object_slots, config.hidden))
 
     # -- network ------------------------------------------------------------------------------------------------
 
-    def encode(self, pixels: torch.Tensor, state: torch.Tensor, ids: torch.Tensor, words: torch.Tensor) -> Context:
-        """Runs the prefix once. pixels (B, n, 3, h, w) in [-1, 1]; state (B, 14) rad, m; ids and words (mask) (B, L_words)."""
-        paligemma = self.pi0.model.vlm
-        keypoints = paligemma.vision_tower.keypoints(pixels)
-        visual = paligemma.vision_tower.embed(keypoints)
-        prefix = torch.cat([visual, paligemma.get_input_embeddings()(ids)], dim=1)
-        mask = torch.cat([words.new_ones(visual.shape[:2]), words], dim=1)
+    def encode(self, inputs: Inputs) -> Context:
+        """Runs the prefix once."""
+        paligemma, tokens, keypoints = self.pi0.model.vlm, [], None
+        if inputs.pixels is not None:
+            keypoints = paligemma.vision_tower.keypoints(inputs.pixels)
+            tokens.append(paligemma.vision_tower.embed(keypoints))
+        if inputs.objects is not None:
+            tokens.append(self.object_embedding(inputs.objects) + self.slot_embedding)
+        seen = sum(part.shape[1] for part in tokens)
+        prefix = torch.cat([*tokens, paligemma.get_input_embeddings()(inputs.ids)], dim=1)
+        mask = torch.cat([inputs.words.new_ones(len(inputs), seen), inputs.words], dim=1)
         cache = paligemma(
             inputs_embeds=prefix,
             attention_mask=mask,
@@ -124,7 +110,7 @@ class FlowPolicy(nn.Module):
             token_type_ids=torch.zeros_like(mask),
             use_cache=True,
         ).past_key_values
-        return Context(self.state_features(state), mask, cache, prefix.shape[1], keypoints)
+        return Context(self.state_features(inputs.state), mask, cache, prefix.shape[1], keypoints)
 
     def velocity(self, context: Context, x: torch.Tensor, tau: torch.Tensor) -> torch.Tensor:
         """v = noise - action at x (B, H, 7) and tau (B,). The context stays usable: its cache is cropped back."""
@@ -134,84 +120,36 @@ class FlowPolicy(nn.Module):
         context.cache.crop(context.length - context.cache.get_seq_length())
         return v
 
-    def sample(self, context: Context, noise: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """Deterministic (ODE) sampling: noise (B, H, 7) at tau = 1 -> normalised actions at tau = 0."""
+    def integrate(self, context: Context, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
+        """Deterministic (ODE) sampling: noise x (B, H, 7) at tau = 1 -> normalised actions at tau = 0."""
         steps = steps or self.config.denoising_steps
-        x = noise
         for k in range(steps):
             tau = torch.full((len(x),), 1.0 - k / steps, dtype=torch.float32, device=x.device)
             x = x - self.velocity(context, x, tau) / steps
         return x
 
+    def sample(self, inputs: Inputs, generators=None, steps: int | None = None) -> torch.Tensor:
+        return self.integrate(
+            self.encode(inputs), noise((len(inputs), self.config.horizon, ACTIONS), generators, self.device), steps
+        )
+
     def locate(self, keypoints: torch.Tensor) -> torch.Tensor:
         """Where the objects seem to be, an auxiliary task: (B, 2, 6) positions in the base and the tool frame, in 0.1 m."""
         return self.locator(keypoints.flatten(1)).unflatten(-1, (OBJECT_SLOTS, 6))
 
-    # -- units --------------------------------------------------------------------------------------------------
-
-    def state_features(self, state: torch.Tensor) -> torch.Tensor:
-        """(B, 14) measured | setpoint (rad, m) -> (B, 14) normalised measured | setpoint - measured."""
-        return _scale(state_differences(state), self.state_low, self.state_high)
-
-    def to_model(self, actions: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """(B, H, 7) absolute targets -> normalised relative actions."""
-        return _scale(relative_actions(actions, state), self.action_low, self.action_high)
-
-    def to_robot(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """Inverse of `to_model`; the gripper is kept within its range."""
-        relative = (x + 1.0) * 0.5 * (self.action_high - self.action_low) + self.action_low
-        joints = relative[..., :6] + state[:, None, ACTIONS : ACTIONS + 6]
-        return torch.cat([joints, relative[..., 6:].clamp(*self.contract.gripper_range)], dim=-1)
-
-    # -- the protocol -------------------------------------------------------------------------------------------
-
-    def pixels(self, images) -> torch.Tensor:
-        """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1], resized. ValueError names a missing camera."""
-        stacked = []
-        for camera in self.contract.cameras:
-            if camera.name not in images:
-                raise ValueError(
-                    f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}"
-                )
-            stacked.append(np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]]))
-        return scale_pixels(torch.from_numpy(np.stack(stacked, axis=1)).to(self.state_low.device))
-
-    def words(self, instruction: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and mask (B, L_words) of B sentences."""
-        return tuple(torch.from_numpy(array).to(self.state_low.device) for array in encode_words(self.tokenizer, instruction))
-
-    @torch.inference_mode()
-    def predict(
-        self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None
-    ) -> np.ndarray:
-        """(B, H, 7) float32 absolute actions; see `policy.Policy.predict`. The prefix is encoded once."""
-        device = self.state_low.device
-        if generator is None and seed is not None:
-            generator = torch.Generator(device).manual_seed(seed)
-        state = torch.from_numpy(observation.state).to(device)
-        context = self.encode(self.pixels(observation.images), state, *self.words(observation.instruction))
-        noise = torch.randn((len(state), self.config.horizon, ACTIONS), generator=generator, device=device)
-        return self.to_robot(self.sample(context, noise, steps), state).cpu().numpy()
-
-
-def state_differences(state: torch.Tensor) -> torch.Tensor:
-    """(..., 14) measured | setpoint -> measured | setpoint - measured."""
-    measured, setpoint = state[..., :ACTIONS], state[..., ACTIONS:]
-    return torch.cat([measured, setpoint - measured], dim=-1)
-
-
-def relative_actions(actions: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-    """(B, H, 7) absolute -> joints relative to the setpoint in ``state`` (B, 14), gripper absolute."""
-    return torch.cat([actions[..., :6] - state[:, None, ACTIONS : ACTIONS + 6], actions[..., 6:]], dim=-1)
-
-
-def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
-    """(B, n, h, w, 3) uint8 -> (B, n, 3, h, w) float32 in [-1, 1]."""
-    return pictures.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-
-
-def _scale(values, low, high):
-    return 2.0 * (values - low) / (high - low) - 1.0
+    def losses(self, inputs: Inputs, actions, *, generator, repeats: int = 1, places=None) -> dict[str, torch.Tensor]:
+        """Flow matching with tau ~ 0.001 + 0.999 Beta(1.5, 1) as in pi0, ``repeats`` (noise, tau) for each encoded prefix:
+        |v(x_tau, tau) - (noise - action)|^2; and smooth L1 on the object positions when the policy has eyes."""
+        context, found = self.encode(inputs), {}
+        if places is not None and context.keypoints is not None:
+            guess, known = self.locate(context.keypoints), torch.isfinite(places)
+            found["locate"] = F.smooth_l1_loss(guess[known], places[known], beta=0.1) if known.any() else guess.sum() * 0
+        x0 = self.to_model(actions, inputs.state).repeat_interleave(repeats, 0)
+        # Beta(1.5, 1) by inverting its distribution function: exact, and drawn from the given generator
+        tau = 0.001 + 0.999 * torch.rand(len(x0), generator=generator, device=x0.device) ** (1 / 1.5)
+        x1 = torch.randn(x0.shape, generator=generator, device=x0.device)
+        x = tau[:, None, None] * x1 + (1 - tau[:, None, None]) * x0
+        return {"action": F.mse_loss(self.velocity(context.repeat(repeats), x, tau), x1 - x0), **found}
 
 
 def _pi0_config(config: FlowConfig, image_token: int) -> PI0Config:

@@ -1,24 +1,36 @@
 """The protocol between whoever has pictures (inference node, evaluation, rollouts) and whoever has a network.
 
     robot = robot_contract({"front": (424, 240), "wrist": (424, 240)})
-    policy, manifest = checkpoint.load("models/tape-box-pi0-tiny", robot=robot)
+    policy, manifest = checkpoint.load("models/piper-pi0-tiny", robot=robot)
     observation = Observation(images={"front": rgb[None], "wrist": rgb2[None]}, state=state14[None], instruction=["..."])
-    actions = policy.predict(observation, seed=0)          # (1, H, 7) float32: absolute targets, rad and m
+    actions = policy.predict(observation, seeds=[0])          # (1, H, 7) float32: absolute targets, rad and m
 
 Shapes: B = batch, H = prediction horizon, A = 7 (six joints in rad, gripper stroke in m), state = 14 = measured 7 + setpoint 7.
-Pictures may arrive at any size of the contract's aspect ratio: `predict` brings them to the policy's size with
+Pictures may arrive at any size of the contract's aspect ratio: `ChunkPolicy.inputs` brings them to the policy's size with
 `resize_image`, the very function with which the training pictures were made.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Mapping, Protocol, Sequence
+from dataclasses import dataclass, fields
+from typing import Mapping, Sequence
 
 import cv2
 import numpy as np
+import torch
+from torch import nn
 
 from policytrim_ros.core.contract import Contract
+from policytrim_ros.core.kinematics import tool
+from policytrim_ros.core.types import JOINTS
+from policytrim_ros.policies.tokenizer import encode as encode_words
+
+ACTIONS = len(JOINTS)
+STATE = 2 * ACTIONS
+DECIMETRE = 0.1
+"""Positions are fed to networks, and asked of them, in units of 0.1 m: about one in size."""
+
+OBJECT_FEATURES = 13
 
 
 @dataclass(frozen=True)
@@ -26,17 +38,20 @@ class Observation:
     """What a policy sees at one moment, B of them.
 
     images: name -> (B, h, w, 3) uint8 RGB; state: (B, 14) float32, measured positions then setpoints (rad, m);
-    instruction: B sentences. Raises ValueError on other shapes, dtypes or on NaN.
+    instruction: B sentences; objects, for policies that are told the truth by the simulator: (B, slots, 7) poses in
+    base_link, x y z (m) and quaternion w x y z, NaN where there is no such object.
+    Raises ValueError on other shapes, dtypes or on a state with NaN.
     """
 
     images: Mapping[str, np.ndarray]
     state: np.ndarray
     instruction: Sequence[str]
+    objects: np.ndarray | None = None
 
     def __post_init__(self):
         state = np.asarray(self.state, dtype=np.float32)
-        if state.ndim != 2 or state.shape[1] != 14:
-            raise ValueError(f"state has shape {state.shape}, expected (B, 14): 7 measured positions, 7 setpoints")
+        if state.ndim != 2 or state.shape[1] != STATE:
+            raise ValueError(f"state has shape {state.shape}, expected (B, {STATE}): 7 measured positions, 7 setpoints")
         if not np.all(np.isfinite(state)):
             raise ValueError("state holds NaN or infinity")
         if isinstance(self.instruction, str) or len(self.instruction) != len(state):
@@ -44,23 +59,181 @@ class Observation:
         for name, pictures in self.images.items():
             if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[3] != 3 or len(pictures) != len(state):
                 raise ValueError(f"images of '{name}': {pictures.dtype} {pictures.shape}, expected uint8 ({len(state)}, h, w, 3)")
+        if self.objects is not None:
+            objects = np.asarray(self.objects, dtype=np.float32)
+            if objects.ndim != 3 or len(objects) != len(state) or objects.shape[2] != 7:
+                raise ValueError(f"objects have shape {objects.shape}, expected ({len(state)}, slots, 7) poses")
+            object.__setattr__(self, "objects", objects)
         object.__setattr__(self, "state", state)
 
 
-class Policy(Protocol):
-    """A chunk policy. ``contract`` says what it needs; ``family`` names its kind (``flow``)."""
+@dataclass(frozen=True)
+class Inputs:
+    """An observation as tensors, B rows: what every network of the project begins with.
+
+    pixels (B, n, 3, h, w) in [-1, 1], n cameras in the contract's order, or None; state (B, 14) rad, m;
+    objects (B, slots, 13) from `object_features`, or None; ids and words (B, L): tokens of the instruction and their mask.
+    """
+
+    pixels: torch.Tensor | None
+    state: torch.Tensor
+    objects: torch.Tensor | None
+    ids: torch.Tensor
+    words: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def rows(self, index) -> "Inputs":
+        """The chosen rows, in the order of ``index``."""
+        values = (getattr(self, spec.name) for spec in fields(self))
+        return Inputs(*(None if value is None else value[index] for value in values))
+
+
+class ChunkPolicy(nn.Module):
+    """Base of every family: an observation in, a chunk of H absolute actions out.
+
+    Inside every network, action x[k] is the joint target of step k minus the setpoint at observation time (rad) and the
+    absolute gripper stroke (m), both scaled to [-1, 1] with quantiles of their own for every k, so that the first small
+    steps of a chunk are learned as precisely as its far end. State features are measured positions and setpoint - measured.
+    A family is a subclass with `losses` (how it is trained) and `sample` (how it acts).
+    """
 
     family: str
-    contract: Contract
+    architecture: str
 
-    def predict(
-        self, observation: Observation, *, seed: int | None = None, generator=None, steps: int | None = None
-    ) -> np.ndarray:
+    def __init__(self, config, contract: Contract, tokenizer):
+        super().__init__()
+        if contract.prediction_horizon != config.horizon:
+            raise ValueError(f"the contract says H = {contract.prediction_horizon}, the network H = {config.horizon}")
+        if len({(camera.width, camera.height) for camera in contract.cameras}) > 1:
+            raise ValueError("all cameras of one policy must have one picture size")
+        if not contract.cameras and not contract.object_slots:
+            raise ValueError("a policy needs a camera, or the simulator's object poses")
+        self.config, self.contract, self.tokenizer = config, contract, tokenizer
+        state, actions = contract.normalisation["state"], contract.normalisation["actions"]
+        for name, values, shape in (
+            ("state_low", state.q01, (STATE,)),
+            ("state_high", state.q99, (STATE,)),
+            ("action_low", actions.q01, (config.horizon, ACTIONS)),
+            ("action_high", actions.q99, (config.horizon, ACTIONS)),
+        ):
+            tensor = torch.tensor(values, dtype=torch.float32)
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"normalisation '{name}' has shape {tuple(tensor.shape)}, expected {shape}")
+            self.register_buffer(name, tensor, persistent=False)  # they live in the contract, not in the weights
+
+    # -- what a family adds -------------------------------------------------------------------------------------
+
+    def losses(self, inputs: Inputs, actions, *, generator, repeats: int = 1, places=None) -> dict[str, torch.Tensor]:
+        """Scalars to minimise: "action", and "locate" when ``places`` (B, 2, 6) in 0.1 m (NaN: none) are given and wanted.
+
+        actions (B, H, 7) absolute rad, m; ``generator`` draws whatever is random; ``repeats``: random draws for each row
+        that share its encoded observation.
+        """
+        raise NotImplementedError
+
+    def sample(self, inputs: Inputs, generators=None, steps: int | None = None) -> torch.Tensor:
+        """(B, H, 7) normalised actions for deployment; ``generators``: one for each row (None: torch's own)."""
+        raise NotImplementedError
+
+    # -- observations -------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.state_low.device
+
+    def inputs(self, observation: Observation) -> Inputs:
+        """The observation as tensors on this policy's device. ValueError names a missing camera or missing object poses."""
+        pixels = self.pixels(observation.images) if self.contract.cameras else None
+        objects = None
+        if slots := self.contract.object_slots:
+            if observation.objects is None or observation.objects.shape[1] < slots:
+                raise ValueError(f"this policy needs the poses of {slots} objects, which only the simulator knows")
+            objects = torch.from_numpy(object_features(observation.objects[:, :slots], observation.state)).to(self.device)
+        state = torch.from_numpy(observation.state).to(self.device)
+        return Inputs(pixels, state, objects, *self.words(observation.instruction))
+
+    def pixels(self, images) -> torch.Tensor:
+        """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1], resized. ValueError names a missing camera."""
+        stacked = []
+        for camera in self.contract.cameras:
+            if camera.name not in images:
+                raise ValueError(
+                    f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}"
+                )
+            stacked.append(np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]]))
+        return scale_pixels(torch.from_numpy(np.stack(stacked, axis=1)).to(self.device))
+
+    def words(self, instruction: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and mask (B, L) of B sentences."""
+        return tuple(torch.from_numpy(array).to(self.device) for array in encode_words(self.tokenizer, instruction))
+
+    # -- units --------------------------------------------------------------------------------------------------
+
+    def state_features(self, state: torch.Tensor) -> torch.Tensor:
+        """(B, 14) measured | setpoint (rad, m) -> (B, 14) normalised measured | setpoint - measured."""
+        measured, setpoint = state[..., :ACTIONS], state[..., ACTIONS:]
+        return _scale(torch.cat([measured, setpoint - measured], dim=-1), self.state_low, self.state_high)
+
+    def to_model(self, actions: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """(B, H, 7) absolute targets -> normalised relative actions."""
+        relative = torch.cat([actions[..., :6] - state[:, None, ACTIONS : ACTIONS + 6], actions[..., 6:]], dim=-1)
+        return _scale(relative, self.action_low, self.action_high)
+
+    def to_robot(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Inverse of `to_model`; the gripper is kept within its range."""
+        relative = (x + 1.0) * 0.5 * (self.action_high - self.action_low) + self.action_low
+        joints = relative[..., :6] + state[:, None, ACTIONS : ACTIONS + 6]
+        return torch.cat([joints, relative[..., 6:].clamp(*self.contract.gripper_range)], dim=-1)
+
+    # -- deployment ---------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def predict(self, observation: Observation, *, seeds: Sequence[int] | None = None, steps: int | None = None) -> np.ndarray:
         """(B, H, 7) float32 absolute targets in rad and m, one a control step, the first for the end of the coming step.
 
-        ``seed`` or a ``torch.Generator`` fixes the sampling; ``steps`` is the number of denoising steps where the
-        family has any (None: the policy's own). Raises ValueError when a camera is missing.
+        ``seeds`` (one a row) fix the sampling whoever else is in the batch; ``steps`` is the number of denoising steps
+        where the family has any (None: the policy's own). Raises ValueError when a camera is missing.
         """
+        generators = None
+        if seeds is not None:
+            if len(seeds) != len(observation.state):
+                raise ValueError(f"{len(seeds)} seeds for {len(observation.state)} observations")
+            generators = [torch.Generator(self.device).manual_seed(int(seed)) for seed in seeds]
+        inputs = self.inputs(observation)
+        return self.to_robot(self.sample(inputs, generators, steps), inputs.state).cpu().numpy()
+
+
+def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 13) float32, all zero where there is no object.
+
+    Present (1), position in base_link and in the tool's frame (3 + 3, in 0.1 m), first two columns of the rotation (6).
+    """
+    features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
+    there = np.isfinite(objects).all(axis=-1)
+    position, (w, x, y, z) = objects[..., :3].astype(np.float64), np.moveaxis(objects[..., 3:].astype(np.float64), -1, 0)
+    tools = np.stack([tool(row[:6]) for row in state])
+    features[..., 0] = 1.0
+    features[..., 1:4] = position / DECIMETRE
+    features[..., 4:7] = (position - tools[:, None, :3, 3]) @ tools[:, :3, :3] / DECIMETRE
+    rotation = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
+    rotation += [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
+    features[..., 7:] = np.stack(rotation, axis=-1)
+    features[~there] = 0.0
+    return features
+
+
+def noise(shape: Sequence[int], generators=None, device="cpu") -> torch.Tensor:
+    """Standard normal noise (B, ...); row i is drawn by ``generators[i]``."""
+    if generators is None:
+        return torch.randn(shape, device=device)
+    return torch.stack([torch.randn(shape[1:], generator=generator, device=device) for generator in generators])
+
+
+def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, n, h, w, 3) uint8 -> (B, n, 3, h, w) float32 in [-1, 1]."""
+    return pictures.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
 
 
 def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -68,3 +241,7 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _scale(values, low, high):
+    return 2.0 * (values - low) / (high - low) - 1.0

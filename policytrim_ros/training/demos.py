@@ -6,7 +6,7 @@
         image_steps     (P,) int32           control step at which each was taken
         state           (T, 14) float32      measured 7 | setpoint 7 at the start of each step (rad, m)
         actions         (T + tail, 7) float32   absolute targets; the tail goes on after success
-        objects         (T, 2, 3) float32    positions of up to two objects in base_link (m; NaN: no such object)
+        objects         (T, 2, 7) float32    poses of up to two objects in base_link: x y z (m), quaternion w x y z (NaN: no such object)
 
 Files are written beside and renamed, and the index after every episode: an interrupted run goes on where it stopped.
 """
@@ -33,7 +33,7 @@ from policytrim_ros.policies.policy import resize_image
 from policytrim_ros.training.recipe import Collection, Pictures, Recipe, commit, factory, load_recipe
 
 FORMAT = "policytrim-demonstrations"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 OBJECT_SLOTS = 2
 TAIL_STEPS = 20
 """Actions kept after success, so that the last chunks of an episode are whole."""
@@ -84,7 +84,7 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str 
         action = demonstrator.act(state[:7], state[7:], things)
         states.append(state)
         actions.append(action)
-        objects.append(positions(things))
+        objects.append(object_poses(things))
         result = env.step(action)
         if result.success or result.failure or result.truncated:
             break
@@ -96,14 +96,19 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str 
     }
     if not result.success:
         return None, facts
+    tail_states, tail_objects = [], []
     for _ in range(TAIL_STEPS):
         if demonstrator.done:
             break
         state = env.proprioception()
+        tail_states.append(state)
+        tail_objects.append(object_poses(env.objects()))
         actions.append(demonstrator.act(state[:7], state[7:], env.objects()))
         env.step(actions[-1])
     arrays = {f"images_{name}": np.stack(frames) for name, frames in images.items()}
     arrays["image_steps"] = np.array(image_steps, np.int32)
+    arrays["tail_state"] = np.array(tail_states, np.float32).reshape(-1, 14)
+    arrays["tail_objects"] = np.array(tail_objects, np.float32).reshape(-1, OBJECT_SLOTS, 7)
     arrays["state"] = np.array(states, np.float32)
     arrays["actions"] = np.array(actions, np.float32)
     arrays["objects"] = np.array(objects, np.float32)
@@ -130,11 +135,11 @@ def mislead(env, demonstrator, rng) -> None:
         env.step(demonstrator.act(state[:7], state[7:], believed))
 
 
-def positions(objects) -> np.ndarray:
-    """(2, 3) positions of the first two objects by the environment's order; NaN where there is none."""
-    found = np.full((OBJECT_SLOTS, 3), np.nan, np.float32)
+def object_poses(objects) -> np.ndarray:
+    """(2, 7) poses of the first two objects by the environment's order; NaN where there is none."""
+    found = np.full((OBJECT_SLOTS, 7), np.nan, np.float32)
     for slot, pose in enumerate(list(objects.values())[:OBJECT_SLOTS]):
-        found[slot] = np.asarray(pose, dtype=np.float64)[:3]
+        found[slot] = pose
     return found
 
 
@@ -349,8 +354,8 @@ def _problem(episode: Episode) -> str | None:
         or len(episode.actions) < steps
     ):
         return f"state {episode.state.shape} and actions {episode.actions.shape} do not belong together"
-    if episode.objects.shape != (steps, OBJECT_SLOTS, 3):
-        return f"objects have shape {episode.objects.shape}, expected ({steps}, {OBJECT_SLOTS}, 3)"
+    if episode.objects.shape != (steps, OBJECT_SLOTS, 7):
+        return f"objects have shape {episode.objects.shape}, expected ({steps}, {OBJECT_SLOTS}, 7)"
     for camera, frames in episode.images.items():
         if frames.dtype != np.uint8 or frames.ndim != 4 or len(frames) != pictures or frames.shape[3] != 3:
             return f"pictures of '{camera}' are {frames.dtype} {frames.shape}, expected uint8 ({pictures}, h, w, 3)"

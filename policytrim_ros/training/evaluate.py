@@ -55,7 +55,7 @@ def run_episode(env, policy, seed: int, row: Evaluation, cameras, steps=None) ->
         }
         observation = Observation(images, env.proprioception()[None], [env.instruction])
         began = time.perf_counter()
-        chunk = policy.predict(observation, seed=seed * 1000 + calls, steps=steps)[0]
+        chunk = policy.predict(observation, seeds=[seed * 1000 + calls], steps=steps)[0]
         spent += time.perf_counter() - began
         calls += 1
         for action in chunk[: row.horizon]:

@@ -107,6 +107,9 @@ class Recipe(Config):
     checkpoint: str = option("models/policy", "directory of the finished checkpoint")
     seed: int = option(0, "seed of initialisation, order and augmentation", low=0, high=2_000_000_000)
     execution_horizon: int = option(5, "default h that the checkpoint recommends", low=1, high=100)
+    object_slots: int = option(
+        0, "objects whose true poses the policy is told (simulation only; with no cameras: a state-based policy)", low=0, high=2
+    )
     pictures: Pictures = field(default_factory=Pictures, metadata={})
     collect: tuple[Collection, ...] = field(default_factory=tuple, metadata={})
     network: FlowConfig = field(default_factory=FlowConfig, metadata={})

@@ -16,11 +16,9 @@ import torch
 
 from policytrim_ros.core.contract import Normalisation
 from policytrim_ros.core.kinematics import tool
+from policytrim_ros.policies.policy import DECIMETRE, object_features
 from policytrim_ros.training.demos import OBJECT_SLOTS, DatasetError, Episode
 from policytrim_ros.training.recipe import Training
-
-DECIMETRE = 0.1
-"""Object positions are learned in units of 0.1 m: about one in size."""
 
 JOINT_FLOOR_RAD, GRIPPER_FLOOR_M, LAG_FLOOR_RAD, LAG_FLOOR_M = 0.03, 0.01, 0.02, 0.005
 """Smallest quantile range per component: an idle joint must not turn its noise into signal."""
@@ -28,12 +26,14 @@ JOINT_FLOOR_RAD, GRIPPER_FLOOR_M, LAG_FLOOR_RAD, LAG_FLOOR_M = 0.03, 0.01, 0.02,
 
 @dataclass
 class Batch:
-    """pictures (B, n, h, w, 3) uint8; state (B, 14) and actions (B, H, 7) rad, m; places (B, 2, 6) in 0.1 m, NaN = none."""
+    """pictures (B, n, h, w, 3) uint8 or None without cameras; state (B, 14) and actions (B, H, 7) rad, m; objects
+    (B, 2, 13) from `policies.policy.object_features`; places (B, 2, 6) in 0.1 m, NaN = none, or None without cameras."""
 
-    pictures: torch.Tensor
+    pictures: torch.Tensor | None
     state: torch.Tensor
     actions: torch.Tensor
-    places: torch.Tensor
+    objects: torch.Tensor
+    places: torch.Tensor | None
     instructions: list[str]
 
 
@@ -53,8 +53,10 @@ class Samples:
         lengths = np.array([len(episode.actions) for episode in episodes])
         self.actions = np.concatenate([episode.actions for episode in episodes])
         self.first_action, self.last_action = np.cumsum(lengths) - lengths, np.cumsum(lengths) - 1
-        self._take_pictures(episodes)
-        self._place_objects(episodes)
+        self.objects = object_features(np.concatenate([episode.objects for episode in episodes]), self.state)
+        if self.cameras:
+            self._take_pictures(episodes)
+            self._place_objects(episodes)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -67,7 +69,7 @@ class Samples:
 
     def plain(self, index: np.ndarray) -> Batch:
         """The samples as they were recorded."""
-        return self._batch(index, self.state[index], self._picture(index, 0))
+        return self._batch(index, self.state[index], 0)
 
     def augmented(self, index: np.ndarray, rng: np.random.Generator, training: Training) -> Batch:
         """The samples as the robot might have seen them."""
@@ -79,7 +81,9 @@ class Samples:
         state[:, :6] += rng.normal(0, training.joint_noise_rad, (len(index), 6)).astype(np.float32)
         state[:, 6] += rng.normal(0, training.gripper_noise_m, len(index)).astype(np.float32)
         delay = rng.integers(0, training.image_delay_steps + 1, len(index))
-        batch = self._batch(index, state, self._picture(index, delay))
+        batch = self._batch(index, state, delay)
+        if batch.pictures is None:
+            return batch
         pictures = np.stack(
             [
                 shifted(batch.pictures[:, i].numpy(), int(limit), rng)
@@ -101,15 +105,19 @@ class Samples:
         joints, lags = [JOINT_FLOOR_RAD] * 6 + [GRIPPER_FLOOR_M], [LAG_FLOOR_RAD] * 6 + [LAG_FLOOR_M]
         return {"state": _quantiles(features, np.array(joints + lags)), "actions": _quantiles(actions, np.array(joints))}
 
-    def _batch(self, index, state, picture) -> Batch:
-        pictures = np.stack([self.images[camera][picture] for camera in self.cameras], axis=1)
-        instructions = [self.instructions[episode] for episode in self.episode[index]]
+    def _batch(self, index, state, delay) -> Batch:
+        pictures = places = None
+        if self.cameras:
+            row = self._picture(index, delay)
+            pictures = torch.from_numpy(np.stack([self.images[camera][row] for camera in self.cameras], axis=1))
+            places = torch.from_numpy(self.places[row])
         return Batch(
-            torch.from_numpy(pictures),
+            pictures,
             torch.from_numpy(state),
             torch.from_numpy(self.chunk(index)),
-            torch.from_numpy(self.places[picture]),
-            instructions,
+            torch.from_numpy(self.objects[index]),
+            places,
+            [self.instructions[episode] for episode in self.episode[index]],
         )
 
     def _picture(self, index, delay) -> np.ndarray:
@@ -134,7 +142,7 @@ class Samples:
         places = []
         for episode in episodes:
             for step in episode.image_steps:
-                base = episode.objects[step].astype(np.float64)
+                base = episode.objects[step, :, :3].astype(np.float64)
                 pose = tool(episode.state[step, :6])
                 places.append(np.concatenate([base, (base - pose[:3, 3]) @ pose[:3, :3]], axis=1))
         self.places = (np.array(places) / DECIMETRE).astype(np.float32).reshape(-1, OBJECT_SLOTS, 6)

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 from tqdm import tqdm
@@ -25,11 +24,12 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.policies.flow import ACTIONS, FlowPolicy, scale_pixels
+from policytrim_ros.policies.flow import FlowPolicy
+from policytrim_ros.policies.policy import DECIMETRE, ChunkPolicy, Inputs, scale_pixels
 from policytrim_ros.policies.tokenizer import train_tokenizer
 from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
 from policytrim_ros.training.recipe import Recipe, commit, load_recipe
-from policytrim_ros.training.samples import DECIMETRE, Batch, Samples
+from policytrim_ros.training.samples import Batch, Samples
 
 STATE_FILE = "training_state.safetensors"
 HELD_OUT_SAMPLES = 512
@@ -86,7 +86,7 @@ class Trainer:
                 self.cpu_s += time.process_time() - began
                 bar.update()
                 if self.step % 25 == 0:
-                    bar.set_postfix_str(f"flow={losses['flow']:.3f} locate={losses['locate']:.3f} {self._held_out_text()}")
+                    bar.set_postfix_str(f"action={losses['action']:.3f} {self._held_out_text()}")
                     for name, value in losses.items():
                         board.add_scalar(f"train/{name}", value, self.step)
                 if self.step % self.training.evaluate_every == 0:
@@ -105,8 +105,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * self._schedule()
         self.policy.train()
-        flow, locate, _ = losses_of(self.policy, batch, self.training.flow_samples, generator)
-        loss = flow + self.training.locate_weight * locate
+        inputs = inputs_of(self.policy, batch)
+        losses = self.policy.losses(
+            inputs, batch.actions, generator=generator, repeats=self.training.flow_samples, places=batch.places
+        )
+        loss = losses["action"] + self.training.locate_weight * losses.get("locate", 0.0)
         if not torch.isfinite(loss):
             raise TrainingError(
                 f"the loss became {loss.item()} at step {self.step}; lower the learning rate and resume from {self.run_dir}"
@@ -120,8 +123,7 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.policy.parameters()), 1 - decay)
         return {
-            "flow": flow.item(),
-            "locate": locate.item(),
+            **{name: value.item() for name, value in losses.items()},
             "gradient_norm": norm.item(),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
@@ -237,7 +239,7 @@ class Trainer:
         self.held_out_report = held_out_report(self.averaged(), self.held_out, self.recipe.seed)
         for name, value in self.held_out_report.items():
             board.add_scalar(f"held_out/{name}", value, self.step)
-        loss = self.held_out_report["flow"]
+        loss = self.held_out_report["action"]
         self.without_progress = 0 if loss < self.best else self.without_progress + 1
         self.best = min(self.best, loss)
 
@@ -245,43 +247,33 @@ class Trainer:
         return " ".join(f"{name}={value:.3g}" for name, value in self.held_out_report.items())
 
 
-def losses_of(policy: FlowPolicy, batch: Batch, flow_samples: int, generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(flow loss, object-position loss, predicted places (B, 2, 6) in 0.1 m) of one batch."""
-    context = policy.encode(scale_pixels(batch.pictures), batch.state, *policy.words(batch.instructions))
-    places = policy.locate(context.keypoints)
-    known = torch.isfinite(batch.places)
-    locate = F.smooth_l1_loss(places[known], batch.places[known], beta=0.1) if known.any() else places.sum() * 0
-    actions = policy.to_model(batch.actions, batch.state).repeat_interleave(flow_samples, 0)
-    # Beta(1.5, 1) by inverting its distribution function: exact, and drawn from the given generator
-    tau = 0.001 + 0.999 * torch.rand(len(actions), generator=generator) ** (1 / 1.5)
-    noise = torch.randn(actions.shape, generator=generator)
-    x = tau[:, None, None] * noise + (1 - tau[:, None, None]) * actions
-    flow = F.mse_loss(policy.velocity(context.repeat(flow_samples), x, tau), noise - actions)
-    return flow, locate, places
+def inputs_of(policy: ChunkPolicy, batch: Batch) -> Inputs:
+    """The network's view of a batch of samples."""
+    return Inputs(
+        scale_pixels(batch.pictures) if batch.pictures is not None else None,
+        batch.state,
+        batch.objects if policy.contract.object_slots else None,
+        *policy.words(batch.instructions),
+    )
 
 
 @torch.inference_mode()
-def held_out_report(policy: FlowPolicy, samples: Samples, seed: int) -> dict[str, float]:
-    """Flow loss (same noise every time), position error of the objects (mm), error of the first action (mrad)."""
+def held_out_report(policy: ChunkPolicy, samples: Samples, seed: int) -> dict[str, float]:
+    """Losses (same noise every time) and error of the first action (mrad)."""
     rng = np.random.default_rng((seed, 3))
     index = rng.permutation(len(samples))[:HELD_OUT_SAMPLES]
     generator = torch.Generator().manual_seed(seed)
-    flows, errors, first = [], [], []
+    found: dict[str, list[float]] = {}
     for part in np.array_split(index, max(1, len(index) // 64)):
         batch = samples.plain(part)
-        flow, _, places = losses_of(policy, batch, 1, generator)
-        error = (places - batch.places)[..., :3].abs() * DECIMETRE * 1000
-        context = policy.encode(scale_pixels(batch.pictures), batch.state, *policy.words(batch.instructions))
-        noise = torch.randn((len(part), policy.config.horizon, ACTIONS), generator=generator)
-        actions = policy.to_robot(policy.sample(context, noise), batch.state)
-        flows.append(flow.item())
-        errors.append(error.nanmean(dim=(0, 2)))
-        first.append((actions - batch.actions)[:, 0, :6].abs().mean().item() * 1000)
-    report = {"flow": float(np.mean(flows)), "first_action_mrad": float(np.mean(first))}
-    for slot, error in enumerate(torch.stack(errors).nanmean(0).tolist()):
-        if math.isfinite(error):
-            report[f"object{slot}_mm"] = error
-    return report
+        inputs = inputs_of(policy, batch)
+        losses = policy.losses(inputs, batch.actions, generator=generator, places=batch.places)
+        generators = [torch.Generator().manual_seed(int(row)) for row in part]
+        actions = policy.to_robot(policy.sample(inputs, generators), batch.state)
+        losses["first_action_mrad"] = (actions - batch.actions)[:, 0, :6].abs().mean() * 1000
+        for name, value in losses.items():
+            found.setdefault(name, []).append(value.item())
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def new_policy(recipe: Recipe, samples: Samples, tasks) -> FlowPolicy:
@@ -292,6 +284,7 @@ def new_policy(recipe: Recipe, samples: Samples, tasks) -> FlowPolicy:
         cameras=tuple(Camera(name, pictures.width, pictures.height) for name in pictures.cameras),
         prediction_horizon=recipe.network.horizon,
         execution_horizon=recipe.execution_horizon,
+        object_slots=recipe.object_slots,
         tasks=tuple(tasks),
         instructions=tuple(instructions),
         normalisation=samples.normalisation(),
