@@ -16,6 +16,8 @@ import yaml
 
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
+from policytrim_ros.core.replanning import ASYNC, SYNC
+from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
@@ -83,6 +85,19 @@ class Training(Config):
 
 
 @dataclass(frozen=True)
+class Source(Config):
+    """One directory of demonstrations among those that a policy learns from."""
+
+    directory: str = option("data/policy", "directory of the demonstrations")
+    weight: float = option(
+        0.0,
+        "share of the samples, relative to the other directories' (0 everywhere: an equal share for every task)",
+        low=0,
+        high=1e6,
+    )
+
+
+@dataclass(frozen=True)
 class Evaluation(Config):
     """One row of the evaluation: where, how often, and with which execution horizon."""
 
@@ -90,10 +105,31 @@ class Evaluation(Config):
     setting: str = option("standard", "task setting", choices=SETTINGS)
     episodes: int = option(100, "episodes", low=1, high=100_000)
     horizon: int = option(5, "execution horizon h: actions of a chunk that are executed", low=1, high=100)
-    rest_steps: int = option(
-        0, "control steps that the arm stands still before the policy looks, as the robot does in sync mode", low=0, high=100
+    mode: str = option(
+        "sync", "sync: the arm waits for every chunk; async: it plays the old one meanwhile", choices=(SYNC, ASYNC)
     )
+    latency_s: float = option(
+        0.0, "time from a look to the arrival of its chunk, rounded up to control steps", low=0.0, high=10.0, unit="s"
+    )
+    denoising_steps: int = option(0, "steps of the sampler where the family has any (0: the checkpoint's own)", low=0, high=100)
     blank: tuple = option((), "cameras whose pictures are replaced by grey (a control: does the policy look?)")
+    hide_target: bool = option(False, "the target is there but not in the pictures (a control: does the policy look?)")
+    blur_px: int = option(
+        0, "kernel of a Gaussian blur of the delivered pictures, odd (0: none; the paper: 13)", low=0, high=99, unit="px"
+    )
+    occlusion: float = option(
+        0.0, "share of each picture's area covered by black patches at random, anew at every look (the paper: 0.5)", low=0, high=1
+    )
+    shift_px: int = option(
+        0,
+        "the picture moves so far in a direction drawn for each episode and camera, as if it had been knocked",
+        low=0,
+        high=200,
+        unit="px",
+    )
+    action_noise_rad: float = option(0.0, "standard deviation of noise on every played joint target", low=0, high=0.5, unit="rad")
+    instruction: str = option("", "what the policy is told in place of the task's own sentence (empty: the task's own)")
+    demonstrator: str = option("", "play this scripted demonstrator in place of a policy", choices=("", "clean", "hesitant"))
 
 
 @dataclass(frozen=True)
@@ -103,7 +139,8 @@ class Recipe(Config):
     name: str = option("policy", "name of the checkpoint")
     environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
     demonstrator: str = option("sim_bridge.demonstrators:make_demonstrator", "factory of the demonstrators, module:name")
-    dataset: str = option("data/policy", "directory of the demonstrations")
+    dataset: str = option("data/policy", "directory of the demonstrations; `demos make` fills it")
+    datasets: tuple[Source, ...] = field(default_factory=tuple, metadata={})
     checkpoint: str = option("models/policy", "directory of the finished checkpoint")
     seed: int = option(0, "seed of initialisation, order and augmentation", low=0, high=2_000_000_000)
     execution_horizon: int = option(5, "default h that the checkpoint recommends", low=1, high=100)
@@ -112,9 +149,29 @@ class Recipe(Config):
     )
     pictures: Pictures = field(default_factory=Pictures, metadata={})
     collect: tuple[Collection, ...] = field(default_factory=tuple, metadata={})
-    network: FlowConfig = field(default_factory=FlowConfig, metadata={})
+    family: str = option("flow", "family of the policy; `network` are the options of its configuration", choices=tuple(FAMILIES))
+    network: Config = field(default_factory=FlowConfig, metadata={})
     training: Training = field(default_factory=Training, metadata={})
     evaluation: tuple[Evaluation, ...] = field(default_factory=tuple, metadata={})
+
+    def __post_init__(self):
+        super().__post_init__()
+        expected = FAMILIES[self.family].config
+        if not isinstance(self.network, expected):
+            raise ConfigError(
+                f"Recipe.network is a {type(self.network).__name__}, the family '{self.family}' wants {expected.__name__}"
+            )
+        if not self.pictures.cameras and not self.object_slots:
+            raise ConfigError("Recipe.pictures.cameras = []: a policy needs a camera, or object_slots > 0")
+        if self.execution_horizon > self.network.horizon:
+            raise ConfigError(
+                f"Recipe.execution_horizon = {self.execution_horizon}: the network predicts only {self.network.horizon} actions"
+            )
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The directories to learn from: ``datasets``, or the one ``dataset``."""
+        return self.datasets or (Source(self.dataset),)
 
     @property
     def digest(self) -> str:
@@ -122,24 +179,37 @@ class Recipe(Config):
         shaping = {
             key: value
             for key, value in asdict(self).items()
-            if key not in ("name", "dataset", "checkpoint", "evaluation", "collect")
+            if key not in ("name", "dataset", "datasets", "checkpoint", "evaluation", "collect")
         }
+        shaping["weights"] = [source.weight for source in self.sources]
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
 def load_recipe(path) -> Recipe:
-    """Reads and checks a recipe; ConfigError names file, key, value and what is allowed."""
+    """Reads and checks a recipe; ConfigError names file, key, value and what is allowed.
+
+    ``dataset`` may be one directory or a list of directories, or of {directory, weight}; ``network`` is read as the
+    configuration of ``family``.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
     try:
-        for key, kind in (("pictures", Pictures), ("network", FlowConfig), ("training", Training)):
+        family = values.get("family", "flow")
+        if family not in FAMILIES:
+            raise ConfigError(f"Recipe.family = {family!r}: allowed values are {', '.join(map(repr, FAMILIES))}")
+        values.setdefault("network", {})
+        if isinstance(values.get("dataset"), list):
+            values["datasets"] = [{"directory": s} if isinstance(s, str) else s for s in values.pop("dataset")]
+            if values.get("collect"):
+                raise ConfigError("Recipe.dataset is a list: `collect` fills one directory; put it into a recipe of its own")
+        for key, kind in (("pictures", Pictures), ("network", FAMILIES[family].config), ("training", Training)):
             if key in values:
                 values[key] = kind.from_mapping(_tupled(values[key]))
-        for key, kind in (("collect", Collection), ("evaluation", Evaluation)):
+        for key, kind in (("collect", Collection), ("evaluation", Evaluation), ("datasets", Source)):
             if key in values:
                 values[key] = tuple(kind.from_mapping(_tupled(entry)) for entry in values[key])
         return Recipe.from_mapping(values)
@@ -169,4 +239,6 @@ def commit() -> str:
 
 
 def _tupled(mapping):
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"expected a mapping of settings, not {mapping!r}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}

@@ -8,6 +8,7 @@ the recipe and s alone, so that a killed run, resumed, ends with the very weight
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -24,8 +25,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.policies.flow import FlowPolicy
-from policytrim_ros.policies.policy import DECIMETRE, ChunkPolicy, Inputs, scale_pixels
+from policytrim_ros.policies.policy import ChunkPolicy, Inputs, scale_pixels
 from policytrim_ros.policies.tokenizer import train_tokenizer
 from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
 from policytrim_ros.training.recipe import Recipe, commit, load_recipe
@@ -42,14 +42,16 @@ class TrainingError(RuntimeError):
 class Trainer:
     """One run of supervised fine-tuning in ``run_dir`` (TensorBoard events and the state to resume from)."""
 
-    def __init__(self, recipe: Recipe, dataset, run_dir, progress=True):
+    def __init__(self, recipe: Recipe, dataset=None, run_dir="runs/policy", progress=True):
         self.recipe, self.training, self.run_dir, self.progress = recipe, recipe.training, Path(run_dir), progress
-        if len(self.training.shift_px) != len(recipe.pictures.cameras):
+        if recipe.pictures.cameras and len(self.training.shift_px) != len(recipe.pictures.cameras):
             raise ConfigError(
                 f"Training.shift_px = {self.training.shift_px}: give one number for each camera {recipe.pictures.cameras}"
             )
-        self.data_sha256 = data_digest(read_index(dataset))
-        episodes = list(read_episodes(dataset, recipe.pictures.cameras, progress))
+        directories = [dataset] if dataset else [source.directory for source in recipe.sources]
+        digests = [data_digest(read_index(directory)) for directory in directories]
+        self.data_sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        episodes = [e for directory in directories for e in read_episodes(directory, recipe.pictures.cameras, progress)]
         train, held_out = split(episodes, self.training.held_out, recipe.seed)
         self.samples = Samples(train, recipe.pictures.cameras, recipe.network.horizon)
         self.held_out = Samples(held_out, recipe.pictures.cameras, recipe.network.horizon) if held_out else None
@@ -128,9 +130,9 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
-    def averaged(self) -> FlowPolicy:
+    def averaged(self) -> ChunkPolicy:
         """A policy with the averaged weights, in evaluation mode."""
-        policy = FlowPolicy(self.policy.config, self.policy.contract, self.policy.tokenizer)
+        policy = type(self.policy)(self.policy.config, self.policy.contract, self.policy.tokenizer)
         policy.load_state_dict(self.ema)
         return policy.eval().requires_grad_(False)
 
@@ -276,7 +278,7 @@ def held_out_report(policy: ChunkPolicy, samples: Samples, seed: int) -> dict[st
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def new_policy(recipe: Recipe, samples: Samples, tasks) -> FlowPolicy:
+def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
     """An untrained policy whose contract and words come from the recipe and the demonstrations."""
     pictures = recipe.pictures
     instructions = sorted(set(samples.instructions))
@@ -291,7 +293,7 @@ def new_policy(recipe: Recipe, samples: Samples, tasks) -> FlowPolicy:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return FlowPolicy(recipe.network, contract, train_tokenizer(instructions))
+        return checkpoint.FAMILIES[recipe.family].policy(recipe.network, contract, train_tokenizer(instructions))
 
 
 def split(episodes, share: float, seed: int):
@@ -317,7 +319,7 @@ def main(args) -> int:
     torch.set_num_threads(args.threads)
     try:
         recipe = load_recipe(args.recipe)
-        trainer = Trainer(recipe, args.dataset or recipe.dataset, args.run or f"runs/{recipe.name}")
+        trainer = Trainer(recipe, args.dataset, args.run or f"runs/{recipe.name}")
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(trainer, "stop_requested", True))
         if not trainer.run():
