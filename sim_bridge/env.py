@@ -17,11 +17,12 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+import sapien
 import torch
 from mani_skill.utils.structs.pose import Pose
 
 from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_targets
-from sim_bridge.tasks import SETTINGS, TASKS
+from sim_bridge.tasks import SETTINGS, SHARED, TASKS
 from sim_bridge.tasks.scene import FOV_Y, TIME_LIMIT
 
 SUBSTEPS = 5
@@ -47,15 +48,16 @@ class StepResult:
 def _make_base(task, setting, cameras, image_size, num_envs, sim_backend):
     if task not in TASKS:
         raise ValueError(f"task '{task}' does not exist; choose one of {', '.join(TASKS)}")
-    if setting not in SETTINGS:
-        raise ValueError(f"setting '{setting}' does not exist; choose one of {', '.join(SETTINGS)}")
+    settings = SETTINGS + (("shared",) if task in SHARED else ())
+    if setting not in settings:
+        raise ValueError(f"setting '{setting}' does not exist for {task}; choose one of {', '.join(settings)}")
     render = "none" if not cameras else "sapien_cuda" if torch.cuda.is_available() else "sapien_cpu"
     return gymnasium.make(
-        GYM_IDS[task],
+        GYM_IDS[task].replace("-v1", "-Shared-v1") if setting == "shared" else GYM_IDS[task],
         num_envs=num_envs,
         obs_mode="none",
         reward_mode="none",
-        setting=setting,
+        setting="standard" if setting == "shared" else setting,
         cameras=cameras,
         image_size=image_size,
         sim_backend=sim_backend,
@@ -166,6 +168,19 @@ class TaskEnv:
         if actor.px_body_type == "dynamic":
             actor.set_linear_velocity(torch.zeros(1, 3))
             actor.set_angular_velocity(torch.zeros(1, 3))
+
+    def hide(self, *names) -> None:
+        """Draws the scene without the objects ``names`` from now on, and with all others; physics and poses stay.
+
+        `reset` keeps it, `restore` may not. ValueError names an unknown object.
+        """
+        for name in names:
+            if name not in self._env.actors:
+                raise ValueError(f"object '{name}' does not exist; the scene has {', '.join(self._env.actors)}")
+        for name, actor in self._env.actors.items():
+            body = actor._objs[0].find_component_by_type(sapien.render.RenderBodyComponent)
+            if body is not None:  # without cameras nothing can be drawn anyway
+                body.visibility = 0.0 if name in names else 1.0
 
     def images(self, names=None) -> dict:
         """Renders now: camera name -> (height, width, 3) uint8 RGB."""

@@ -81,6 +81,13 @@ class ChunkExecutor:
         """Actions that have not begun."""
         return len(self._queue)
 
+    @property
+    def target(self) -> np.ndarray:
+        """Where the playing action leads (7,); at rest, where the path rests. ChunkRefused before `start`."""
+        if not self.running:
+            raise ChunkRefused("nothing is being executed")
+        return self._to
+
     def dry_for(self, now: float) -> float:
         """Seconds since the queue ran dry in the middle of playing; 0 while actions play or before the first chunk."""
         return 0.0 if self._dry_since is None else now - self._dry_since

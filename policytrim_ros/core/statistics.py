@@ -1,4 +1,4 @@
-"""Intervals for honest tables: success rates by Wilson, means by bootstrap."""
+"""Intervals and tests for honest tables: rates by Wilson, means by bootstrap, pairs by McNemar, Newcombe and paired bootstrap."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+
+RESAMPLES = 4000
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -26,11 +28,71 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return low, high
 
 
-def bootstrap_mean(values, confidence: float = 0.95, resamples: int = 4000, seed: int = 0) -> tuple[float, float, float]:
-    """(mean, low, high) by the percentile bootstrap; NaN for no values, no spread for a single one."""
+def bootstrap_mean(values, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
+    """(mean, low, high) by the percentile bootstrap; NaN for no values, no spread for a single one.
+
+    Paired differences are values too: the interval of their mean is the paired bootstrap.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.size == 0:
         return math.nan, math.nan, math.nan
     draws = np.random.default_rng(seed).choice(values, (resamples, values.size)).mean(axis=1)
     low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return float(values.mean()), float(low), float(high)
+
+
+def bootstrap_ratio(
+    above, below, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """(mean(above) / mean(below), low, high), pairs resampled together; NaN for no pairs. Values must be positive."""
+    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if above.shape != below.shape:
+        raise ValueError(f"{above.size} values cannot be paired with {below.size}")
+    if above.size == 0:
+        return math.nan, math.nan, math.nan
+    rows = np.random.default_rng(seed).integers(0, above.size, (resamples, above.size))
+    draws = above[rows].mean(axis=1) / below[rows].mean(axis=1)
+    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return float(above.mean() / below.mean()), float(low), float(high)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided exact p-value of McNemar's test: the discordant pairs fall on either side like a fair coin.
+
+    ``only_first``: pairs in which only the first succeeded. 1 without discordant pairs. Raises ValueError on negative counts.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"{only_first} and {only_second} discordant pairs are impossible")
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def paired_difference(
+    both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(second - first, low, high) for success rates of n pairs, by Newcombe's method 10 (Statistics in Medicine 17:2635, 1998).
+
+    Two Wilson intervals put together with the correlation of the pairs. (0, -1, 1) when there are no pairs.
+    """
+    counts = (both, only_first, only_second, neither)
+    if min(counts) < 0:
+        raise ValueError(f"negative counts of pairs {counts}")
+    n = sum(counts)
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    first, second = (both + only_first) / n, (both + only_second) / n
+    (low1, high1), (low2, high2) = (wilson(both + only, n, confidence) for only in (only_first, only_second))
+    phi = _correlation(*counts)
+    below = (second - low2) ** 2 - 2 * phi * (second - low2) * (high1 - first) + (high1 - first) ** 2
+    above = (high2 - second) ** 2 - 2 * phi * (high2 - second) * (first - low1) + (first - low1) ** 2
+    difference = second - first
+    return difference, max(-1.0, difference - math.sqrt(max(0.0, below))), min(1.0, difference + math.sqrt(max(0.0, above)))
+
+
+def _correlation(both, only_first, only_second, neither) -> float:
+    """Phi with Newcombe's continuity correction; 0 when a margin is empty."""
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    if margins == 0:
+        return 0.0
+    cross, n = both * neither - only_first * only_second, both + only_first + only_second + neither
+    return (max(cross - n / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins)
