@@ -122,3 +122,7 @@ def test_link_points_are_elbow_wrist_flange_and_tcp():
         assert np.allclose(points[3], kinematics.tool(q)[:3, 3])
         assert np.isclose(np.linalg.norm(points[0] - [0, 0, 0.123]), 0.28503)
         assert np.isclose(np.linalg.norm(points[1] - points[2]), 0.091)
+
+
+def test_many_tool_poses_at_once_are_the_single_ones():
+    assert np.array_equal(kinematics.tools(POSES), np.stack([kinematics.tool(q) for q in POSES]))

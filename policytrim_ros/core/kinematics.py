@@ -73,6 +73,22 @@ def tool(q6) -> np.ndarray:
     return pose
 
 
+def tools(q6) -> np.ndarray:
+    """`tool` for many joint positions at once: (N, 6) in rad -> (N, 4, 4)."""
+    theta = np.asarray(q6, dtype=float) + _THETA
+    c, s = np.cos(theta), np.sin(theta)
+    links = np.broadcast_to(_FIXED, (*theta.shape, 4, 4)).copy()
+    links[..., 1:3, 0] = _ROWS[:, 1:] * s[..., None]
+    links[..., 1:3, 1] = _ROWS[:, 1:] * c[..., None]
+    links[..., 0, 0] = c
+    links[..., 0, 1] = -s
+    poses = links[:, 0]
+    for i in range(1, 6):
+        poses = poses @ links[:, i]
+    poses[:, :3, 3] += TCP_OFFSET * poses[:, :3, 2]
+    return poses
+
+
 def link_points(q6) -> np.ndarray:
     """Points (4, 3) in base_link that a table or workspace check should watch: elbow, wrist, flange, TCP (m)."""
     links = frames(q6)

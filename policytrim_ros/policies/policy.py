@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.core.kinematics import tool
+from policytrim_ros.core.kinematics import tools
 from policytrim_ros.core.types import JOINTS
 from policytrim_ros.policies.tokenizer import encode as encode_words
 
@@ -213,10 +213,10 @@ def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
     features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
     there = np.isfinite(objects).all(axis=-1)
     position, (w, x, y, z) = objects[..., :3].astype(np.float64), np.moveaxis(objects[..., 3:].astype(np.float64), -1, 0)
-    tools = np.stack([tool(row[:6]) for row in state])
+    tool = tools(state[:, :6])
     features[..., 0] = 1.0
     features[..., 1:4] = position / DECIMETRE
-    features[..., 4:7] = (position - tools[:, None, :3, 3]) @ tools[:, :3, :3] / DECIMETRE
+    features[..., 4:7] = (position - tool[:, None, :3, 3]) @ tool[:, :3, :3] / DECIMETRE
     rotation = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
     rotation += [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
     features[..., 7:] = np.stack(rotation, axis=-1)
