@@ -16,7 +16,6 @@ from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.training import demos, evaluate, sft
 from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.recipe import Evaluation, load_recipe
-from policytrim_ros.training.samples import Samples, shifted
 
 
 @pytest.fixture(scope="module")
@@ -146,52 +145,6 @@ def test_a_changed_episode_is_named(damaged):
 def test_a_bad_episode_is_refused_with_its_reason(damaged, edit, words):
     with pytest.raises(DatasetError, match=words):
         list(demos.read_episodes(damaged(edit)))
-
-
-# -- samples --------------------------------------------------------------------------------------------------------
-
-
-def test_a_sample_is_a_picture_a_state_and_the_chunk_that_followed(dataset):
-    episodes = list(demos.read_episodes(dataset))
-    samples = Samples(episodes, ("front",), horizon=6)
-    index = np.array([len(episodes[0].state) + 3])  # step 3 of the second episode
-    batch = samples.plain(index)
-    assert np.array_equal(batch.actions[0].numpy(), episodes[1].actions[3:9])
-    assert np.array_equal(batch.state[0].numpy(), episodes[1].state[3])
-    assert np.array_equal(batch.pictures[0, 0].numpy(), episodes[1].images["front"][1])  # taken at step 2: the newest there was
-
-
-def test_a_chunk_never_reaches_into_the_next_episode(dataset):
-    episodes = list(demos.read_episodes(dataset))
-    samples = Samples(episodes, ("front",), horizon=60)
-    assert np.array_equal(samples.chunk(np.array([0]))[0, -1], episodes[0].actions[-1])
-
-
-def test_augmentation_keeps_the_setpoint_and_never_looks_ahead(dataset):
-    episodes = list(demos.read_episodes(dataset))
-    samples = Samples(episodes, ("front",), horizon=6)
-    index = np.arange(len(samples))
-    batch = samples.augmented(index, np.random.default_rng(0), reach_recipe().training)
-    assert np.array_equal(batch.state[:, 7:].numpy(), samples.state[:, 7:])
-    assert np.abs(batch.state[:, :7].numpy() - samples.state[:, :7]).max() < 0.08
-    chosen = samples._picture(index, np.random.default_rng(1).integers(0, 3, len(index)))
-    assert np.all(chosen <= samples.newest_picture)
-    assert np.all(chosen >= samples.newest_picture[samples.first])
-
-
-def test_a_shift_moves_the_picture_and_repeats_its_edge():
-    picture = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(1, 4, 5, 3)
-    for seed in range(5):
-        moved = shifted(picture, 1, np.random.default_rng(seed))
-        assert moved.shape == picture.shape and set(moved.ravel()) <= set(picture.ravel())
-    assert np.array_equal(shifted(picture, 0, np.random.default_rng(0)), picture)
-
-
-def test_an_idle_joint_has_a_range_above_its_noise(dataset):
-    samples = Samples(list(demos.read_episodes(dataset)), ("front",), horizon=6)
-    normal = samples.normalisation()["actions"]
-    assert np.asarray(normal.q99).shape == (6, 7)
-    assert np.min(np.asarray(normal.q99) - np.asarray(normal.q01)) > 0.009
 
 
 # -- training -------------------------------------------------------------------------------------------------------

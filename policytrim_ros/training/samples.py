@@ -3,7 +3,10 @@
 Augmentation imitates the real robot: pictures are up to ``image_delay_steps`` older than the joint state, measured
 positions may be one step old, at rest or noisy (else the lag behind the setpoint would tell a pause from a motion, and a
 policy that waits for its arm would pause for ever), cameras shift by a few pixels, the light changes a little.
-Everything random comes from the generator handed in, so that a step of training is a function of its number.
+What is random is drawn for a whole batch from the generator handed in (`Samples.draw`, cheap), so that a step of training
+is a function of its number and several processes can each make their rows of it (`Samples.batch`, the work).
+
+Shapes: B rows, n cameras, H = prediction horizon.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 import torch
 
 from policytrim_ros.core.contract import Normalisation
-from policytrim_ros.core.kinematics import tool
+from policytrim_ros.core.kinematics import tools
 from policytrim_ros.policies.policy import DECIMETRE, object_features
 from policytrim_ros.training.demos import OBJECT_SLOTS, DatasetError, Episode
 from policytrim_ros.training.recipe import Training
@@ -24,42 +27,80 @@ JOINT_FLOOR_RAD, GRIPPER_FLOOR_M, LAG_FLOOR_RAD, LAG_FLOOR_M = 0.03, 0.01, 0.02,
 """Smallest quantile range per component: an idle joint must not turn its noise into signal."""
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What augmentation decided for each row: sample (B,), joint state (B, 14), age of its picture (B,) in control steps,
+    shift of every picture in y and x (B, n, 2) in pixels and its brightness (B, n)."""
+
+    index: np.ndarray
+    state: np.ndarray
+    delay: np.ndarray
+    shift: np.ndarray
+    light: np.ndarray
+
+    def rows(self, part) -> "Draw":
+        return Draw(self.index[part], self.state[part], self.delay[part], self.shift[part], self.light[part])
+
+
 @dataclass
 class Batch:
-    """pictures (B, n, h, w, 3) uint8 or None without cameras; state (B, 14) and actions (B, H, 7) rad, m; objects
-    (B, 2, 13) from `policies.policy.object_features`; places (B, 2, 6) in 0.1 m, NaN = none, or None without cameras."""
+    """pictures (B, n, h, w, 3) uint8 and their brightness light (B, n), None without cameras; state (B, 14) and actions
+    (B, H, 7) rad, m; objects (B, slots, 13) from `policies.policy.object_features`, None without slots; places (B, 2, 6)
+    in 0.1 m, NaN = none, None without cameras."""
 
     pictures: torch.Tensor | None
+    light: torch.Tensor | None
     state: torch.Tensor
     actions: torch.Tensor
-    objects: torch.Tensor
+    objects: torch.Tensor | None
     places: torch.Tensor | None
     instructions: list[str]
 
+    def pixels(self, device="cpu") -> torch.Tensor | None:
+        """(B, n, 3, h, w) float32 in [-1, 1] on ``device``, the light applied."""
+        if self.pictures is None:
+            return None
+        pixels = self.pictures.to(device).permute(0, 1, 4, 2, 3).float()
+        return pixels.mul_((self.light / 127.5).to(device)[:, :, None, None, None]).sub_(1.0).clamp_(max=1.0)
+
 
 class Samples:
-    """Every control step of the given episodes is one sample."""
+    """Every control step of the given episodes is one sample. The pictures stay where the episodes have them.
 
-    def __init__(self, episodes: Sequence[Episode], cameras: Sequence[str], horizon: int):
+    ``object_slots`` > 0: batches hold the poses of so many objects. Raises DatasetError when there is no episode, when
+    pictures differ in size or when object poses are wanted and missing.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], cameras: Sequence[str], horizon: int, object_slots: int = 0):
         if not episodes:
             raise DatasetError("no episode is left to train on; make more demonstrations")
-        self.horizon, self.cameras = horizon, tuple(cameras)
+        self.horizon, self.cameras, self.object_slots = horizon, tuple(cameras), object_slots
         steps = np.array([len(episode.state) for episode in episodes])
         self.state = np.concatenate([episode.state for episode in episodes])
         self.first = np.repeat(np.cumsum(steps) - steps, steps)
         self.step = np.concatenate([np.arange(n) for n in steps])
         self.episode = np.repeat(np.arange(len(episodes)), steps)
+        self.names = [episode.name for episode in episodes]
         self.instructions = [episode.instruction for episode in episodes]
         lengths = np.array([len(episode.actions) for episode in episodes])
         self.actions = np.concatenate([episode.actions for episode in episodes])
         self.first_action, self.last_action = np.cumsum(lengths) - lengths, np.cumsum(lengths) - 1
-        self.objects = object_features(np.concatenate([episode.objects for episode in episodes]), self.state)
+        self.objects = np.concatenate([episode.objects for episode in episodes])
+        if object_slots and (unknown := [e.name for e in episodes if not np.isfinite(e.objects[:, 0]).all()]):
+            raise DatasetError(
+                f"{unknown[0]}: holds no object poses, and the policy is to be told them; take demonstrations of the simulator"
+            )
         if self.cameras:
             self._take_pictures(episodes)
-            self._place_objects(episodes)
 
     def __len__(self) -> int:
         return len(self.state)
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(width, height) of the pictures."""
+        height, width = self.images[self.cameras[0]][0].shape[1:3]
+        return width, height
 
     def chunk(self, index: np.ndarray) -> np.ndarray:
         """(B, H, 7): the actions from each sample on; an episode that ends earlier repeats its last action."""
@@ -69,31 +110,48 @@ class Samples:
 
     def plain(self, index: np.ndarray) -> Batch:
         """The samples as they were recorded."""
-        return self._batch(index, self.state[index], 0)
+        count, cameras = len(index), len(self.cameras)
+        shift, light = np.zeros((count, cameras, 2), int), np.ones((count, cameras), np.float32)
+        return self.batch(Draw(index, self.state[index], np.zeros(count, int), shift, light))
 
     def augmented(self, index: np.ndarray, rng: np.random.Generator, training: Training) -> Batch:
         """The samples as the robot might have seen them."""
+        return self.batch(self.draw(index, rng, training))
+
+    def draw(self, index: np.ndarray, rng: np.random.Generator, training: Training) -> Draw:
+        """Everything random about the given samples."""
+        count, cameras = len(index), len(self.cameras)
         state = self.state[index].copy()
-        old = rng.random(len(index)) < training.state_delay
+        old = rng.random(count) < training.state_delay
         state[old, :7] = self.state[np.maximum(index - 1, self.first[index])][old, :7]
-        rests = rng.random(len(index)) < training.rest
+        rests = rng.random(count) < training.rest
         state[rests, :6] = state[rests, 7:13]
-        state[:, :6] += rng.normal(0, training.joint_noise_rad, (len(index), 6)).astype(np.float32)
-        state[:, 6] += rng.normal(0, training.gripper_noise_m, len(index)).astype(np.float32)
-        delay = rng.integers(0, training.image_delay_steps + 1, len(index))
-        batch = self._batch(index, state, delay)
-        if batch.pictures is None:
-            return batch
-        pictures = np.stack(
-            [
-                shifted(batch.pictures[:, i].numpy(), int(limit), rng)
-                for i, limit in zip(range(len(self.cameras)), training.shift_px)
-            ],
-            axis=1,
+        state[:, :6] += rng.normal(0, training.joint_noise_rad, (count, 6)).astype(np.float32)
+        state[:, 6] += rng.normal(0, training.gripper_noise_m, count).astype(np.float32)
+        delay = rng.integers(0, training.image_delay_steps + 1, count)
+        limits = np.asarray(training.shift_px[:cameras], dtype=int).reshape(-1, 1)
+        shift = rng.integers(-limits, limits + 1, (count, cameras, 2))
+        light = 1 + rng.uniform(-training.brightness, training.brightness, (count, cameras)).astype(np.float32)
+        return Draw(index, state, delay, shift, light)
+
+    def batch(self, draw: Draw) -> Batch:
+        """The rows of a draw as tensors."""
+        index, objects, pictures, light, places = draw.index, None, None, None, None
+        if self.object_slots:
+            objects = torch.from_numpy(object_features(self.objects[index, : self.object_slots], draw.state))
+        if self.cameras:
+            taken = np.maximum(index - draw.delay, self.first[index])
+            pictures, light = torch.from_numpy(self._pictures(taken, draw.shift)), torch.from_numpy(draw.light)
+            places = torch.from_numpy(self._places(taken))
+        return Batch(
+            pictures,
+            light,
+            torch.from_numpy(draw.state),
+            torch.from_numpy(self.chunk(index)),
+            objects,
+            places,
+            [self.instructions[episode] for episode in self.episode[index]],
         )
-        light = 1 + rng.uniform(-training.brightness, training.brightness, (len(index), len(self.cameras), 1, 1, 1))
-        batch.pictures = (torch.from_numpy(pictures).float() * torch.from_numpy(light).float()).clamp_(0, 255).to(torch.uint8)
-        return batch
 
     def normalisation(self) -> dict[str, Normalisation]:
         """q01/q99 of the state features (14,) and of the relative actions (H, 7), with a floor for idle joints."""
@@ -105,56 +163,44 @@ class Samples:
         joints, lags = [JOINT_FLOOR_RAD] * 6 + [GRIPPER_FLOOR_M], [LAG_FLOOR_RAD] * 6 + [LAG_FLOOR_M]
         return {"state": _quantiles(features, np.array(joints + lags)), "actions": _quantiles(actions, np.array(joints))}
 
-    def _batch(self, index, state, delay) -> Batch:
-        pictures = places = None
-        if self.cameras:
-            row = self._picture(index, delay)
-            pictures = torch.from_numpy(np.stack([self.images[camera][row] for camera in self.cameras], axis=1))
-            places = torch.from_numpy(self.places[row])
-        return Batch(
-            pictures,
-            torch.from_numpy(state),
-            torch.from_numpy(self.chunk(index)),
-            torch.from_numpy(self.objects[index]),
-            places,
-            [self.instructions[episode] for episode in self.episode[index]],
-        )
-
-    def _picture(self, index, delay) -> np.ndarray:
-        """Row of the newest picture that was taken ``delay`` steps before each sample or earlier."""
-        return self.newest_picture[np.maximum(index - delay, self.first[index])]
-
     def _take_pictures(self, episodes) -> None:
-        counts = [len(episode.image_steps) for episode in episodes]
         shapes = {episode.images[camera].shape[1:] for episode in episodes for camera in self.cameras}
         if len(shapes) != 1:
             raise DatasetError(f"pictures of several sizes in one dataset: {sorted(shapes)}; train on one size")
-        self.images = {camera: np.concatenate([episode.images[camera] for episode in episodes]) for camera in self.cameras}
-        offsets = np.cumsum(counts) - counts
-        self.newest_picture = np.concatenate(
-            [
-                offset + np.searchsorted(e.image_steps, np.arange(len(e.state)), side="right") - 1
-                for offset, e in zip(offsets, episodes)
-            ]
-        )
+        self.images = {camera: [episode.images[camera] for episode in episodes] for camera in self.cameras}
+        newest = [np.searchsorted(e.image_steps, np.arange(len(e.state)), side="right") - 1 for e in episodes]
+        self.newest_picture = np.concatenate(newest)  # of its episode, for each sample
+        self.picture_step = np.concatenate([e.image_steps[rows] for e, rows in zip(episodes, newest)])  # when it was taken
 
-    def _place_objects(self, episodes) -> None:
-        places = []
-        for episode in episodes:
-            for step in episode.image_steps:
-                base = episode.objects[step, :, :3].astype(np.float64)
-                pose = tool(episode.state[step, :6])
-                places.append(np.concatenate([base, (base - pose[:3, 3]) @ pose[:3, :3]], axis=1))
-        self.places = (np.array(places) / DECIMETRE).astype(np.float32).reshape(-1, OBJECT_SLOTS, 6)
+    def _pictures(self, taken, shift) -> np.ndarray:
+        """(B, n, h, w, 3) uint8: the newest picture at each sample of ``taken``, moved."""
+        width, height = self.picture_size
+        pictures = np.empty((len(taken), len(self.cameras), height, width, 3), np.uint8)
+        episodes, rows = self.episode[taken].tolist(), self.newest_picture[taken].tolist()
+        for i, camera in enumerate(self.cameras):
+            images = self.images[camera]
+            for place, episode, row, (dy, dx) in zip(pictures[:, i], episodes, rows, shift[:, i].tolist()):
+                move(images[episode][row], dy, dx, place)
+        return pictures
+
+    def _places(self, taken) -> np.ndarray:
+        """(B, 2, 6): where the objects are in the picture of each sample of ``taken``, seen from base and tool, in 0.1 m."""
+        moment = self.first[taken] + self.picture_step[taken]
+        base, pose = self.objects[moment, :OBJECT_SLOTS, :3].astype(np.float64), tools(self.state[moment, :6])
+        near = (base - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+        return (np.concatenate([base, near], axis=-1) / DECIMETRE).astype(np.float32)
 
 
-def shifted(pictures: np.ndarray, limit: int, rng: np.random.Generator) -> np.ndarray:
-    """(B, h, w, 3): every picture moved by up to ``limit`` pixels in x and y, its edge repeated."""
-    count, height, width = pictures.shape[:3]
-    dx, dy = rng.integers(-limit, limit + 1, (2, count))
-    rows = np.clip(np.arange(height) + dy[:, None], 0, height - 1)
-    columns = np.clip(np.arange(width) + dx[:, None], 0, width - 1)
-    return pictures[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+def move(picture: np.ndarray, dy: int, dx: int, out: np.ndarray) -> None:
+    """Writes ``picture`` (h, w, 3), moved by dy and dx pixels, into ``out``: out[y, x] = picture[y + dy, x + dx], its edge
+    repeated where that lies outside."""
+    height, width = picture.shape[:2]
+    top, bottom = max(0, -dy), min(height, height - dy)
+    left, right = max(0, -dx), min(width, width - dx)
+    out[top:bottom, left:right] = picture[top + dy : bottom + dy, left + dx : right + dx]
+    out[top:bottom, :left] = out[top:bottom, left : left + 1]
+    out[top:bottom, right:] = out[top:bottom, right - 1 : right]
+    out[:top], out[bottom:] = out[top], out[bottom - 1]
 
 
 def _quantiles(values: np.ndarray, floor: np.ndarray) -> Normalisation:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.policies.policy import ChunkPolicy, Inputs, scale_pixels
+from policytrim_ros.policies.policy import ChunkPolicy, Inputs
 from policytrim_ros.policies.tokenizer import train_tokenizer
 from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
 from policytrim_ros.training.recipe import Recipe, commit, load_recipe
@@ -53,8 +53,10 @@ class Trainer:
         self.data_sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         episodes = [e for directory in directories for e in read_episodes(directory, recipe.pictures.cameras, progress)]
         train, held_out = split(episodes, self.training.held_out, recipe.seed)
-        self.samples = Samples(train, recipe.pictures.cameras, recipe.network.horizon)
-        self.held_out = Samples(held_out, recipe.pictures.cameras, recipe.network.horizon) if held_out else None
+        self.samples = Samples(train, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
+        self.held_out = (
+            Samples(held_out, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots) if held_out else None
+        )
         self.policy = new_policy(recipe, self.samples, sorted({episode.task for episode in episodes}))
         self.ema = {name: parameter.detach().clone() for name, parameter in self.policy.named_parameters()}
         self.optimizer = torch.optim.AdamW(
@@ -250,13 +252,9 @@ class Trainer:
 
 
 def inputs_of(policy: ChunkPolicy, batch: Batch) -> Inputs:
-    """The network's view of a batch of samples."""
-    return Inputs(
-        scale_pixels(batch.pictures) if batch.pictures is not None else None,
-        batch.state,
-        batch.objects if policy.contract.object_slots else None,
-        *policy.words(batch.instructions),
-    )
+    """The network's view of a batch of samples, on its device."""
+    objects = batch.objects.to(policy.device) if policy.contract.object_slots else None
+    return Inputs(batch.pixels(policy.device), batch.state.to(policy.device), objects, *policy.words(batch.instructions))
 
 
 @torch.inference_mode()
