@@ -32,8 +32,8 @@ class KeypointNet(nn.Module):
         height, width = maps.shape[-2:]
         logits = maps.flatten(2)
         weights = logits.softmax(-1)
-        x = torch.linspace(-1, 1, width, device=maps.device).repeat(height)
-        y = torch.linspace(-1, 1, height, device=maps.device).repeat_interleave(width)
+        x = torch.linspace(-1, 1, width, device=maps.device, dtype=maps.dtype).repeat(height)
+        y = torch.linspace(-1, 1, height, device=maps.device, dtype=maps.dtype).repeat_interleave(width)
         return torch.cat([weights @ x, weights @ y, 0.1 * (weights * logits).sum(-1)], dim=-1)
 
 
