@@ -27,7 +27,9 @@ from safetensors.torch import save as tensors_to_bytes
 from tokenizers import Tokenizer
 
 from policytrim_ros.core.contract import Contract, mismatches
+from policytrim_ros.policies.autoregressive import AutoregressiveConfig, AutoregressivePolicy
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
+from policytrim_ros.policies.parallel import ParallelConfig, ParallelPolicy
 from policytrim_ros.policies.policy import ChunkPolicy
 
 FORMAT = "policytrim-checkpoint"
@@ -48,7 +50,11 @@ class Family:
     policy: Callable
 
 
-FAMILIES = {FlowPolicy.family: Family(FlowConfig, FlowPolicy)}
+FAMILIES = {
+    FlowPolicy.family: Family(FlowConfig, FlowPolicy),
+    ParallelPolicy.family: Family(ParallelConfig, ParallelPolicy),
+    AutoregressivePolicy.family: Family(AutoregressiveConfig, AutoregressivePolicy),
+}
 
 
 def save(
