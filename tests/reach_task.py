@@ -19,7 +19,7 @@ class ReachEnv:
     def __init__(self, task, setting="standard", cameras=("front",), image_size=(32, 18)):
         self.cameras, self.width, self.height = cameras, *image_size
 
-    def reset(self, seed):
+    def reset(self, seed, rebuild=False):
         self.target = float(np.random.default_rng(seed).uniform(0.25, 0.5) * (1 if seed % 2 else -1))
         self.q = np.array([0.0, 1.2, -1.1, 0.0, 0.9, 0.0, 0.07])
         self.steps = 0

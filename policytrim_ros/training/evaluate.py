@@ -8,7 +8,9 @@ Episodes are played by rollout.py: the robot's chunk executor in virtual time, s
     <out>.md     a table
     <out>.png    SR and S against h, where several were asked for
 
-Scenes and draws are fixed, the last bits are not: how many lanes share a batch changes them, and contact amplifies them.
+Every scene is built anew, draws are seeded row by row and no batch is smaller than SMALLEST_BATCH, so that an episode is a
+function of checkpoint, row and seed alone, whatever lanes, processes and earlier rows. Contact amplifies the last bit of a
+network's output into another episode: do not expect the same one from another machine or another release of torch.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from policytrim_ros.core.replanning import ASYNC
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
+from policytrim_ros.policies.policy import Observation
 from policytrim_ros.training.figures import horizon_figure
 from policytrim_ros.training.films import Films, failure_sheet
 from policytrim_ros.training.perturbations import perturbed
@@ -42,6 +45,7 @@ from policytrim_ros.training.recipe import TASKS, Evaluation, Pictures, Recipe, 
 from policytrim_ros.training.rollout import (
     Conditions,
     EpisodeResult,
+    Look,
     Start,
     first_position,
     moved,
@@ -53,6 +57,9 @@ from policytrim_ros.training.rollout import (
 FIRST_SEED = 1_000_000
 FORMAT = "policytrim-evaluation"
 FORMAT_VERSION = 1
+SMALLEST_BATCH = 4
+"""Rows; torch's matrix products on a CPU round differently below it, and alike from there on."""
+
 BACKENDS = ("cpu", "processes", "gpu")
 
 
@@ -276,8 +283,8 @@ class _Desk:
         policy = self._load(directory)
         contract = policy.contract
         cameras = tuple(camera.name for camera in contract.cameras)
-        look = perturbed(lambda seen, draws: policy.predict(seen, seeds=draws, steps=row.denoising_steps or None), row)
-        conditions = Conditions(row.mode, row.latency_s, row.action_noise_rad, row.hide_target)
+        look = perturbed(looking_with(policy, row.denoising_steps), row)
+        conditions = Conditions(row.mode, row.latency_s, row.action_noise_rad, row.hide_target, rebuild=True)
         starts = (Start(seed, row.horizon) for seed in seeds)
         options = dict(cameras=cameras, object_slots=contract.object_slots)
         if self.bench.backend == "cpu":
@@ -337,9 +344,34 @@ class _Desk:
         return self._envs[:count]
 
 
+def looking_with(policy, denoising_steps: int = 0) -> Look:
+    """``policy`` as rollouts want it; a small batch is filled up with its last row."""
+
+    def look(seen: Observation, seeds: Sequence[int]) -> np.ndarray:
+        missing = max(0, SMALLEST_BATCH - len(seeds))
+        return policy.predict(filled(seen, missing), seeds=[*seeds, *seeds[-1:] * missing], steps=denoising_steps or None)[
+            : len(seeds)
+        ]
+
+    return look
+
+
+def filled(seen: Observation, missing: int) -> Observation:
+    """The observation with its last row repeated ``missing`` times more."""
+    if not missing:
+        return seen
+    rows = np.append(np.arange(len(seen.state)), [len(seen.state) - 1] * missing)
+    return Observation(
+        {name: pictures[rows] for name, pictures in seen.images.items()},
+        seen.state[rows],
+        [seen.instruction[row] for row in rows],
+        None if seen.objects is None else seen.objects[rows],
+    )
+
+
 def demonstrate(env, demonstrator, seed: int, watch=None) -> EpisodeResult:
     """One episode of a scripted demonstrator (no policy: it calls nobody and never waits)."""
-    env.reset(seed)
+    env.reset(seed, rebuild=True)
     demonstrator.reset(seed)
     placed, result = first_position(env.objects()), None
     if watch:

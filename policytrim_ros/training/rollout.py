@@ -61,13 +61,17 @@ class Start:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How actions are executed: mode (sync, async), latency from look to arrival (s), noise on played joint targets (rad);
-    and whether the first object is left out of the pictures."""
+    """How episodes are played: mode (sync, async), latency from look to arrival (s), noise on played joint targets (rad).
+
+    ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.15 s), so that an
+    episode does not depend, in its last bits, on what was played before it.
+    """
 
     mode: str = SYNC
     latency_s: float = 0.0
     action_noise_rad: float = 0.0
     hide_target: bool = False
+    rebuild: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,9 +226,9 @@ class _Lane:
     def __init__(self, env, start: Start, conditions: Conditions, watch):
         self.env, self._watch, self.ended = env, watch, None
         if start.state is None:
-            env.reset(start.seed)
+            env.reset(start.seed, conditions.rebuild)
         else:
-            env.restore(start.state)
+            env.restore(start.state, conditions.rebuild)
         self.player = Player(start, env.proprioception()[7:], conditions)
         objects = env.objects()
         self._placed = first_position(objects)
