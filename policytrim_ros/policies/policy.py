@@ -139,6 +139,11 @@ class ChunkPolicy(nn.Module):
 
     # -- observations -------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def prompt(instruction: str) -> str:
+        """What this family reads instead of the bare instruction; its tokenizer is trained on prompts."""
+        return instruction
+
     @property
     def device(self) -> torch.device:
         return self.state_low.device
@@ -164,6 +169,11 @@ class ChunkPolicy(nn.Module):
                 )
             stacked.append(np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]]))
         return scale_pixels(torch.from_numpy(np.stack(stacked, axis=1)).to(self.device))
+
+    def processor(self) -> dict:
+        """What `pixels` does to a picture, in words that a checkpoint keeps and that must still be true when it is loaded."""
+        sizes = [[camera.width, camera.height] for camera in self.contract.cameras[:1]]
+        return {"size": sizes[0] if sizes else None, "resize": "area", "range": [-1.0, 1.0]}
 
     def words(self, instruction: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and mask (B, L) of B sentences."""

@@ -1,227 +1,230 @@
-"""Supervised fine-tuning: flow matching on demonstrations, with an auxiliary loss that asks where the objects are.
+"""Supervised fine-tuning of any policy family on demonstrations, with an auxiliary loss that asks where the objects are.
 
-    tau ~ 0.001 + 0.999 Beta(1.5, 1),  x_tau = tau * noise + (1 - tau) * action,  loss = |v(x_tau, tau) - (noise - action)|^2
+    loss = losses["action"] + locate_weight * losses["locate"]        both from the family's `ChunkPolicy.losses`
 
-For each picture pair several (noise, tau) are drawn: the prefix is encoded once and shared. Step s of a run depends on
+A step's batch is drawn as a whole and worked through in pieces (gradient accumulation), which several processes share
+out (processes.py); AdamW moves the weights, and their running average is what is evaluated and saved. Step s depends on
 the recipe and s alone, so that a killed run, resumed, ends with the very weights of one that was never interrupted.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
-import json
 import math
-import os
+import resource
+import shutil
 import signal
 import time
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Iterator, Sequence
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as tensors_to_bytes
 from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ChunkPolicy, Inputs
-from policytrim_ros.policies.tokenizer import train_tokenizer
+from policytrim_ros.policies.tokenizer import UNKNOWN, train_tokenizer
+from policytrim_ros.training import run_state
+from policytrim_ros.training.adapters import attach, merged_copy
 from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
-from policytrim_ros.training.recipe import Recipe, commit, load_recipe
+from policytrim_ros.training.processes import Processes
+from policytrim_ros.training.recipe import Recipe, Source, commit, load_recipe
+from policytrim_ros.training.run_state import TrainingError
 from policytrim_ros.training.samples import Batch, Samples
 
 STATE_FILE = "training_state.safetensors"
 HELD_OUT_SAMPLES = 512
-
-
-class TrainingError(RuntimeError):
-    """Training cannot start or go on; one sentence: what, where, what to do."""
+LOG_EVERY = 25
+SELECTION_SEED = 900_000
+"""First scene of evaluations during training: others than those that the finished checkpoint is judged by."""
 
 
 class Trainer:
-    """One run of supervised fine-tuning in ``run_dir`` (TensorBoard events and the state to resume from)."""
+    """One run of supervised fine-tuning in ``run_dir`` (TensorBoard events and the state to resume from).
 
-    def __init__(self, recipe: Recipe, dataset=None, run_dir="runs/policy", progress=True):
-        self.recipe, self.training, self.run_dir, self.progress = recipe, recipe.training, Path(run_dir), progress
-        if recipe.pictures.cameras and len(self.training.shift_px) != len(recipe.pictures.cameras):
-            raise ConfigError(
-                f"Training.shift_px = {self.training.shift_px}: give one number for each camera {recipe.pictures.cameras}"
-            )
-        directories = [dataset] if dataset else [source.directory for source in recipe.sources]
-        digests = [data_digest(read_index(directory)) for directory in directories]
-        self.data_sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-        episodes = [e for directory in directories for e in read_episodes(directory, recipe.pictures.cameras, progress)]
-        train, held_out = split(episodes, self.training.held_out, recipe.seed)
-        self.samples = Samples(train, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
-        self.held_out = (
-            Samples(held_out, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots) if held_out else None
-        )
-        self.policy = new_policy(recipe, self.samples, sorted({episode.task for episode in episodes}))
-        self.ema = {name: parameter.detach().clone() for name, parameter in self.policy.named_parameters()}
+    ``dataset``: one directory or several in place of the recipe's; ``device``: auto, cpu or cuda. Raises ConfigError,
+    DatasetError or CheckpointError when recipe, demonstrations and parent do not fit together.
+    """
+
+    def __init__(self, recipe: Recipe, dataset=None, run_dir="runs/policy", progress=True, device="auto"):
+        self.processes = Processes(device)
+        self.recipe, self.training, self.run_dir = recipe, recipe.training, Path(run_dir)
+        self.device, self.progress = self.processes.device, progress and self.processes.first
+        self.pieces = -(-self.training.accumulate // self.processes.count) * self.processes.count
+        if self.pieces > self.training.batch:
+            raise ConfigError(f"Training.batch = {self.training.batch}: too few samples for {self.pieces} pieces")
+        directories = [dataset] if isinstance(dataset, (str, Path)) else dataset
+        sources = tuple(Source(str(directory)) for directory in directories) if directories else recipe.sources
+        self.data_sha256 = digest(sources)
+        episodes, labels = read(sources, recipe, self.progress)
+        train, held_out = split(len(episodes), self.training.held_out, recipe.seed)
+        self.samples = samples_of([episodes[i] for i in train], recipe)
+        self.held_out = samples_of([episodes[i] for i in held_out], recipe) if held_out else None
+        self.shares = shares(self.samples, [labels[i] for i in train], sources)
+        self.policy, self.parent = start(recipe, self.samples, sorted({episode.task for episode in episodes}))
+        attach(self.policy, recipe.lora, recipe.seed)
+        self.policy.to(self.device, memory_format=torch.channels_last)  # as the pictures come; convolutions are faster so
+        self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        self.ema = {name: parameter.detach().clone() for name, parameter in self.trained.items()}
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(),
+            self.trained.values(),
             lr=self.training.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=self.training.weight_decay,
             fused=True,
         )
         self.step, self.cpu_s, self.best, self.without_progress = 0, 0.0, math.inf, 0
+        self.success, self.best_success = None, None
         self.held_out_report: dict[str, float] = {}
-        self.stop_requested = False
+        self.stop_requested, self.stop_agreed = False, False  # by this process; by all
+        self._order = None, None
+
+    @property
+    def bfloat16(self) -> bool:
+        return self.training.precision == "bfloat16" or self.training.precision == "auto" and self.device.type == "cuda"
+
+    def describe(self) -> str:
+        """One line: what is trained, on what, how."""
+        count, whole = (sum(p.numel() for p in group) for group in (self.trained.values(), self.policy.parameters()))
+        share = f"{count:,} of {whole:,} parameters ({100 * count / whole:.1f} %)" if count < whole else f"{count:,} parameters"
+        tasks = ", ".join(f"{label} {100 * share:.0f} %" for label, _, share in self.shares)
+        return (
+            f"{self.policy.family} policy, {share}; {len(self.samples):,} samples ({tasks}); {self.processes.count} x {self.device}, "
+            f"{'bfloat16' if self.bfloat16 else 'float32'}, batch {self.training.batch} in {self.pieces} pieces"
+        )
 
     def run(self) -> bool:
         """Trains to the end of the recipe; False when it was asked to stop before (the state is saved, a new run resumes)."""
-        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+        try:
+            return self._run()
+        except OSError as error:  # the curves; states and checkpoints have sentences of their own
+            raise TrainingError(
+                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, the last state is intact"
+            ) from error
 
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+    def _run(self) -> bool:
         self._resume()
-        total = self.training.steps
         with (
-            SummaryWriter(self.run_dir) as board,
-            tqdm(total=total, initial=self.step, unit="step", disable=not self.progress, mininterval=5.0) as bar,
+            self._board() as board,
+            tqdm(
+                total=self.training.steps,
+                initial=self.step,
+                unit="step",
+                disable=not self.progress,
+                mininterval=5.0,
+                smoothing=0.05,
+            ) as bar,
         ):
-            while self.step < total and not self._budget_spent() and not self._out_of_patience():
-                if self.stop_requested:
+            mark, since = time.perf_counter(), self.step
+            while not self._finished():
+                if self._stop():
                     self.save_state()
                     return False
-                began = time.process_time()
                 losses = self.train_step()
-                self.cpu_s += time.process_time() - began
                 bar.update()
-                if self.step % 25 == 0:
-                    bar.set_postfix_str(f"action={losses['action']:.3f} {self._held_out_text()}")
-                    for name, value in losses.items():
-                        board.add_scalar(f"train/{name}", value, self.step)
+                if self.step % LOG_EVERY == 0:
+                    rate = (self.step - since) * self.training.batch / (time.perf_counter() - mark)
+                    mark, since = time.perf_counter(), self.step
+                    bar.set_postfix_str(f"action={losses['action']:.3f} {self._report_text()} {rate:.0f} samples/s")
+                    self._log(board, "train", {**losses, "samples_per_s": rate, "memory_mb": memory_mb(self.device)})
                 if self.step % self.training.evaluate_every == 0:
                     self._evaluate(board)
+                if self.training.success_every and self.step % self.training.success_every == 0:
+                    self._play(board)
                 if self.step % self.training.save_every == 0:
                     self.save_state()
-            self._evaluate(board)
+            if self.step % self.training.evaluate_every or not self.held_out_report:
+                self._evaluate(board)
+            if self.training.success_every and self.step % self.training.success_every and not self._succeeded():
+                self._play(board)
         self.save_state()
         return True
 
+    # -- one step -----------------------------------------------------------------------------------------------
+
     def train_step(self) -> dict[str, float]:
-        """One optimiser step; losses and gradient norm."""
-        rng = np.random.default_rng((self.recipe.seed, 1, self.step))
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch = self.samples.augmented(self._indices(), rng, self.training)
+        """One optimiser step; losses, gradient norm and learning rate. TrainingError when something is not finite."""
+        began = time.process_time()
         for group in self.optimizer.param_groups:
             group["lr"] = self.training.learning_rate * self._schedule()
         self.policy.train()
-        inputs = inputs_of(self.policy, batch)
-        losses = self.policy.losses(
-            inputs, batch.actions, generator=generator, repeats=self.training.flow_samples, places=batch.places
-        )
-        loss = losses["action"] + self.training.locate_weight * losses.get("locate", 0.0)
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss.item()} at step {self.step}; lower the learning rate and resume from {self.run_dir}"
-            )
         self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.training.gradient_clip)
+        losses: dict[str, float | torch.Tensor] = {}
+        for share, batch, generator in self._my_pieces():
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+                found = self.policy.losses(
+                    inputs_of(self.policy, batch),
+                    batch.actions,
+                    generator=generator,
+                    repeats=self.training.flow_samples,
+                    places=batch.places,
+                )
+                loss = found["action"] + self.training.locate_weight * found.get("locate", 0.0)
+            (share * loss).backward()
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0.0) + share * value.detach()
+        figures = {name: value.item() for name, value in losses.items()}
+        figures = self.processes.reduce(
+            list(self.trained.values()), {**figures, "cpu_s": time.process_time() - began, "stop": self.stop_requested}
+        )
+        self.cpu_s += figures.pop("cpu_s")
+        self.stop_agreed = bool(figures.pop("stop"))
+        norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.training.gradient_clip).item()
+        self._check_finite({**figures, "gradient_norm": norm})
         self.optimizer.step()
         self.step += 1
         decay = min(self.training.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), list(self.policy.parameters()), 1 - decay)
-        return {
-            **{name: value.item() for name, value in losses.items()},
-            "gradient_norm": norm.item(),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-        }
+            torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
+        return {**figures, "gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def averaged(self) -> ChunkPolicy:
-        """A policy with the averaged weights, in evaluation mode."""
-        policy = type(self.policy)(self.policy.config, self.policy.contract, self.policy.tokenizer)
-        policy.load_state_dict(self.ema)
-        return policy.eval().requires_grad_(False)
-
-    def save_checkpoint(self, directory, parent: str | None = None) -> dict:
-        """Writes the averaged weights as a checkpoint (replacing an older one) and returns its manifest."""
-        made = {
-            "recipe": self.recipe.name,
-            "recipe_sha256": self.recipe.digest,
-            "method": "sft",
-            "seed": self.recipe.seed,
-            "steps": self.step,
-            "cpu_minutes": round(self.cpu_s / 60, 2),
-            "samples": self.step * self.training.batch,
-            "commit": commit(),
-            "data_sha256": self.data_sha256,
-            "parent": parent,
-            "torch": torch.__version__,
-            "held_out": self.held_out_report,
-        }
-        return checkpoint.save(directory, self.averaged(), made=made, overwrite=True)
-
-    # -- resuming -----------------------------------------------------------------------------------------------
-
-    def save_state(self) -> None:
-        """Everything that the next step depends on, in one file, written beside and renamed."""
-        tensors = {}
-        for name, parameter in self.policy.named_parameters():
-            tensors[f"model.{name}"], tensors[f"ema.{name}"] = parameter.detach(), self.ema[name]
-            state = self.optimizer.state.get(parameter)
-            if state:
-                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
-        facts = {
-            "recipe": self.recipe.digest,
-            "data": self.data_sha256,
-            "step": self.step,
-            "cpu_s": self.cpu_s,
-            "best": self.best if math.isfinite(self.best) else None,
-            "without_progress": self.without_progress,
-        }
-        path = self.run_dir / STATE_FILE
-        beside = path.with_suffix(".new")
-        try:
-            beside.write_bytes(
-                tensors_to_bytes({k: v.contiguous() for k, v in tensors.items()}, metadata={"facts": json.dumps(facts)})
-            )
-            os.replace(beside, path)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise TrainingError(
-                f"{path}: could not be written ({error.strerror}); free some space and resume, the last state is intact"
-            ) from error
-
-    def _resume(self) -> None:
-        path = self.run_dir / STATE_FILE
-        if not path.exists():
-            return
-        try:
-            with safe_open(path, framework="pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise TrainingError(f"{path}: cannot be read ({error}); delete {self.run_dir} to start again") from error
-        if (facts["recipe"], facts["data"]) != (self.recipe.digest, self.data_sha256):
-            raise TrainingError(
-                f"{path}: belongs to another recipe or other demonstrations; delete {self.run_dir} to start again"
-            )
-        with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
-                self.ema[name].copy_(tensors[f"ema.{name}"])
-                if f"exp_avg.{name}" in tensors:
-                    self.optimizer.state[parameter] = {
-                        "step": torch.tensor(float(facts["step"])),
-                        "exp_avg": tensors[f"exp_avg.{name}"],
-                        "exp_avg_sq": tensors[f"exp_avg_sq.{name}"],
-                    }
-        self.step, self.cpu_s, self.without_progress = facts["step"], facts["cpu_s"], facts["without_progress"]
-        self.best = math.inf if facts["best"] is None else facts["best"]
-
-    # -- schedule -----------------------------------------------------------------------------------------------
+    def _my_pieces(self) -> Iterator[tuple[float, Batch, torch.Generator]]:
+        """(share of the batch, samples, generator) of every piece of this step that is this process's."""
+        rng = np.random.default_rng((self.recipe.seed, 1, self.step))
+        draw = self.samples.draw(self._indices(), rng, self.training)
+        seeds = rng.integers(2**62, size=self.pieces)
+        parts = np.array_split(np.arange(len(draw.index)), self.pieces)
+        for piece in range(self.processes.rank, self.pieces, self.processes.count):
+            torch.manual_seed(int(seeds[piece]))  # dropout, where a family has any
+            generator = torch.Generator(self.device).manual_seed(int(seeds[piece]))
+            batch = self.samples.batch(draw.rows(parts[piece])).to(self.device)
+            yield len(parts[piece]) / len(draw.index), batch, generator
 
     def _indices(self) -> np.ndarray:
-        """The samples of this step: epochs without replacement, each epoch in an order of its own."""
+        """The samples of this step. An epoch has as many samples as the demonstrations, every group its share of them; a
+        group's samples come in a random order, each once before any comes again."""
         size, count = min(self.training.batch, len(self.samples)), len(self.samples)
         epoch, place = divmod(self.step, count // size)
-        order = np.random.default_rng((self.recipe.seed, 2, epoch)).permutation(count)
-        return order[place * size : (place + 1) * size]
+        return self._epoch(epoch)[place * size : (place + 1) * size]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            chosen = []
+            for number, (_, members, share) in enumerate(self.shares):
+                wanted = round(share * len(self.samples))
+                turns, places = divmod(np.arange(epoch * wanted, (epoch + 1) * wanted), len(members))
+                for turn in np.unique(turns):
+                    order = np.random.default_rng((self.recipe.seed, 6, number, turn)).permutation(members)
+                    chosen.append(order[places[turns == turn]])
+            chosen = np.random.default_rng((self.recipe.seed, 2, epoch)).permutation(np.concatenate(chosen))
+            self._order = epoch, np.resize(chosen, len(self.samples))  # rounding may leave it a sample short
+        return self._order[1]
+
+    def _check_finite(self, figures) -> None:
+        broken = [f"{name} became {value}" for name, value in figures.items() if not math.isfinite(value)]
+        if not broken:
+            return
+        weights = [name for name, p in self.trained.items() if p.grad is not None and not p.grad.isfinite().all()]
+        raise TrainingError(
+            f"{broken[0]} at step {self.step}{f' (gradient of {weights[0]})' if weights else ''}; lower the learning rate and "
+            f"start again with another --run, or mend the demonstrations; {self.run_dir} keeps the last state before it"
+        )
 
     def _schedule(self) -> float:
         """Factor of the learning rate: linear warm-up, then a cosine to zero at the end of the steps or of the budget."""
@@ -231,44 +234,329 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(1, self.training.warmup_steps))
         return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def _budget_spent(self) -> bool:
-        return 0 < self.training.cpu_minutes <= self.cpu_s / 60
+    # -- when to stop -------------------------------------------------------------------------------------------
 
-    def _out_of_patience(self) -> bool:
-        return 0 < self.training.patience <= self.without_progress
+    def _finished(self) -> bool:
+        return (
+            self.step >= self.training.steps
+            or 0 < self.training.cpu_minutes <= self.cpu_s / 60
+            or 0 < self.training.patience <= self.without_progress
+            or self._succeeded()
+        )
+
+    def _succeeded(self) -> bool:
+        return bool(self.training.success_every) and self.success is not None and self.success >= self.training.success_wanted
+
+    def _stop(self) -> bool:
+        return self.stop_requested if self.processes.count == 1 else self.stop_agreed
 
     def _evaluate(self, board) -> None:
+        """Losses on the held-out episodes, with the averaged weights."""
         if self.held_out is None:
             return
-        self.held_out_report = held_out_report(self.averaged(), self.held_out, self.recipe.seed)
-        for name, value in self.held_out_report.items():
-            board.add_scalar(f"held_out/{name}", value, self.step)
+        if self.processes.first:
+            with self.averaging() as policy:
+                self.held_out_report = held_out_report(policy, self.held_out, self.recipe.seed)
+        self.held_out_report = self.processes.agree(self.held_out_report)
+        self._log(board, "held_out", self.held_out_report)
         loss = self.held_out_report["action"]
         self.without_progress = 0 if loss < self.best else self.without_progress + 1
         self.best = min(self.best, loss)
 
-    def _held_out_text(self) -> str:
-        return " ".join(f"{name}={value:.3g}" for name, value in self.held_out_report.items())
+    def _play(self, board) -> None:
+        """Mean success rate in the simulator over the recipe's rows; the best checkpoint so far is kept in ``run_dir/best``."""
+        if self.processes.first:
+            candidate, best = self.run_dir / "candidate", self.run_dir / "best"
+            self.save_checkpoint(candidate, self.averaged())
+            self.success = success_rate(candidate, self.recipe, self.device.type)
+            if self.best_success is None or self.success >= self.best_success:  # of equals the later
+                self.best_success = self.success
+                shutil.rmtree(best, ignore_errors=True)
+                candidate.rename(best)
+            else:
+                shutil.rmtree(candidate)
+        self.success, self.best_success = self.processes.agree((self.success, self.best_success))
+        self._log(board, "simulator", {"success_rate": self.success})
+
+    # -- what comes out -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaging(self) -> Iterator[ChunkPolicy]:
+        """The policy has its averaged weights, in evaluation mode, within."""
+        self._swap()
+        try:
+            yield self.policy.eval()
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self.trained.items():
+            parameter.data, self.ema[name] = self.ema[name], parameter.data
+
+    def averaged(self) -> ChunkPolicy:
+        """A policy of its own with the averaged weights, adapters merged, on the CPU in evaluation mode."""
+        with self.averaging() as policy:
+            return merged_copy(policy)
+
+    def finish(self, directory) -> dict:
+        """Writes the finished checkpoint: the one with the most successes where that was asked for, else the last averaged
+        weights. Returns its manifest."""
+        if self.best_success is None:
+            return self.save_checkpoint(directory, self.averaged())
+        policy, manifest = checkpoint.load(self.run_dir / "best")
+        return checkpoint.save(directory, policy, made=manifest["made"], overwrite=True)
+
+    def save_checkpoint(self, directory, policy: ChunkPolicy | None = None) -> dict:
+        """Writes ``policy`` (None: the averaged weights) as a checkpoint, replacing an older one, and returns its manifest."""
+        made = {
+            "recipe": self.recipe.name,
+            "recipe_sha256": self.recipe.digest,
+            "method": "sft",
+            "seed": self.recipe.seed,
+            "steps": self.step,
+            "cpu_minutes": round(self.cpu_s / 60, 2),
+            "samples": self.step * self.training.batch,
+            "processes": self.processes.count,
+            "device": self.device.type,
+            "precision": "bfloat16" if self.bfloat16 else "float32",
+            "lora": asdict(self.recipe.lora) if self.recipe.lora.rank else None,
+            "commit": commit(),
+            "data_sha256": self.data_sha256,
+            "parent": self.parent,
+            "torch": torch.__version__,
+            "held_out": self.held_out_report,
+            "success_while_training": self.success,
+        }
+        return checkpoint.save(directory, policy or self.averaged(), made=made, overwrite=True)
+
+    # -- resuming -----------------------------------------------------------------------------------------------
+
+    def save_state(self) -> None:
+        """Everything that the next step depends on; the first process writes it."""
+        if not self.processes.first:
+            return
+        tensors = {f"buffer.{name}": buffer for name, buffer in self._buffers().items()}
+        for name, parameter in self.trained.items():
+            tensors[f"model.{name}"], tensors[f"ema.{name}"] = parameter, self.ema[name]
+            if state := self.optimizer.state.get(parameter):
+                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        facts = {
+            "recipe": self.recipe.digest,
+            "data": self.data_sha256,
+            "parent": self.parent,
+            "step": self.step,
+            "cpu_s": self.cpu_s,
+            "best": self.best if math.isfinite(self.best) else None,
+            "without_progress": self.without_progress,
+            "success": self.success,
+            "best_success": self.best_success,
+        }
+        run_state.save(self.run_dir / STATE_FILE, tensors, facts)
+
+    def _resume(self) -> None:
+        path = self.run_dir / STATE_FILE
+        saved = run_state.load(path)
+        if saved is None:
+            return
+        tensors, facts = saved
+        if [facts.get(key) for key in ("recipe", "data", "parent")] != [self.recipe.digest, self.data_sha256, self.parent]:
+            raise TrainingError(
+                f"{path}: belongs to another recipe, other demonstrations or another parent; give another --run, "
+                f"or delete {self.run_dir} to start again"
+            )
+        with torch.no_grad():
+            for name, buffer in self._buffers().items():
+                buffer.copy_(tensors[f"buffer.{name}"])
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[f"model.{name}"])
+                self.ema[name].copy_(tensors[f"ema.{name}"])
+                if f"exp_avg.{name}" in tensors:
+                    self.optimizer.state[parameter] = {
+                        "step": torch.tensor(float(facts["step"]), device=self.device),
+                        **{key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")},
+                    }
+        self.step, self.cpu_s, self.without_progress = facts["step"], facts["cpu_s"], facts["without_progress"]
+        self.best = math.inf if facts["best"] is None else facts["best"]
+        self.success, self.best_success = facts["success"], facts["best_success"]
+
+    def _buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers that belong to the weights, running means for example."""
+        parameters = dict(self.policy.named_parameters(remove_duplicate=False))
+        return {name: tensor for name, tensor in self.policy.state_dict().items() if name not in parameters}
+
+    # -- curves -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _board(self):
+        if not self.processes.first:
+            yield None
+            return
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        with SummaryWriter(self.run_dir, purge_step=self.step + 1 if self.step else None) as board:
+            yield board
+
+    def _log(self, board, group: str, values) -> None:
+        if board is not None:
+            for name, value in values.items():
+                board.add_scalar(f"{group}/{name}", value, self.step)
+
+    def _report_text(self) -> str:
+        success = {} if self.success is None else {"success": self.success}
+        return " ".join(f"{name}={value:.3g}" for name, value in {**self.held_out_report, **success}.items())
+
+
+# -- demonstrations -------------------------------------------------------------------------------------------------
+
+
+def digest(sources: Sequence[Source]) -> str:
+    """One SHA-256 for all demonstrations."""
+    parts = [data_digest(read_index(source.directory)) for source in sources]
+    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def read(sources: Sequence[Source], recipe: Recipe, progress: bool):
+    """(episodes, number of the source of each). DatasetError when the pictures are not those of the recipe."""
+    pictures, episodes, labels = recipe.pictures, [], []
+    for number, source in enumerate(sources):
+        for episode in read_episodes(source.directory, pictures.cameras, progress):
+            for camera in pictures.cameras:
+                height, width = episode.images[camera].shape[1:3]
+                if (width, height) != (pictures.width, pictures.height):
+                    raise DatasetError(
+                        f"{source.directory}: {episode.name}: pictures of '{camera}' are {width}x{height}, the recipe asks for "
+                        f"{pictures.width}x{pictures.height}; record them at that size or correct the recipe"
+                    )
+            episodes.append(episode)
+            labels.append((number, episode.task))
+    return episodes, labels
+
+
+def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(training, held-out) episodes, drawn by seed; at least one is held out when there are two and ``share`` > 0."""
+    order = np.random.default_rng((seed, 4)).permutation(count).tolist()
+    kept = min(count - 1, max(1, round(share * count))) if share else 0
+    return sorted(order[kept:]), sorted(order[:kept])
+
+
+def samples_of(episodes, recipe: Recipe) -> Samples:
+    return Samples(episodes, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
+
+
+def shares(samples: Samples, labels, sources: Sequence[Source]) -> list[tuple[str, np.ndarray, float]]:
+    """(name, samples, share of every epoch) of each group: the tasks, equally; or, where directories have weights, every
+    directory by its weight and within it the tasks equally. ``labels``: (number of the source, task) of each episode."""
+    weighted = any(source.weight for source in sources)
+    groups = [(number if weighted else 0, task) for number, task in labels]
+    found, total = [], sum(source.weight for source in sources if weighted) or 1.0
+    for number, task in sorted(set(groups)):
+        members = np.flatnonzero(np.array([group == (number, task) for group in groups])[samples.episode])
+        tasks = len({other for which, other in groups if which == number})
+        weight = sources[number].weight / total if weighted else 1.0
+        found.append((f"{sources[number].directory} {task}" if weighted else task, members, weight / tasks))
+    return found
 
 
 def inputs_of(policy: ChunkPolicy, batch: Batch) -> Inputs:
-    """The network's view of a batch of samples, on its device."""
-    objects = batch.objects.to(policy.device) if policy.contract.object_slots else None
-    return Inputs(batch.pixels(policy.device), batch.state.to(policy.device), objects, *policy.words(batch.instructions))
+    """The network's view of a batch of samples on its device."""
+    return Inputs(batch.pixels(), batch.state, batch.objects, *policy.words(batch.instructions))
+
+
+# -- the policy to begin with ---------------------------------------------------------------------------------------
+
+
+def start(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str | None]:
+    """(policy, SHA-256 of its parent's weights): the parent of the recipe, or a new one with random weights."""
+    return descended(recipe, samples, tasks) if recipe.parent else (new_policy(recipe, samples, tasks), None)
+
+
+def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
+    """An untrained policy whose contract and words come from the recipe and the demonstrations."""
+    instructions = sorted(set(samples.instructions))
+    contract = replace(
+        offered(recipe),
+        execution_horizon=recipe.execution_horizon,
+        tasks=tuple(tasks),
+        instructions=tuple(instructions),
+        normalisation=samples.normalisation(),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        try:
+            return checkpoint.FAMILIES[recipe.family].policy(recipe.network, contract, train_tokenizer(instructions))
+        except ValueError as error:
+            raise ConfigError(f"Recipe.network: {error}") from error
+
+
+def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str]:
+    """The recipe's parent with its contract; tasks and instructions are added. ConfigError when it does not fit."""
+    policy, manifest = checkpoint.load(recipe.parent)
+    contract = policy.contract
+    misfits = [
+        f"{name.replace('_', ' ')}: the parent has {theirs}, the recipe {ours}"
+        for name, theirs, ours in (
+            ("family", manifest["family"], recipe.family),
+            *((name, _said(getattr(contract, name)), _said(getattr(offered(recipe), name))) for name in FIXED),
+            *(
+                (f"network.{spec.name}", getattr(policy.config, spec.name, None), getattr(recipe.network, spec.name))
+                for spec in fields(recipe.network)
+                if getattr(recipe.network, spec.name) != getattr(type(recipe.network)(), spec.name)
+            ),
+        )
+        if theirs != ours
+    ]
+    if misfits:
+        raise ConfigError(f"{recipe.parent}: cannot be fine-tuned with this recipe: {misfits[0]}; correct the recipe")
+    instructions = sorted(set(samples.instructions))
+    unknown = policy.tokenizer.token_to_id(UNKNOWN)
+    for sentence in instructions:
+        if unknown is not None and unknown in policy.tokenizer.encode(sentence).ids:
+            raise ConfigError(f"{recipe.parent}: does not know every word of '{sentence}'; train a new policy")
+    contract = replace(
+        contract,
+        tasks=tuple(dict.fromkeys((*contract.tasks, *tasks))),
+        instructions=tuple(dict.fromkeys((*contract.instructions, *instructions))),
+        normalisation=samples.normalisation() if recipe.renormalise else contract.normalisation,
+    )
+    child = type(policy)(policy.config, contract, policy.tokenizer)
+    child.load_state_dict(policy.state_dict())
+    return child, manifest["files"]["model.safetensors"]
+
+
+FIXED = ("cameras", "object_slots", "prediction_horizon", "joints", "joint_unit", "signs", "gripper_unit", "control_rate_hz")
+"""What a parent and a recipe must have in common."""
+
+
+def offered(recipe: Recipe) -> Contract:
+    """The terms that recipe and demonstrations set: cameras, horizon, and the units in which demonstrations are written."""
+    pictures = recipe.pictures
+    return Contract(
+        cameras=tuple(Camera(name, pictures.width, pictures.height) for name in pictures.cameras),
+        object_slots=recipe.object_slots,
+        prediction_horizon=recipe.network.horizon,
+    )
+
+
+def _said(value) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], Camera):
+        return ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+# -- figures --------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def held_out_report(policy: ChunkPolicy, samples: Samples, seed: int) -> dict[str, float]:
     """Losses (same noise every time) and error of the first action (mrad)."""
-    rng = np.random.default_rng((seed, 3))
-    index = rng.permutation(len(samples))[:HELD_OUT_SAMPLES]
-    generator = torch.Generator().manual_seed(seed)
+    index = np.random.default_rng((seed, 3)).permutation(len(samples))[:HELD_OUT_SAMPLES]
+    generator = torch.Generator(policy.device).manual_seed(seed)
     found: dict[str, list[float]] = {}
     for part in np.array_split(index, max(1, len(index) // 64)):
-        batch = samples.plain(part)
+        batch = samples.plain(part).to(policy.device)
         inputs = inputs_of(policy, batch)
         losses = policy.losses(inputs, batch.actions, generator=generator, places=batch.places)
-        generators = [torch.Generator().manual_seed(int(row)) for row in part]
+        generators = [torch.Generator(policy.device).manual_seed(int(row)) for row in part]
         actions = policy.to_robot(policy.sample(inputs, generators), batch.state)
         losses["first_action_mrad"] = (actions - batch.actions)[:, 0, :6].abs().mean() * 1000
         for name, value in losses.items():
@@ -276,37 +564,56 @@ def held_out_report(policy: ChunkPolicy, samples: Samples, seed: int) -> dict[st
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
-    """An untrained policy whose contract and words come from the recipe and the demonstrations."""
-    pictures = recipe.pictures
-    instructions = sorted(set(samples.instructions))
-    contract = Contract(
-        cameras=tuple(Camera(name, pictures.width, pictures.height) for name in pictures.cameras),
-        prediction_horizon=recipe.network.horizon,
-        execution_horizon=recipe.execution_horizon,
-        object_slots=recipe.object_slots,
-        tasks=tuple(tasks),
-        instructions=tuple(instructions),
-        normalisation=samples.normalisation(),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return checkpoint.FAMILIES[recipe.family].policy(recipe.network, contract, train_tokenizer(instructions))
+def success_rate(directory, recipe: Recipe, device: str) -> float:
+    """Mean success rate of a checkpoint over the recipe's rows of evaluation, a few episodes each."""
+    from policytrim_ros.training.evaluate import Bench, EvaluationError, evaluate  # needed for this alone
+
+    if not recipe.evaluation:
+        raise ConfigError("Training.success_every > 0: the recipe has no `evaluation` rows to play")
+    bench = Bench(recipe.environment, recipe.demonstrator, recipe.pictures, SELECTION_SEED, device=device)
+    rows = [replace(row, episodes=recipe.training.success_episodes) for row in recipe.evaluation]
+    try:
+        return float(np.mean([evaluate(directory, row, bench, progress=False)["success_rate"] for row in rows]))
+    except EvaluationError as error:
+        raise TrainingError(f"the evaluation during training failed: {error}") from error
 
 
-def split(episodes, share: float, seed: int):
-    """(training, held-out) episodes, drawn by seed; at least one is held out when there are two and ``share`` > 0."""
-    order = np.random.default_rng((seed, 4)).permutation(len(episodes))
-    count = min(len(episodes) - 1, max(1, round(share * len(episodes)))) if share else 0
-    return [episodes[i] for i in sorted(order[count:])], [episodes[i] for i in sorted(order[:count])]
+def memory_mb(device: torch.device) -> float:
+    """Peak memory of this process so far: the GPU's, or resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+# -- command line ---------------------------------------------------------------------------------------------------
+
+EXAMPLES = """\
+A killed or interrupted run goes on where its state was saved last when the same command is repeated; the result is the same.
+
+examples:
+  policytrim train sft --recipe config/sft_piper.yaml
+  policytrim train sft --recipe mine.yaml --from models/piper-pi0-tiny --out models/mine
+  tensorboard --logdir runs
+
+several processes share every batch; one machine with two GPUs, or two machines (the same command on each, --machine_rank 0 and 1):
+  accelerate launch --num_processes 2 -m policytrim_ros.cli train sft --recipe RECIPE
+  accelerate launch --num_machines 2 --num_processes 2 --machine_rank 0 --main_process_ip HOST --main_process_port 29500 \\
+      -m policytrim_ros.cli train sft --recipe RECIPE
+  torchrun --nproc-per-node 2 -m policytrim_ros.cli train sft --recipe RECIPE --device cpu
+"""
 
 
 def add_arguments(parser) -> None:
     """``policytrim train sft``."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.add_argument("--recipe", required=True, help="recipe file, config/*.yaml")
-    parser.add_argument("--dataset", help="directory of the demonstrations (default: the recipe's)")
+    parser.add_argument("--dataset", nargs="+", help="directories of the demonstrations (default: the recipe's)")
     parser.add_argument("--run", help="directory of TensorBoard events and resumable state (default: runs/<name>)")
     parser.add_argument("--out", help="directory of the finished checkpoint (default: the recipe's)")
+    parser.add_argument(
+        "--from", dest="parent", metavar="CHECKPOINT", help="fine-tune this checkpoint (default: the recipe's parent, if any)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default: a GPU if there is one")
     parser.add_argument(
         "--threads", type=int, default=1, help="threads of torch (default 1; more rarely helps a network this small)"
     )
@@ -315,21 +622,33 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     """Trains or resumes; 0 when finished, 130 when interrupted (state saved), 1 after one sentence about what went wrong."""
     torch.set_num_threads(args.threads)
+    processes = None
     try:
         recipe = load_recipe(args.recipe)
-        trainer = Trainer(recipe, args.dataset, args.run or f"runs/{recipe.name}")
+        if args.parent:
+            recipe = replace(recipe, parent=args.parent)
+        trainer = Trainer(recipe, args.dataset, args.run or f"runs/{recipe.name}", device=args.device)
+        processes, speaks = trainer.processes, trainer.processes.first
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(trainer, "stop_requested", True))
+        if speaks:
+            print(f"train: {trainer.describe()}")
         if not trainer.run():
-            print(f"train: stopped at step {trainer.step}; the same command resumes")
+            if speaks:
+                print(f"train: stopped at step {trainer.step}; the same command resumes")
             return 130
-        out = args.out or recipe.checkpoint
-        manifest = trainer.save_checkpoint(out)
+        if speaks:
+            out = args.out or recipe.checkpoint
+            manifest = trainer.finish(out)
+            print(
+                f"train: {out}: {manifest['parameters']} parameters, {trainer.step} steps, "
+                f"{trainer.cpu_s / 60:.1f} CPU-minutes, {trainer.held_out_report}"
+            )
     except (ConfigError, DatasetError, TrainingError, checkpoint.CheckpointError) as error:
-        print(f"train: {error}")
+        if Processes.speaks_for_machine():
+            print(f"train: {error}")
         return 1
-    print(
-        f"train: {out}: {manifest['parameters']} parameters, {trainer.step} steps, "
-        f"{trainer.cpu_s / 60:.1f} CPU-minutes, {trainer.held_out_report}"
-    )
+    finally:
+        if processes is not None:
+            processes.close()
     return 0
