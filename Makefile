@@ -32,6 +32,6 @@ bench: setup
 	  .venv/bin/python -m benchmarks.inference_latency $$(dirname $$each) || exit 1; done
 
 models: setup
+	@for recipe in config/demos_*.yaml; do .venv/bin/policytrim demos make --recipe $$recipe || exit 1; done
 	@for recipe in config/sft_*.yaml; do \
-	  .venv/bin/policytrim demos make --recipe $$recipe && .venv/bin/policytrim train sft --recipe $$recipe && \
-	  .venv/bin/policytrim eval --recipe $$recipe --record || exit 1; done
+	  .venv/bin/policytrim train sft --recipe $$recipe && .venv/bin/policytrim eval --recipe $$recipe --record || exit 1; done

@@ -368,12 +368,14 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
 
 
 def own_checkpoint(task: str) -> Path | None:
-    """The first checkpoint of the project, by name, whose manifest lists ``task``."""
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks."""
     try:
-        manifests = sorted(share("models").glob("*/manifest.json"))
+        paths = sorted(share("models").glob("*/manifest.json"))
     except FileNotFoundError:
         return None
-    return next((path.parent for path in manifests if task in json.loads(path.read_text()).get("tasks", ())), None)
+    manifests = {path.parent: json.loads(path.read_text()) for path in paths}
+    able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
+    return max(able, key=lambda path: len(manifests[path]["tasks"]), default=None)
 
 
 def camera_fps(arguments: LaunchArguments) -> int:
