@@ -49,7 +49,10 @@ EXTRAS = {
         "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
     ],
-    "train": ["tensorboard>=2.14"],  # training curves
+    "train": [
+        "tensorboard>=2.14",  # training curves
+        "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
+    ],
     "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
     "test": ["pytest>=7.4", "hypothesis>=6.100"],  # the tests; properties of core
 }

@@ -1,10 +1,8 @@
-"""Demonstrations, training and evaluation on a stand-in task: resumable, exact, and clear about bad data."""
+"""Training and evaluation on a stand-in task: resumable, exact, and clear about bad data."""
 
 import argparse
 import json
-from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,7 +12,6 @@ from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.training import demos, evaluate, sft
-from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.recipe import Evaluation, load_recipe
 
 
@@ -23,128 +20,6 @@ def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp("demos") / "reach"
     demos.make(reach_recipe(), directory, progress=False)
     return directory
-
-
-@pytest.fixture
-def damaged(dataset, tmp_path):
-    """A copy whose first episode a test may spoil: `spoil(edit)` rewrites its arrays and renews the digest."""
-    import hashlib
-    import shutil
-
-    copy = tmp_path / "copy"
-    shutil.copytree(dataset, copy)
-    index = json.loads((copy / "dataset.json").read_text())
-    path = copy / "episodes" / index["episodes"][0]["file"]
-
-    def spoil(edit):
-        with np.load(path) as file:
-            arrays = {name: file[name].copy() for name in file.files}
-        edit(arrays)
-        np.savez(path, **arrays)
-        index["episodes"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        (copy / "dataset.json").write_text(json.dumps(index))
-        return copy
-
-    spoil.path, spoil.copy = path, copy
-    return spoil
-
-
-# -- demonstrations -------------------------------------------------------------------------------------------------
-
-
-def test_only_successes_are_kept_and_failures_are_counted(dataset):
-    index = demos.read_index(dataset)
-    assert [entry["seed"] for entry in index["episodes"]] == [0, 1, 2, 3, 5, 6, 7, 8]
-    assert [entry["seed"] for entry in index["failures"]] == [4]
-    assert len(list((dataset / "episodes").iterdir())) == 8
-
-
-def test_an_interrupted_collection_goes_on_where_it_stopped(damaged, dataset):
-    copy, index = damaged.copy, demos.read_index(dataset)
-    lost = index["episodes"][3:]
-    (copy / "dataset.json").write_text(json.dumps({**index, "episodes": index["episodes"][:3], "failures": []}))
-    for entry in lost:
-        (copy / "episodes" / entry["file"]).unlink()
-    stamp = damaged.path.stat().st_mtime_ns
-    resumed = demos.make(reach_recipe(), copy, progress=False)
-    assert demos.data_digest(resumed) == demos.data_digest(index)
-    assert damaged.path.stat().st_mtime_ns == stamp
-
-
-def test_demonstrations_of_another_picture_size_are_not_mixed(damaged):
-    recipe = reach_recipe()
-    with pytest.raises(DatasetError, match="pictures"):
-        demos.make(replace(recipe, pictures=replace(recipe.pictures, width=64)), damaged.copy, progress=False)
-
-
-@pytest.mark.parametrize("start", ["displaced", "mistaken"])
-def test_a_recovery_is_recorded_from_where_the_arm_was_left(start):
-    from reach_task import ReachDemonstrator, ReachEnv
-
-    pictures = reach_recipe().pictures
-    env = ReachEnv("tape_box", image_size=(64, 36))
-    arrays, facts = demos.record_episode(env, ReachDemonstrator(), 1, pictures, start)
-    again, _ = demos.record_episode(env, ReachDemonstrator(), 1, pictures, start)
-    assert facts["outcome"] == "success" and len(arrays["state"]) == facts["steps"]
-    assert abs(arrays["state"][0, 0]) > 0.01  # not where the environment puts the arm
-    assert all(np.array_equal(arrays[name], again[name], equal_nan=True) for name in arrays)  # the seed decides everything
-
-
-def test_an_episode_holds_pictures_state_and_whole_chunks(dataset):
-    episode = next(demos.read_episodes(dataset))
-    assert episode.images["front"].shape[1:] == (18, 32, 3)
-    assert len(episode.actions) == len(episode.state) + demos.TAIL_STEPS
-    assert episode.image_steps[:3].tolist() == [0, 2, 4]
-
-
-def test_a_directory_without_demonstrations_is_refused(tmp_path):
-    with pytest.raises(DatasetError, match="demos make"):
-        list(demos.read_episodes(tmp_path))
-
-
-def test_an_empty_dataset_is_refused(damaged):
-    index = demos.read_index(damaged.copy)
-    (damaged.copy / "dataset.json").write_text(json.dumps({**index, "episodes": []}))
-    with pytest.raises(DatasetError, match="is empty"):
-        list(demos.read_episodes(damaged.copy))
-
-
-@pytest.mark.parametrize(
-    "change, words",
-    [
-        (dict(joints=["gripper"]), "joint order"),
-        (dict(units={"joints": "degree"}), "degree"),
-        (dict(format_version=7), "version"),
-    ],
-)
-def test_a_foreign_index_is_refused(damaged, change, words):
-    index = demos.read_index(damaged.copy)
-    (damaged.copy / "dataset.json").write_text(json.dumps({**index, **change}))
-    with pytest.raises(DatasetError, match=words):
-        list(demos.read_episodes(damaged.copy))
-
-
-def test_a_changed_episode_is_named(damaged):
-    damaged.path.write_bytes(damaged.path.read_bytes()[:-100])
-    with pytest.raises(DatasetError, match=damaged.path.name):
-        list(demos.read_episodes(damaged.copy))
-
-
-@pytest.mark.parametrize(
-    "edit, words",
-    [
-        (lambda a: a.pop("images_front"), "camera 'front'"),
-        (lambda a: a.pop("actions"), "'actions' is missing"),
-        (lambda a: a["state"].__setitem__((1, 2), np.nan), "NaN"),
-        (lambda a: a.update(state=np.degrees(a["state"])), "degrees"),
-        (lambda a: a.update(actions=a["actions"][:1]), "do not belong together"),
-        (lambda a: a.update(images_front=a["images_front"].astype(np.float32)), "uint8"),
-        (lambda a: a.update(image_steps=a["image_steps"][::-1]), "increase"),
-    ],
-)
-def test_a_bad_episode_is_refused_with_its_reason(damaged, edit, words):
-    with pytest.raises(DatasetError, match=words):
-        list(demos.read_episodes(damaged(edit)))
 
 
 # -- training -------------------------------------------------------------------------------------------------------

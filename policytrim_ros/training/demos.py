@@ -1,25 +1,28 @@
-"""Demonstrations: successful episodes of scripted demonstrators, made and read.
+"""Demonstrations: successful episodes of scripted demonstrators, made and read; a LeRobotDataset v3 with our facts beside it.
 
-    <dataset>/dataset.json           what was asked for, every episode with its SHA-256, every failed attempt
-    <dataset>/episodes/<name>.npz    one episode (plain arrays, no pickle):
-        images_<camera> (P, h, w, 3) uint8   pictures at the policy's size
-        image_steps     (P,) int32           control step at which each was taken
-        state           (T, 14) float32      measured 7 | setpoint 7 at the start of each step (rad, m)
-        actions         (T + tail, 7) float32   absolute targets; the tail goes on after success
-        objects         (T, 2, 7) float32    poses of up to two objects in base_link: x y z (m), quaternion w x y z (NaN: no such object)
+    <dataset>/data, meta              as in lerobot.py; one row a control step:
+        observation.images.<camera>   PNG, the newest picture at that step
+        observation.state             (14,) float32   measured 7 | setpoint 7 at the start of the step (rad, m)
+        observation.objects           (14,) float32   poses of two objects in base_link: x y z (m), quaternion w x y z;
+                                                      seven zeros where there is no such object (a rotation has norm 1)
+        action                        (7,) float32    absolute target for the end of the step
+        next.success, next.done       bool            success was reached by this step or before; last row of the episode
+    <dataset>/meta/policytrim.json    units, joint order, how the pictures were made, every failed attempt
+    meta/episodes, column policytrim  JSON an episode: task, setting, style, start, seed, outcome, steps until success,
+                                      picture_steps (steps at which a new picture was taken), SHA-256 of the content, commit
 
-Files are written beside and renamed, and the index after every episode: an interrupted run goes on where it stopped.
+The rows after success are the tail: ordinary rows, there so that the last chunks of an episode are whole. Training looks
+only at what lies before (`Episode`), and the SHA-256 is of just that. A dataset of another program is read, too, when it
+has these features (objects and next.* may be missing); an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import io
 import json
 import multiprocessing
-import os
-import zipfile
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,17 +30,25 @@ import numpy as np
 from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.contract import implausible
+from policytrim_ros.core.contract import STATE_LAYOUT, implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
 from policytrim_ros.policies.policy import resize_image
+from policytrim_ros.training import lerobot
+from policytrim_ros.training.lerobot import DatasetError
 from policytrim_ros.training.recipe import Collection, Pictures, Recipe, commit, factory, load_recipe
 
 FORMAT = "policytrim-demonstrations"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+HEADER = Path("meta/policytrim.json")
+ROBOT = "piper"
+STATE, ACTION, OBJECTS, SUCCESS, DONE = "observation.state", "action", "observation.objects", "next.success", "next.done"
+PICTURES = "observation.images."
+STATE_NAMES = [f"{part}.{joint}" for part in STATE_LAYOUT for joint in JOINTS]
+UNITS = {"joints": "rad", "gripper": "m", "objects": "m"}
 OBJECT_SLOTS = 2
+OBJECT_NAMES = [f"object{slot}.{part}" for slot in range(OBJECT_SLOTS) for part in ("x", "y", "z", "qw", "qx", "qy", "qz")]
 TAIL_STEPS = 20
 """Actions kept after success, so that the last chunks of an episode are whole."""
-
 
 DISPLACEMENT_RAD = np.array([0.6, 0.3, 0.3, 0.2, 0.3, 0.4])
 DISPLACED_STEPS = 25
@@ -45,13 +56,31 @@ MISTAKE_M = 0.05
 MISTAKEN_STEPS = (20, 110)
 
 
-class DatasetError(ValueError):
-    """A dataset cannot be used; one sentence: which, what is wrong, what to do."""
+@dataclass(frozen=True)
+class Recording:
+    """One attempt, step by step, before it is an episode on disk.
+
+    images: camera -> (P, h, w, 3) uint8; image_steps (P,) int32: the step at which each was taken; state (N, 14),
+    actions (N, 7), objects (N, 2, 7) float32 as in the module; ``steps``: those until success, the rest is the tail.
+    """
+
+    instruction: str
+    images: dict[str, np.ndarray]
+    image_steps: np.ndarray
+    state: np.ndarray
+    actions: np.ndarray
+    objects: np.ndarray
+    steps: int
+    success: bool = True
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One episode in memory; shapes as in the module's docstring."""
+    """What training sees of an episode: T steps before success, and the actions of the tail.
+
+    images: camera -> (P, h, w, 3) uint8; image_steps (P,) int32 below T; state (T, 14), actions (T + tail, 7),
+    objects (T, 2, 7) float32, NaN where there is no such object.
+    """
 
     name: str
     instruction: str
@@ -66,8 +95,8 @@ class Episode:
 # -- making ---------------------------------------------------------------------------------------------------------
 
 
-def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str = "ready") -> tuple[dict | None, dict]:
-    """Lets the demonstrator act once; (arrays or None when it failed, facts: outcome, steps, instruction)."""
+def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str = "ready") -> tuple[Recording | None, dict]:
+    """Lets the demonstrator act once; (recording or None when it failed, facts: outcome, steps, instruction)."""
     env.reset(seed)
     demonstrator.reset(seed)
     if start != "ready":
@@ -75,7 +104,8 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str 
         demonstrator.reset(seed)
     images = {name: [] for name in pictures.cameras}
     image_steps, states, actions, objects = [], [], [], []
-    while True:
+
+    def step():
         if len(states) % pictures.every == 0:
             image_steps.append(len(states))
             for name, picture in env.images(pictures.cameras).items():
@@ -85,34 +115,28 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str 
         states.append(state)
         actions.append(action)
         objects.append(object_poses(things))
-        result = env.step(action)
-        if result.success or result.failure or result.truncated:
-            break
-    facts = {
-        "seed": seed,
-        "outcome": "success" if result.success else "failure" if result.failure else "truncated",
-        "steps": len(states),
-        "instruction": env.instruction,
-    }
+        return env.step(action)
+
+    result = step()
+    while not (result.success or result.failure or result.truncated):
+        result = step()
+    steps = len(states)
+    outcome = "success" if result.success else "failure" if result.failure else "truncated"
+    facts = {"seed": seed, "outcome": outcome, "steps": steps, "instruction": env.instruction}
     if not result.success:
         return None, facts
-    tail_states, tail_objects = [], []
-    for _ in range(TAIL_STEPS):
-        if demonstrator.done:
-            break
-        state = env.proprioception()
-        tail_states.append(state)
-        tail_objects.append(object_poses(env.objects()))
-        actions.append(demonstrator.act(state[:7], state[7:], env.objects()))
-        env.step(actions[-1])
-    arrays = {f"images_{name}": np.stack(frames) for name, frames in images.items()}
-    arrays["image_steps"] = np.array(image_steps, np.int32)
-    arrays["tail_state"] = np.array(tail_states, np.float32).reshape(-1, 14)
-    arrays["tail_objects"] = np.array(tail_objects, np.float32).reshape(-1, OBJECT_SLOTS, 7)
-    arrays["state"] = np.array(states, np.float32)
-    arrays["actions"] = np.array(actions, np.float32)
-    arrays["objects"] = np.array(objects, np.float32)
-    return arrays, facts
+    while len(states) < steps + TAIL_STEPS and not demonstrator.done:
+        step()
+    recording = Recording(
+        env.instruction,
+        {name: np.stack(frames) for name, frames in images.items()},
+        np.array(image_steps, np.int32),
+        np.array(states, np.float32),
+        np.array(actions, np.float32),
+        np.array(objects, np.float32),
+        steps,
+    )
+    return recording, facts
 
 
 def displace(env, demonstrator, rng) -> None:
@@ -146,16 +170,15 @@ def object_poses(objects) -> np.ndarray:
 def make(recipe: Recipe, directory=None, processes: int = 1, progress=True) -> dict:
     """Fills the dataset of ``recipe`` up to the episodes it asks for and returns the index. Resumes what is there."""
     directory = Path(directory or recipe.dataset)
-    (directory / "episodes").mkdir(parents=True, exist_ok=True)
-    index = _open_index(directory, recipe)
     wanted = sum(collection.episodes for collection in recipe.collect)
     with (
+        DemonstrationWriter(directory, asdict(recipe.pictures)) as writer,
         _pool(processes) as pool,
         tqdm(total=wanted, unit="episode", disable=not progress, mininterval=2.0, smoothing=0.1) as bar,
     ):
         for collection in recipe.collect:
-            _collect(pool, processes, recipe, collection, directory, index, bar)
-    return index
+            _collect(pool, processes, recipe, collection, writer, bar)
+    return read_index(directory)
 
 
 class _Here(concurrent.futures.Executor):
@@ -173,15 +196,15 @@ def _pool(processes: int) -> concurrent.futures.Executor:
     return concurrent.futures.ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
 
 
-def _collect(pool, processes, recipe, collection, directory, index, bar) -> None:
-    key = {name: getattr(collection, name) for name in ("task", "setting", "style", "start")}
+def _collect(pool, processes, recipe, collection, writer, bar) -> None:
+    kind = {name: getattr(collection, name) for name in ("task", "setting", "style", "start")}
     mine = [
-        e
-        for e in index["episodes"] + index["failures"]
-        if all(e[k] == v for k, v in key.items()) and e["seed"] >= collection.first_seed
+        facts
+        for facts in writer.episodes + writer.failures
+        if all(facts[k] == v for k, v in kind.items()) and facts["seed"] >= collection.first_seed
     ]
-    tried = {entry["seed"] for entry in mine}
-    have = sum(entry["outcome"] == "success" for entry in mine)
+    tried = {facts["seed"] for facts in mine}
+    have = sum(facts["outcome"] == "success" for facts in mine)
     bar.update(min(have, collection.episodes))
     seed, running = collection.first_seed, set()
     while have < collection.episodes or running:
@@ -189,22 +212,29 @@ def _collect(pool, processes, recipe, collection, directory, index, bar) -> None
             while seed in tried:
                 seed += 1
             tried.add(seed)
-            running.add(pool.submit(_attempt, recipe, collection, seed, str(directory)))
+            running.add(pool.submit(_attempt, recipe, collection, seed))
         done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
         for future in done:
-            entry = future.result()
-            success = entry["outcome"] == "success"
-            index["episodes" if success else "failures"].append(entry)
-            _write_beside(directory / "dataset.json", json.dumps(index, indent=1).encode())
-            have += success
-            bar.update(success)
-            bar.set_postfix_str(f"{collection.task} {collection.setting} failed={len(index['failures'])}")
+            try:
+                encoded, facts = future.result()
+            except BrokenProcessPool as error:
+                raise DatasetError(
+                    f"{writer.directory}: a simulator process died (out of memory?); repeat with fewer processes, what was finished is kept"
+                ) from error
+            facts = {**kind, **facts}
+            if encoded is None:
+                writer.add_failure(facts)
+            else:
+                writer.add(encoded, {"name": "{task}-{setting}-{style}-{start}-{seed:08d}".format(**facts), **facts})
+                have += 1
+                bar.update()
+            bar.set_postfix_str(f"{collection.task} {collection.setting} failed={len(writer.failures)}")
 
 
 _environments: dict = {}  # one per worker process: building a scene takes seconds
 
 
-def _attempt(recipe: Recipe, collection: Collection, seed: int, directory: str) -> dict:
+def _attempt(recipe: Recipe, collection: Collection, seed: int) -> tuple[Encoded | None, dict]:
     key = (collection.task, collection.setting)
     if key not in _environments:
         pictures = recipe.pictures
@@ -215,79 +245,267 @@ def _attempt(recipe: Recipe, collection: Collection, seed: int, directory: str) 
             image_size=(pictures.camera_width, pictures.camera_height),
         )
     demonstrator = factory(recipe.demonstrator)(collection.task, collection.style)
-    arrays, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures, collection.start)
-    entry = {
-        "task": collection.task,
-        "setting": collection.setting,
-        "style": collection.style,
-        "start": collection.start,
-        **facts,
+    recording, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures, collection.start)
+    return None if recording is None else encode(recording), facts
+
+
+# -- writing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A recording as rows: feature -> array or PNGs, the statistics of its pictures, and what is noted about it."""
+
+    frames: dict
+    statistics: dict
+    facts: dict
+
+
+def encode(recording: Recording) -> Encoded:
+    """The part of writing that costs time and needs no dataset."""
+    rows = len(recording.state)
+    newest = np.searchsorted(recording.image_steps, np.arange(rows), side="right") - 1
+    frames, statistics = {}, {}
+    for camera, pictures in recording.images.items():
+        coded = [lerobot.to_png(picture) for picture in pictures]
+        frames[PICTURES + camera] = [coded[i] for i in newest]
+        statistics[PICTURES + camera] = lerobot.picture_statistics(pictures)
+    frames[STATE], frames[ACTION] = recording.state, recording.actions
+    frames[OBJECTS] = np.nan_to_num(recording.objects, nan=0.0).reshape(rows, -1)
+    frames[SUCCESS] = recording.success & (np.arange(rows) >= recording.steps - 1)
+    frames[DONE] = np.arange(rows) == rows - 1
+    parts = digests(episode_of(recording))
+    facts = {
+        "instruction": recording.instruction,
+        "steps": recording.steps,
+        "picture_steps": recording.image_steps.tolist(),
+        "sha256": combined(parts),
+        "parts": parts,
     }
-    if arrays is not None:
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        entry["file"] = f"{collection.task}-{collection.setting}-{collection.style}-{collection.start}-{seed:08d}.npz"
-        entry["sha256"] = hashlib.sha256(buffer.getbuffer()).hexdigest()
-        _write_beside(Path(directory) / "episodes" / entry["file"], buffer.getbuffer())
-    return entry
+    return Encoded(frames, statistics, facts)
 
 
-def _open_index(directory: Path, recipe: Recipe) -> dict:
-    header = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "joints": list(JOINTS),
-        "units": {"joints": "rad", "gripper": "m", "objects": "m"},
-        "control_rate_hz": CONTROL_RATE_HZ,
-        "pictures": json.loads(json.dumps(asdict(recipe.pictures))),
+def episode_of(recording: Recording, name: str = "", task: str = "") -> Episode:
+    """What training will see of a recording."""
+    steps, seen = recording.steps, recording.image_steps < recording.steps
+    images = {camera: pictures[seen] for camera, pictures in recording.images.items()}
+    return Episode(
+        name,
+        recording.instruction,
+        task,
+        images,
+        recording.image_steps[seen],
+        recording.state[:steps],
+        recording.actions,
+        recording.objects[:steps],
+    )
+
+
+def digests(episode: Episode) -> dict[str, str]:
+    """SHA-256 of what training sees: of each camera's pictures, and of the numbers and the sentence."""
+    numbers = hashlib.sha256(episode.instruction.encode())
+    for values, kind in (
+        (episode.image_steps, np.int32),
+        (episode.state, np.float32),
+        (episode.actions, np.float32),
+        (np.nan_to_num(episode.objects, nan=0.0), np.float32),
+    ):
+        numbers.update(str(values.shape).encode() + np.ascontiguousarray(values, kind).tobytes())
+    parts = {"numbers": numbers.hexdigest()}
+    for camera, pictures in episode.images.items():
+        parts[camera] = hashlib.sha256(str(pictures.shape).encode() + np.ascontiguousarray(pictures).tobytes()).hexdigest()
+    return parts
+
+
+def combined(parts: dict[str, str]) -> str:
+    """One SHA-256 over the named parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def features(cameras, width: int, height: int) -> dict:
+    """The features of a dataset with pictures of ``width`` x ``height`` of these cameras."""
+    vector = {"dtype": "float32"}
+    flag = {"dtype": "bool", "shape": [1], "names": None}
+    picture = {"dtype": "image", "shape": [height, width, 3], "names": ["height", "width", "channels"]}
+    return {
+        **{PICTURES + camera: picture for camera in cameras},
+        STATE: {**vector, "shape": [len(STATE_NAMES)], "names": STATE_NAMES},
+        OBJECTS: {**vector, "shape": [len(OBJECT_NAMES)], "names": OBJECT_NAMES},
+        ACTION: {**vector, "shape": [len(JOINTS)], "names": list(JOINTS)},
+        SUCCESS: flag,
+        DONE: flag,
     }
-    path = directory / "dataset.json"
-    if not path.exists():
-        return {**header, "commit": commit(), "episodes": [], "failures": []}
-    index = read_index(directory)
-    for key, value in header.items():
-        if index[key] != value:
-            raise DatasetError(
-                f"{path}: holds demonstrations with {key} = {index[key]}, the recipe asks for {value}; choose another directory"
-            )
-    return index
 
 
-def _write_beside(path: Path, data) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-        os.replace(beside, path)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise DatasetError(
-            f"{path}: could not be written ({error.strerror}); free some space and repeat, what was finished is kept"
-        ) from error
+class DemonstrationWriter:
+    """Adds episodes and failed attempts to a dataset of demonstrations, which is made when it does not exist.
+
+    ``pictures``: how the pictures are made, with at least cameras, width and height; DatasetError when the dataset there was
+    made in another way.
+    """
+
+    def __init__(self, directory, pictures: dict):
+        self.directory = Path(directory)
+        header = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "joints": list(JOINTS),
+            "units": UNITS,
+            "control_rate_hz": CONTROL_RATE_HZ,
+            "pictures": json.loads(json.dumps(pictures)),
+        }
+        if (self.directory / lerobot.EPISODES).exists() or (self.directory / HEADER).exists():
+            found = _read_header(self.directory)
+            for key, value in header.items():
+                if found.get(key) != value:
+                    raise DatasetError(
+                        f"{directory}: holds demonstrations with {key} = {found.get(key)}, wanted is {value}; choose another directory"
+                    )
+            header = found
+        kind = features(pictures["cameras"], pictures["width"], pictures["height"])
+        self._writer = lerobot.Writer(self.directory, kind, round(CONTROL_RATE_HZ), ROBOT)
+        self.failures: list[dict] = header.get("failures", [])
+        self.episodes: list[dict] = self._writer.facts()
+        self._header, self._commit = header, commit()
+        try:
+            self._write_header()
+        except BaseException:
+            self._writer.close()
+            raise
+
+    def __enter__(self) -> DemonstrationWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._writer.close()
+
+    def add(self, encoded: Encoded, facts: dict) -> None:
+        """Writes one episode; ``facts``: name, task, setting, style, start, seed, outcome and what else is worth noting."""
+        facts = {"commit": self._commit, **facts, **encoded.facts}
+        self._writer.append(encoded.frames, encoded.facts["instruction"], facts, encoded.statistics)
+        self.episodes.append(facts)
+
+    def add_failure(self, facts: dict) -> None:
+        """Notes an attempt of which nothing is kept."""
+        self.failures.append(facts)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        text = json.dumps({**self._header, "failures": self.failures}, indent=1)
+        lerobot.write_beside(self.directory / HEADER, text.encode())
 
 
 # -- reading --------------------------------------------------------------------------------------------------------
 
 
 def read_index(directory) -> dict:
-    """dataset.json, checked for format, version, joint order and units. DatasetError otherwise."""
-    path = Path(directory) / "dataset.json"
+    """What a dataset holds: joints, units, control_rate_hz, pictures, cameras, episodes (an entry each), failures.
+
+    Episodes that did not end in success are among the failures. DatasetError when version, rate, joint order or units are
+    not ours.
+    """
+    directory = Path(directory)
     try:
-        index = json.loads(path.read_bytes())
+        info = lerobot.read_info(directory)
     except FileNotFoundError as error:
+        if (directory / "dataset.json").exists():
+            raise DatasetError(f"{directory}: holds demonstrations of an older format; make them again") from error
         raise DatasetError(
-            f"{directory}: holds no demonstrations (no dataset.json); make some with 'policytrim demos make'"
+            f"{directory}: holds no demonstrations (no {lerobot.INFO}); make some with 'policytrim demos make'"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path}: cannot be read ({error}); make the demonstrations again") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT or index.get("format_version") != FORMAT_VERSION:
-        raise DatasetError(f"{path}: is not a demonstration index of version {FORMAT_VERSION}; give another directory")
-    if index.get("joints") != list(JOINTS):
-        raise DatasetError(f"{path}: has the joint order {index.get('joints')}, expected {list(JOINTS)}; convert it first")
-    units = index.get("units", {})
+    _check_features(directory, info)
+    header = _read_header(directory)
+    rows = lerobot.read_episode_rows(directory)
+    tasks = lerobot.read_tasks(directory) if rows else {}
+    digest_of_file: dict[str, str] = {}
+    entries = [
+        {**_facts(directory, info, row, tasks, digest_of_file), "row": row, "file": lerobot.data_file(info, row)} for row in rows
+    ]
+    return {
+        **header,
+        "info": info,
+        "cameras": [name.removeprefix(PICTURES) for name in info["features"] if name.startswith(PICTURES)],
+        "episodes": [entry for entry in entries if entry["outcome"] == "success"],
+        "failures": header["failures"] + [entry for entry in entries if entry["outcome"] != "success"],
+    }
+
+
+def _read_header(directory: Path) -> dict:
+    """meta/policytrim.json; for a dataset of another program, what its features promise. DatasetError on other units."""
+    path = directory / HEADER
+    try:
+        header = lerobot.read_json(path)
+    except FileNotFoundError:
+        return {"joints": list(JOINTS), "units": UNITS, "control_rate_hz": CONTROL_RATE_HZ, "pictures": {}, "failures": []}
+    if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
+        raise DatasetError(f"{path}: is not about demonstrations of version {FORMAT_VERSION}; give another directory")
+    if header.get("joints") != list(JOINTS):
+        raise DatasetError(f"{path}: has the joint order {header.get('joints')}, expected {list(JOINTS)}; convert it first")
+    units = header.get("units", {})
     if (units.get("joints"), units.get("gripper")) != ("rad", "m"):
         raise DatasetError(f"{path}: has units {units}, expected joints in rad and the gripper in m; convert it first")
-    return index
+    return header
+
+
+def _check_features(directory: Path, info: dict) -> None:
+    path = directory / lerobot.INFO
+    if info.get("fps") != CONTROL_RATE_HZ:
+        raise DatasetError(
+            f"{path}: has {info.get('fps')} rows a second, expected {CONTROL_RATE_HZ:g} (a row a control step); resample it first"
+        )
+    for name, expected in ((STATE, STATE_NAMES), (ACTION, list(JOINTS))):
+        feature = info["features"].get(name)
+        if feature is None:
+            raise DatasetError(f"{path}: the feature '{name}' is missing; record it with the names {expected}")
+        names = feature.get("names")
+        if isinstance(names, dict) and len(names) == 1:  # older writers: {"motors": [...]}
+            names = next(iter(names.values()))
+        if list(feature.get("shape", [])) != [len(expected)] or names != expected:
+            raise DatasetError(
+                f"{path}: '{name}' has the joint order {names} (shape {feature.get('shape')}), expected {expected}; convert it first"
+            )
+
+
+def _facts(directory, info, row, tasks, digest_of_file) -> dict:
+    """What is known about an episode: our own facts, or defaults for one that another program wrote."""
+    if row.get(lerobot.FACTS):
+        try:
+            return json.loads(row[lerobot.FACTS])
+        except json.JSONDecodeError as error:
+            raise DatasetError(
+                f"{directory}: the facts of episode {row['episode_index']} are damaged ({error}); make the dataset again"
+            ) from error
+    sentence = row["tasks"][0] if row["tasks"] else tasks.get(0, "")
+    steps, outcome = row["length"], "success"
+    if SUCCESS in info["features"]:
+        flags = lerobot.vectors(lerobot.read_frames(directory, info, row, ["episode_index", SUCCESS]), SUCCESS)[:, 0]
+        steps, outcome = (int(np.argmax(flags)) + 1, "success") if flags.any() else (row["length"], "failure")
+    file = lerobot.data_file(info, row)
+    if file not in digest_of_file:
+        digest_of_file[file] = _file_digest(directory / file)
+    return {
+        "name": f"episode-{row['episode_index']:06d}",
+        "task": sentence,
+        "setting": "standard",
+        "style": "unknown",
+        "start": "unknown",
+        "seed": row["episode_index"],
+        "outcome": outcome,
+        "steps": steps,
+        "instruction": sentence,
+        "sha256": hashlib.sha256(f"{digest_of_file[file]} {row['episode_index']}".encode()).hexdigest(),
+    }
+
+
+def _file_digest(path: Path) -> str:
+    found = hashlib.sha256()
+    try:
+        with open(path, "rb") as stream:
+            while block := stream.read(2**20):
+                found.update(block)
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore the file or make the dataset again") from error
+    return found.hexdigest()
 
 
 def data_digest(index) -> str:
@@ -296,51 +514,78 @@ def data_digest(index) -> str:
 
 
 def read_episodes(directory, cameras=None, progress=False):
-    """Yields every `Episode`, checked. DatasetError names the episode and what is wrong with it."""
+    """Yields every successful `Episode` by name, checked. DatasetError names the episode and what is wrong with it.
+
+    ``cameras``: those whose pictures are wanted; None: all, (): none.
+    """
     index = read_index(directory)
     if not index["episodes"]:
         raise DatasetError(f"{directory}: is empty; make some demonstrations with 'policytrim demos make'")
-    cameras = tuple(cameras or index["pictures"]["cameras"])
-    for entry in tqdm(sorted(index["episodes"], key=lambda e: e["file"]), "reading", disable=not progress, mininterval=2.0):
-        yield read_episode(directory, entry, cameras)
-
-
-def read_episode(directory, entry, cameras) -> Episode:
-    """One episode of the index; verifies digest, arrays, shapes, units and cameras."""
-    path = Path(directory) / "episodes" / entry["file"]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}); make the demonstrations again") from error
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        raise DatasetError(
-            f"{path}: changed or truncated since it was recorded (SHA-256 differs); delete its entry or make it again"
-        )
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise DatasetError(f"{path}: is not an episode ({error}); make it again") from error
+    cameras = tuple(index["cameras"] if cameras is None else cameras)
     for camera in cameras:
-        if f"images_{camera}" not in arrays:
-            raise DatasetError(f"{path}: has no pictures of camera '{camera}'; record it with that camera or train without it")
-    for name in ("image_steps", "state", "actions", "objects"):
-        if name not in arrays:
-            raise DatasetError(f"{path}: the array '{name}' is missing; make the episode again")
-    episode = Episode(
-        entry["file"],
-        entry["instruction"],
-        entry["task"],
-        {camera: arrays[f"images_{camera}"] for camera in cameras},
-        arrays["image_steps"],
-        arrays["state"],
-        arrays["actions"],
-        arrays["objects"],
-    )
-    problem = _problem(episode)
-    if problem:
-        raise DatasetError(f"{path}: {problem}; record the episode again")
+        feature = index["info"]["features"].get(PICTURES + camera)
+        if feature is None:
+            raise DatasetError(
+                f"{directory}: has no pictures of camera '{camera}', only of {', '.join(index['cameras']) or 'none'}; "
+                "record it with that camera or train without it"
+            )
+        if feature["dtype"] != "image":
+            raise DatasetError(
+                f"{directory}: the pictures of camera '{camera}' are a {feature['dtype']}, which changes pixels and needs a decoder; "
+                "write them as images (in LeRobot: LeRobotDataset.create(..., use_videos=False))"
+            )
+    for entry in tqdm(sorted(index["episodes"], key=lambda e: e["name"]), "reading", disable=not progress, mininterval=2.0):
+        yield read_episode(directory, index["info"], entry, cameras)
+
+
+def read_episode(directory, info, entry, cameras) -> Episode:
+    """One episode of the index; verifies rows, shapes, units, cameras and content."""
+    where = f"{Path(directory) / entry['file']}: episode {entry['name']}"
+    wanted = ["episode_index", STATE, ACTION] + [name for name in (OBJECTS, SUCCESS) if name in info["features"]]
+    wanted += [PICTURES + camera for camera in cameras]
+    table = lerobot.read_frames(directory, info, entry["row"], wanted)
+    try:
+        episode = _episode(table, entry, cameras)
+        problem = _problem(episode)
+        if problem:
+            raise ValueError(problem)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}; record the episode again or leave it out") from error
+    parts = entry.get("parts", {})
+    changed = [part for part, digest in digests(episode).items() if parts and parts.get(part) != digest]
+    if changed or (parts and combined(parts) != entry["sha256"]):
+        raise DatasetError(
+            f"{where}: changed since it was recorded (SHA-256 of {', '.join(changed) or 'the whole'} differs); make the dataset again"
+        )
     return episode
+
+
+def _episode(table, entry, cameras) -> Episode:
+    """ValueError says what is wrong with the rows."""
+    state, actions = (lerobot.vectors(table, name).astype(np.float32) for name in (STATE, ACTION))
+    steps = entry["steps"]
+    if not 0 < steps <= len(state):
+        raise ValueError(f"{steps} steps until success, but {len(state)} rows")
+    objects = np.zeros((len(state), OBJECT_SLOTS * 7), np.float32)
+    if OBJECTS in table.column_names:
+        objects = lerobot.vectors(table, OBJECTS).astype(np.float32)
+    if objects.shape[1] != OBJECT_SLOTS * 7:
+        raise ValueError(f"'{OBJECTS}' has {objects.shape[1]} numbers a row, expected {OBJECT_SLOTS * 7}")
+    if not np.all(np.isfinite(objects)):
+        raise ValueError(f"'{OBJECTS}' holds NaN or infinity")
+    objects = objects[:steps].reshape(steps, OBJECT_SLOTS, 7).copy()
+    objects[~objects.any(axis=2)] = np.nan
+    coded = {camera: lerobot.picture_bytes(table, PICTURES + camera)[:steps] for camera in cameras}
+    if "picture_steps" in entry:
+        image_steps = np.array([step for step in entry["picture_steps"] if step < steps], np.int32)
+    else:  # a row that repeats the pictures of the row before saw nothing new
+        rows = list(zip(*coded.values())) or [()]
+        image_steps = np.array([i for i in range(len(rows)) if i == 0 or rows[i] != rows[i - 1]], np.int32)
+    try:
+        images = {camera: np.stack([lerobot.from_png(data[i]) for i in image_steps]) for camera, data in coded.items()}
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"its pictures cannot be read ({error})") from error
+    return Episode(entry["name"], entry["instruction"], entry["task"], images, image_steps, state[:steps], actions, objects)
 
 
 def _problem(episode: Episode) -> str | None:
@@ -405,8 +650,22 @@ def main(args) -> int:
 
 def info(directory) -> str:
     """Reads and checks every episode; a few lines about them."""
-    count = sum(1 for _ in read_episodes(directory, progress=True))
-    return f"{summary(directory)}\n{count} episodes are intact"
+    index = read_index(directory)
+    steps = [len(episode.state) for episode in read_episodes(directory, progress=True)]
+    size_mb = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file()) / 1e6
+    cameras = ", ".join(
+        f"{name} {shape[1]}x{shape[0]} ({index['info']['features'][PICTURES + name]['dtype']})"
+        for name in index["cameras"]
+        for shape in [index["info"]["features"][PICTURES + name]["shape"]]
+    )
+    return "\n".join(
+        [
+            summary(directory),
+            f"LeRobotDataset {index['info']['codebase_version']}, {CONTROL_RATE_HZ:g} steps/s, cameras: {cameras or 'none'}",
+            f"{sum(steps)} steps ({sum(steps) / CONTROL_RATE_HZ / 60:.1f} min), {size_mb:.1f} MB, data_sha256 {data_digest(index)}",
+            f"{len(steps)} episodes are intact",
+        ]
+    )
 
 
 def kind_of(entry) -> tuple[str, str, str, str]:
