@@ -3,6 +3,7 @@
     config.json          size of the network
     model.safetensors    weights
     tokenizer.json       words
+    processor.json       what is done to a picture before the network sees it
     manifest.json        contract, family, tasks, origin, evaluation, SHA-256 of every file and of itself
 
 A checkpoint is written beside its place and renamed, so that it is there completely or not at all. Loading executes
@@ -16,14 +17,15 @@ import json
 import os
 import secrets
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterator, Mapping
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from_bytes
-from safetensors.torch import save as tensors_to_bytes
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from policytrim_ros.core.contract import Contract, mismatches
@@ -34,8 +36,18 @@ from policytrim_ros.policies.policy import ChunkPolicy
 
 FORMAT = "policytrim-checkpoint"
 FORMAT_VERSION = 1
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
-MANIFEST = "manifest.json"
+CONFIG, WEIGHTS, TOKENIZER, PROCESSOR, MANIFEST = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "processor.json",
+    "manifest.json",
+)
+FILES = (CONFIG, WEIGHTS, TOKENIZER)
+"""What every checkpoint must have; one without processor.json treats pictures as this program does."""
+
+ONE_BY_ONE = 12
+"""Differences of one part that `diff` lists before it only counts them."""
 
 
 class CheckpointError(ValueError):
@@ -69,26 +81,28 @@ def save(
     if directory.exists() and not overwrite:
         raise CheckpointError(f"{directory}: exists already; choose another name or allow overwriting")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
-    contents = {
-        "config.json": _json(asdict(policy.config)),
-        "model.safetensors": tensors_to_bytes(weights, metadata={"format": "pt"}),
-        "tokenizer.json": policy.tokenizer.to_str(pretty=True).encode(),
-    }
-    manifest = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "family": policy.family,
-        "architecture": policy.architecture,
-        "parameters": sum(tensor.numel() for tensor in policy.parameters()),
-        "tasks": list(policy.contract.tasks),
-        "contract": policy.contract.to_dict(),
-        "made": dict(made),
-        "evaluation": dict(evaluation) if evaluation else None,
-        "files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()},
-    }
-    contents[MANIFEST] = _json(sealed(manifest))
-    _publish(directory, contents)
-    return json.loads(contents[MANIFEST])
+    with _published(directory) as beside:
+        _write(beside / CONFIG, _json(asdict(policy.config)))
+        _write(beside / TOKENIZER, policy.tokenizer.to_str(pretty=True).encode())
+        _write(beside / PROCESSOR, _json(policy.processor()))
+        save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
+        _flush(beside / WEIGHTS)
+        manifest = sealed(
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "family": policy.family,
+                "architecture": policy.architecture,
+                "parameters": sum(tensor.numel() for tensor in policy.parameters()),
+                "tasks": list(policy.contract.tasks),
+                "contract": policy.contract.to_dict(),
+                "made": dict(made),
+                "evaluation": dict(evaluation) if evaluation else None,
+                "files": {name: sha256_of(beside / name) for name in (*FILES, PROCESSOR)},
+            }
+        )
+        _write(beside / MANIFEST, _json(manifest))
+    return json.loads(_json(manifest))
 
 
 def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tuple[ChunkPolicy, dict]:
@@ -106,12 +120,18 @@ def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tu
         )
     family = FAMILIES[manifest["family"]]
     try:
-        config = family.config.from_mapping(json.loads((directory / "config.json").read_text()))
-        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        config = family.config.from_mapping(json.loads((directory / CONFIG).read_text()))
+        tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
         policy = family.policy(config, contract, tokenizer)
+        treatment = json.loads((directory / PROCESSOR).read_text()) if PROCESSOR in manifest["files"] else policy.processor()
     except Exception as error:  # tokenizers raises bare Exception; whatever it is, the checkpoint cannot be built
         raise CheckpointError(f"{directory}: cannot be built ({error}); take an intact copy") from error
-    _load_weights(policy, directory / "model.safetensors")
+    if treatment != policy.processor():
+        raise CheckpointError(
+            f"{directory / PROCESSOR}: pictures are to be treated as {treatment}, this program does {policy.processor()}; "
+            "use the matching version of the program"
+        )
+    _load_weights(policy, directory / WEIGHTS)
     return policy.to(device).eval().requires_grad_(False), manifest
 
 
@@ -128,7 +148,7 @@ def verify(directory) -> dict:
                 f"{directory / MANIFEST}: names a file outside the checkpoint ('{name}'); do not use this checkpoint"
             )
         try:
-            digest = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+            digest = sha256_of(directory / name)
         except OSError as error:
             raise CheckpointError(f"{directory / name}: cannot be read ({error.strerror}); take an intact copy") from error
         if digest != expected:
@@ -194,43 +214,154 @@ def sealed(manifest: Mapping[str, Any]) -> dict:
     return {**body, "seal": hashlib.sha256(canonical).hexdigest()}
 
 
+def sha256_of(path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def some(names) -> str:
+    """The first three names and how many more; "none" for none."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+
+
+def diff(first, second) -> list[str]:
+    """Sentences that say in what two intact checkpoints differ; empty when they are the same policy made the same way.
+
+    The weights are compared tensor by tensor and told by group: relative L2 distance |second - first| / |first|.
+    Raises CheckpointError where one of them is damaged.
+    """
+    pair = [Path(first), Path(second)]
+    manifests = [verify(directory) for directory in pair]
+    found = []
+    for key in ("family", "architecture", "parameters", "tasks"):
+        found += _differences(key, *(manifest.get(key) for manifest in manifests))
+    for part, name in (("config", CONFIG), ("processor", PROCESSOR)):
+        values = [json.loads((directory / name).read_bytes()) if (directory / name).exists() else None for directory in pair]
+        found += _differences(part, *values)
+    contracts = [dict(manifest["contract"]) for manifest in manifests]
+    norms = [contract.pop("normalisation", {}) for contract in contracts]
+    found += _differences("contract", *contracts) + _normalisation_differences(*norms)
+    if manifests[0]["files"][TOKENIZER] != manifests[1]["files"][TOKENIZER]:
+        words = [set(Tokenizer.from_file(str(directory / TOKENIZER)).get_vocab()) for directory in pair]
+        only = [some(sorted(ours - theirs)) for ours, theirs in (words, words[::-1])]
+        found.append(f"tokenizer: words only in the first: {only[0]}; only in the second: {only[1]}")
+    for key in ("made", "evaluation"):
+        found += _differences(key, *(manifest.get(key) for manifest in manifests))
+    if manifests[0]["files"][WEIGHTS] != manifests[1]["files"][WEIGHTS]:
+        found += _weight_differences(*(directory / WEIGHTS for directory in pair))
+    return found
+
+
+def _differences(name: str, first, second) -> list[str]:
+    """One sentence for each entry that differs, however deep; many are counted."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = list(dict.fromkeys([*first, *second]))
+        found = [line for key in keys for line in _differences(f"{name}.{key}", first.get(key), second.get(key))]
+    elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
+        found = [line for i, values in enumerate(zip(first, second)) for line in _differences(f"{name}[{i}]", *values)]
+    else:
+        return [] if first == second else [f"{name}: {_short(first)} in the first, {_short(second)} in the second"]
+    return found if len(found) <= ONE_BY_ONE else [*found[:ONE_BY_ONE], f"{name}: {len(found) - ONE_BY_ONE} more differences"]
+
+
+def _normalisation_differences(first: Mapping, second: Mapping) -> list[str]:
+    found = []
+    for key in dict.fromkeys([*first, *second]):
+        if key not in first or key not in second:
+            found.append(f"contract.normalisation.{key}: only in the {'second' if key in second else 'first'}")
+        elif first[key] != second[key]:
+            low, high = ([np.asarray(norm[key][end], float) for norm in (first, second)] for end in ("q01", "q99"))
+            if low[0].shape != low[1].shape:
+                found.append(f"contract.normalisation.{key}: shape {low[0].shape} in the first, {low[1].shape} in the second")
+            else:
+                far = max(np.abs(ends[0] - ends[1]).max() for ends in (low, high))
+                found.append(f"contract.normalisation.{key}: quantiles differ by up to {far:.3g} rad or m")
+    return found
+
+
+def _weight_differences(first: Path, second: Path) -> list[str]:
+    found, groups = [], {}
+    with _tensors(first) as ours, _tensors(second) as theirs:
+        names = [set(ours.keys()), set(theirs.keys())]
+        for where, only in (("first", names[0] - names[1]), ("second", names[1] - names[0])):
+            if only:
+                found.append(f"weights: {len(only)} tensors only in the {where}: {some(sorted(only))}")
+        for name in sorted(names[0] & names[1]):
+            a, b = ours.get_tensor(name).double(), theirs.get_tensor(name).double()
+            if a.shape != b.shape:
+                found.append(f"weights: {name} has shape {tuple(a.shape)} in the first, {tuple(b.shape)} in the second")
+                continue
+            group = groups.setdefault(".".join(name.split(".")[:4]), [0, 0, 0.0, 0.0])
+            far = float((b - a).square().sum())
+            group[0], group[1], group[2], group[3] = (
+                group[0] + 1,
+                group[1] + (far > 0),
+                group[2] + far,
+                group[3] + float(a.square().sum()),
+            )
+    changed = {name: group for name, group in groups.items() if group[1]}
+    if not changed:
+        return found
+    total = [sum(group[i] for group in groups.values()) for i in range(4)]
+    for name, (count, moved, far, size) in {"all that both have": total, **changed}.items():
+        distance = f"{(far / size) ** 0.5:.3g}" if size else "infinite (the first is zero)"
+        found.append(f"weights, {name}: {moved} of {count} tensors changed, relative L2 distance {distance}")
+    return found
+
+
 def _load_weights(policy: torch.nn.Module, path: Path) -> None:
+    """Copies the weights of a file into the network, tensor by tensor."""
+    expected = policy.state_dict()
+    with _tensors(path) as file:
+        names = set(file.keys())
+        missing, unknown = sorted(set(expected) - names), sorted(names - set(expected))
+        if missing or unknown:
+            raise CheckpointError(
+                f"{path}: weights missing: {some(missing)}; weights unknown: {some(unknown)}; it belongs to another network"
+            )
+        for name, ours in expected.items():
+            tensor = file.get_tensor(name)
+            if tensor.shape != ours.shape:
+                raise CheckpointError(
+                    f"{path}: weight '{name}' has shape {tuple(tensor.shape)}, "
+                    f"config.json asks for {tuple(ours.shape)}; take an intact copy"
+                )
+            if not torch.isfinite(tensor).all():
+                raise CheckpointError(f"{path}: weight '{name}' holds NaN or infinity; take an earlier checkpoint")
+            ours.copy_(tensor)
+
+
+@contextmanager
+def _tensors(path: Path) -> Iterator:
+    """The tensors of a safetensors file, mapped into memory and read one by one."""
     try:
-        weights = tensors_from_bytes(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); take an intact copy") from error
-    expected = policy.state_dict()
-    missing, unknown = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    if missing or unknown:
-        raise CheckpointError(
-            f"{path}: weights missing: {_some(missing)}; weights unknown: {_some(unknown)}; it belongs to another network"
-        )
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{path}: weight '{name}' has shape {tuple(tensor.shape)}, "
-                f"config.json asks for {tuple(expected[name].shape)}; take an intact copy"
-            )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: weight '{name}' holds NaN or infinity; take an earlier checkpoint")
-    policy.load_state_dict(weights)
 
 
-def _publish(directory: Path, contents: Mapping[str, bytes]) -> None:
+@contextmanager
+def _published(directory: Path) -> Iterator[Path]:
+    """A directory to write into, beside the given one, which takes its place when all is written."""
     token = secrets.token_hex(4)
     beside, previous = (directory.parent / f".{directory.name}.{kind}-{token}" for kind in ("saving", "previous"))
     try:
         beside.mkdir(parents=True)
-        for name, data in contents.items():
-            _write(beside / name, data)
+        yield beside
         if directory.exists():
             os.rename(directory, previous)
         os.rename(beside, directory)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         if previous.exists() and not directory.exists():
             os.rename(previous, directory)
         raise CheckpointError(
-            f"{directory}: could not be saved ({error.strerror or error}); nothing was left behind, free some space and repeat"
+            f"{directory}: could not be saved ({getattr(error, 'strerror', None) or error}); "
+            "nothing was left behind, free some space and repeat"
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -239,9 +370,12 @@ def _publish(directory: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
+    path.write_bytes(data)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
@@ -249,5 +383,6 @@ def _json(value) -> bytes:
     return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
-def _some(names) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
+def _short(value) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -149,11 +149,13 @@ class FlowPolicy(ChunkPolicy):
     family = "flow"
     architecture = "PI0ForConditionalGeneration"
 
-    def __init__(self, config: FlowConfig, contract: Contract, tokenizer):
+    def __init__(self, config: FlowConfig, contract: Contract, tokenizer, pi0: PI0ForConditionalGeneration | None = None):
+        """``pi0``: an imported network with its weights; else one is built."""
         super().__init__(config, contract, tokenizer)
         cameras = len(contract.cameras)
         sides = [side for camera in contract.cameras for side in (camera.width, camera.height)]
-        self.pi0 = PI0ForConditionalGeneration(pi0_config(config, tokenizer.token_to_id(IMAGE), max(sides, default=16)))
+        image_token = tokenizer.token_to_id(IMAGE)
+        self.pi0 = pi0 or PI0ForConditionalGeneration(pi0_config(config, image_token, max(sides, default=16)))
         paligemma, sizes = self.pi0.model.vlm, self.pi0.config
         self.image_token, self.vocabulary = sizes.vlm_config.image_token_id, sizes.vlm_config.text_config.vocab_size
         self.width, state_width = sizes.max_action_dim, sizes.max_state_dim
@@ -191,6 +193,11 @@ class FlowPolicy(ChunkPolicy):
         nn.init.zeros_(self.noise_head[-1].bias)
 
     # -- network ------------------------------------------------------------------------------------------------
+
+    def processor(self) -> dict:
+        sizes = self.pi0.model.vlm.config.vision_config
+        squared = self.contract.cameras and not isinstance(self.pi0.model.vlm.vision_tower, KeypointTower)
+        return {**super().processor(), **({"canvas": [sizes.image_size, sizes.image_size]} if squared else {})}
 
     def words(self, instruction: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = super().words([self.config.prompt.replace("{}", sentence) for sentence in instruction])
@@ -286,7 +293,7 @@ class FlowPolicy(ChunkPolicy):
 
 
 def pi0_config(config: FlowConfig, image_token: int | None, side: int) -> PI0Config:
-    """transformers' configuration of a `FlowConfig`. ``image_token``: its id in our own tokenizers; ``side``: of the pictures in px."""
+    """transformers' configuration. ``image_token``: its id in a tokenizer of ours; ``side``: the larger of a picture (px)."""
     sizes = dict(config.pi0) or _own_sizes(config, image_token, side)
     text, vision, expert = (dict(sizes.pop(part)) for part in ("text", "vision", "expert"))
     return PI0Config(

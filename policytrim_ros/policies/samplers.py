@@ -155,7 +155,7 @@ def rollout(policy, context, x: torch.Tensor, sampler: Sampler, generators: Sequ
 
 
 def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
-    """The stochastic steps of a chain as this policy sees them now: with gradient, one velocity evaluation (joint: one a step)."""
+    """The stochastic steps of a chain as this policy sees them now, with gradient: one velocity evaluation (joint: K)."""
     sampler, batch = sampler.of(policy), torch.arange(len(chain), device=chain.x.device)
     if chain.x.shape[1] != sampler.steps + 1:
         raise ValueError(f"the chain has {chain.x.shape[1] - 1} denoising steps, the sampler {sampler.steps}")
