@@ -51,6 +51,8 @@ EXTRAS = {
     ],
     "train": [
         "tensorboard>=2.14",  # training curves
+        "accelerate>=1.10",  # several processes and machines; `accelerate launch`
+        "peft>=0.17",  # low-rank adapters
         "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
     ],
     "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read

@@ -21,7 +21,8 @@ from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
-SETTINGS = ("standard", "dynamic")
+SETTINGS = ("standard", "dynamic", "shared")
+"""`shared`: the objects of TapeBox and FlipMug stand together and only the instruction says what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,21 @@ class Training(Config):
     cpu_minutes: float = option(
         0.0, "budget of CPU time after which training ends early (0: none)", low=0, high=100_000, unit="min"
     )
-    batch: int = option(64, "pictures pairs in one step", low=1, high=4096)
-    flow_samples: int = option(4, "(noise, tau) pairs for every picture pair", low=1, high=64)
+    batch: int = option(64, "samples in one step, over all processes", low=1, high=65536)
+    accumulate: int = option(
+        1,
+        "pieces in which a step's batch is worked through, their gradients summed: less memory, the same step; several processes"
+        " share the pieces out, so that their number is rounded up to a multiple of the processes'",
+        low=1,
+        high=4096,
+    )
+    precision: str = option(
+        "auto",
+        "arithmetic of forward and backward pass (weights are always float32); auto: bfloat16 on a GPU, float32 on a CPU, where"
+        " bfloat16 is slower for small networks",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    flow_samples: int = option(4, "random draws for every sample that share its encoded pictures: (noise, tau)", low=1, high=64)
     learning_rate: float = option(7e-4, "peak learning rate of AdamW", low=1e-7, high=1e-1)
     warmup_steps: int = option(100, "steps of linear warm-up", low=0, high=100_000)
     weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
@@ -72,6 +86,14 @@ class Training(Config):
     held_out: float = option(0.08, "share of the episodes kept for validation", low=0, high=0.5)
     evaluate_every: int = option(250, "steps between two held-out losses", low=1, high=1_000_000)
     patience: int = option(0, "held-out evaluations without improvement before stopping (0: never)", low=0, high=1000)
+    success_every: int = option(
+        0,
+        "steps between two evaluations in the simulator; the checkpoint with the most successes is kept (0: none)",
+        low=0,
+        high=1_000_000,
+    )
+    success_episodes: int = option(20, "episodes of each row of `evaluation` then", low=1, high=10_000)
+    success_wanted: float = option(1.0, "mean success rate at which training ends", low=0, high=1)
     save_every: int = option(250, "steps between two saves of the training state", low=1, high=1_000_000)
     shift_px: tuple = option((1, 4), "largest random shift of each camera's picture", low=0, high=32, unit="px")
     brightness: float = option(0.08, "largest relative change of brightness", low=0, high=1)
@@ -82,6 +104,16 @@ class Training(Config):
     )
     joint_noise_rad: float = option(0.003, "standard deviation of noise on measured joints", low=0, high=0.1, unit="rad")
     gripper_noise_m: float = option(0.0004, "standard deviation of noise on the measured stroke", low=0, high=0.01, unit="m")
+
+
+@dataclass(frozen=True)
+class Lora(Config):
+    """Low-rank adapters (LoRA): train a few weights beside those of a large network; the checkpoint has them merged."""
+
+    rank: int = option(0, "rank of the adapters (0: none, the whole network is trained)", low=0, high=1024)
+    alpha: float = option(16.0, "scale: the adapters count alpha / rank", low=0, high=10_000)
+    targets: tuple = option(("q_proj", "v_proj"), "layers that get adapters, by the end of their names")
+    train: tuple = option((), "modules that are trained whole beside the adapters, by a part of their names")
 
 
 @dataclass(frozen=True)
@@ -151,6 +183,9 @@ class Recipe(Config):
     collect: tuple[Collection, ...] = field(default_factory=tuple, metadata={})
     family: str = option("flow", "family of the policy; `network` are the options of its configuration", choices=tuple(FAMILIES))
     network: Config = field(default_factory=FlowConfig, metadata={})
+    parent: str = option("", "checkpoint to start from, fine-tuning it; its network, words and normalisation are kept")
+    renormalise: bool = option(False, "take the normalisation from the demonstrations although there is a parent")
+    lora: Lora = field(default_factory=Lora, metadata={})
     training: Training = field(default_factory=Training, metadata={})
     evaluation: tuple[Evaluation, ...] = field(default_factory=tuple, metadata={})
 
@@ -167,6 +202,8 @@ class Recipe(Config):
             raise ConfigError(
                 f"Recipe.execution_horizon = {self.execution_horizon}: the network predicts only {self.network.horizon} actions"
             )
+        if len({source.weight > 0 for source in self.sources}) > 1:
+            raise ConfigError("Recipe.dataset: give every directory a weight above 0, or none of them")
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -179,7 +216,7 @@ class Recipe(Config):
         shaping = {
             key: value
             for key, value in asdict(self).items()
-            if key not in ("name", "dataset", "datasets", "checkpoint", "evaluation", "collect")
+            if key not in ("name", "dataset", "datasets", "checkpoint", "parent", "evaluation", "collect")
         }
         shaping["weights"] = [source.weight for source in self.sources]
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
@@ -206,7 +243,8 @@ def load_recipe(path) -> Recipe:
             values["datasets"] = [{"directory": s} if isinstance(s, str) else s for s in values.pop("dataset")]
             if values.get("collect"):
                 raise ConfigError("Recipe.dataset is a list: `collect` fills one directory; put it into a recipe of its own")
-        for key, kind in (("pictures", Pictures), ("network", FAMILIES[family].config), ("training", Training)):
+        sections = (("pictures", Pictures), ("network", FAMILIES[family].config), ("lora", Lora), ("training", Training))
+        for key, kind in sections:
             if key in values:
                 values[key] = kind.from_mapping(_tupled(values[key]))
         for key, kind in (("collect", Collection), ("evaluation", Evaluation), ("datasets", Source)):

@@ -11,7 +11,7 @@ Shapes: B rows, n cameras, H = prediction horizon.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Sequence
 
 import numpy as np
@@ -56,12 +56,17 @@ class Batch:
     places: torch.Tensor | None
     instructions: list[str]
 
-    def pixels(self, device="cpu") -> torch.Tensor | None:
-        """(B, n, 3, h, w) float32 in [-1, 1] on ``device``, the light applied."""
+    def to(self, device) -> "Batch":
+        """The same batch on another device."""
+        values = (getattr(self, spec.name) for spec in fields(self))
+        return Batch(*(value.to(device) if isinstance(value, torch.Tensor) else value for value in values))
+
+    def pixels(self) -> torch.Tensor | None:
+        """(B, n, 3, h, w) float32 in [-1, 1], the light applied."""
         if self.pictures is None:
             return None
-        pixels = self.pictures.to(device).permute(0, 1, 4, 2, 3).float()
-        return pixels.mul_((self.light / 127.5).to(device)[:, :, None, None, None]).sub_(1.0).clamp_(max=1.0)
+        pixels = self.pictures.permute(0, 1, 4, 2, 3).float()
+        return pixels.mul_((self.light / 127.5)[:, :, None, None, None]).sub_(1.0).clamp_(max=1.0)
 
 
 class Samples:

@@ -10,29 +10,26 @@ the recipe and s alone, so that a killed run, resumed, ends with the very weight
 from __future__ import annotations
 
 import argparse
-import hashlib
 import math
 import resource
 import shutil
 import signal
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ChunkPolicy, Inputs
-from policytrim_ros.policies.tokenizer import UNKNOWN, train_tokenizer
-from policytrim_ros.training import run_state
+from policytrim_ros.training import mixture, origin, run_state
 from policytrim_ros.training.adapters import attach, merged_copy
-from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
+from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.processes import Processes
 from policytrim_ros.training.recipe import Recipe, Source, commit, load_recipe
 from policytrim_ros.training.run_state import TrainingError
@@ -57,17 +54,21 @@ class Trainer:
         self.recipe, self.training, self.run_dir = recipe, recipe.training, Path(run_dir)
         self.device, self.progress = self.processes.device, progress and self.processes.first
         self.pieces = -(-self.training.accumulate // self.processes.count) * self.processes.count
+        if recipe.pictures.cameras and len(self.training.shift_px) != len(recipe.pictures.cameras):
+            raise ConfigError(
+                f"Training.shift_px = {self.training.shift_px}: give one number for each camera {tuple(recipe.pictures.cameras)}"
+            )
         if self.pieces > self.training.batch:
             raise ConfigError(f"Training.batch = {self.training.batch}: too few samples for {self.pieces} pieces")
         directories = [dataset] if isinstance(dataset, (str, Path)) else dataset
         sources = tuple(Source(str(directory)) for directory in directories) if directories else recipe.sources
-        self.data_sha256 = digest(sources)
-        episodes, labels = read(sources, recipe, self.progress)
-        train, held_out = split(len(episodes), self.training.held_out, recipe.seed)
-        self.samples = samples_of([episodes[i] for i in train], recipe)
-        self.held_out = samples_of([episodes[i] for i in held_out], recipe) if held_out else None
-        self.shares = shares(self.samples, [labels[i] for i in train], sources)
-        self.policy, self.parent = start(recipe, self.samples, sorted({episode.task for episode in episodes}))
+        self.data_sha256 = mixture.digest(sources)
+        episodes, labels = mixture.read(sources, recipe, self.progress)
+        train, held_out = mixture.split(len(episodes), self.training.held_out, recipe.seed)
+        self.samples = mixture.samples_of([episodes[i] for i in train], recipe)
+        self.held_out = mixture.samples_of([episodes[i] for i in held_out], recipe) if held_out else None
+        self.groups = mixture.groups(self.samples, [labels[i] for i in train], sources)
+        self.policy, self.parent = origin.start(recipe, self.samples, sorted({episode.task for episode in episodes}))
         attach(self.policy, recipe.lora, recipe.seed)
         self.policy.to(self.device, memory_format=torch.channels_last)  # as the pictures come; convolutions are faster so
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -93,9 +94,10 @@ class Trainer:
         """One line: what is trained, on what, how."""
         count, whole = (sum(p.numel() for p in group) for group in (self.trained.values(), self.policy.parameters()))
         share = f"{count:,} of {whole:,} parameters ({100 * count / whole:.1f} %)" if count < whole else f"{count:,} parameters"
-        tasks = ", ".join(f"{label} {100 * share:.0f} %" for label, _, share in self.shares)
+        tasks = ", ".join(f"{label} {100 * share:.0f} %" for label, _, share in self.groups)
         return (
-            f"{self.policy.family} policy, {share}; {len(self.samples):,} samples ({tasks}); {self.processes.count} x {self.device}, "
+            f"{self.policy.family} policy, {share}; {len(self.samples):,} samples ({tasks}); "
+            f"{self.processes.count} x {self.device}, "
             f"{'bfloat16' if self.bfloat16 else 'float32'}, batch {self.training.batch} in {self.pieces} pieces"
         )
 
@@ -105,7 +107,8 @@ class Trainer:
             return self._run()
         except OSError as error:  # the curves; states and checkpoints have sentences of their own
             raise TrainingError(
-                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, the last state is intact"
+                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, "
+                "the last state is intact"
             ) from error
 
     def _run(self) -> bool:
@@ -197,24 +200,12 @@ class Trainer:
             yield len(parts[piece]) / len(draw.index), batch, generator
 
     def _indices(self) -> np.ndarray:
-        """The samples of this step. An epoch has as many samples as the demonstrations, every group its share of them; a
-        group's samples come in a random order, each once before any comes again."""
+        """The samples of this step, of all processes."""
         size, count = min(self.training.batch, len(self.samples)), len(self.samples)
-        epoch, place = divmod(self.step, count // size)
-        return self._epoch(epoch)[place * size : (place + 1) * size]
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            chosen = []
-            for number, (_, members, share) in enumerate(self.shares):
-                wanted = round(share * len(self.samples))
-                turns, places = divmod(np.arange(epoch * wanted, (epoch + 1) * wanted), len(members))
-                for turn in np.unique(turns):
-                    order = np.random.default_rng((self.recipe.seed, 6, number, turn)).permutation(members)
-                    chosen.append(order[places[turns == turn]])
-            chosen = np.random.default_rng((self.recipe.seed, 2, epoch)).permutation(np.concatenate(chosen))
-            self._order = epoch, np.resize(chosen, len(self.samples))  # rounding may leave it a sample short
-        return self._order[1]
+        number, place = divmod(self.step, count // size)
+        if self._order[0] != number:
+            self._order = number, mixture.epoch(self.groups, count, self.recipe.seed, number)
+        return self._order[1][place * size : (place + 1) * size]
 
     def _check_finite(self, figures) -> None:
         broken = [f"{name} became {value}" for name, value in figures.items() if not math.isfinite(value)]
@@ -406,141 +397,9 @@ class Trainer:
         return " ".join(f"{name}={value:.3g}" for name, value in {**self.held_out_report, **success}.items())
 
 
-# -- demonstrations -------------------------------------------------------------------------------------------------
-
-
-def digest(sources: Sequence[Source]) -> str:
-    """One SHA-256 for all demonstrations."""
-    parts = [data_digest(read_index(source.directory)) for source in sources]
-    return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def read(sources: Sequence[Source], recipe: Recipe, progress: bool):
-    """(episodes, number of the source of each). DatasetError when the pictures are not those of the recipe."""
-    pictures, episodes, labels = recipe.pictures, [], []
-    for number, source in enumerate(sources):
-        for episode in read_episodes(source.directory, pictures.cameras, progress):
-            for camera in pictures.cameras:
-                height, width = episode.images[camera].shape[1:3]
-                if (width, height) != (pictures.width, pictures.height):
-                    raise DatasetError(
-                        f"{source.directory}: {episode.name}: pictures of '{camera}' are {width}x{height}, the recipe asks for "
-                        f"{pictures.width}x{pictures.height}; record them at that size or correct the recipe"
-                    )
-            episodes.append(episode)
-            labels.append((number, episode.task))
-    return episodes, labels
-
-
-def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(training, held-out) episodes, drawn by seed; at least one is held out when there are two and ``share`` > 0."""
-    order = np.random.default_rng((seed, 4)).permutation(count).tolist()
-    kept = min(count - 1, max(1, round(share * count))) if share else 0
-    return sorted(order[kept:]), sorted(order[:kept])
-
-
-def samples_of(episodes, recipe: Recipe) -> Samples:
-    return Samples(episodes, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
-
-
-def shares(samples: Samples, labels, sources: Sequence[Source]) -> list[tuple[str, np.ndarray, float]]:
-    """(name, samples, share of every epoch) of each group: the tasks, equally; or, where directories have weights, every
-    directory by its weight and within it the tasks equally. ``labels``: (number of the source, task) of each episode."""
-    weighted = any(source.weight for source in sources)
-    groups = [(number if weighted else 0, task) for number, task in labels]
-    found, total = [], sum(source.weight for source in sources if weighted) or 1.0
-    for number, task in sorted(set(groups)):
-        members = np.flatnonzero(np.array([group == (number, task) for group in groups])[samples.episode])
-        tasks = len({other for which, other in groups if which == number})
-        weight = sources[number].weight / total if weighted else 1.0
-        found.append((f"{sources[number].directory} {task}" if weighted else task, members, weight / tasks))
-    return found
-
-
 def inputs_of(policy: ChunkPolicy, batch: Batch) -> Inputs:
     """The network's view of a batch of samples on its device."""
     return Inputs(batch.pixels(), batch.state, batch.objects, *policy.words(batch.instructions))
-
-
-# -- the policy to begin with ---------------------------------------------------------------------------------------
-
-
-def start(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str | None]:
-    """(policy, SHA-256 of its parent's weights): the parent of the recipe, or a new one with random weights."""
-    return descended(recipe, samples, tasks) if recipe.parent else (new_policy(recipe, samples, tasks), None)
-
-
-def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
-    """An untrained policy whose contract and words come from the recipe and the demonstrations."""
-    instructions = sorted(set(samples.instructions))
-    contract = replace(
-        offered(recipe),
-        execution_horizon=recipe.execution_horizon,
-        tasks=tuple(tasks),
-        instructions=tuple(instructions),
-        normalisation=samples.normalisation(),
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        try:
-            return checkpoint.FAMILIES[recipe.family].policy(recipe.network, contract, train_tokenizer(instructions))
-        except ValueError as error:
-            raise ConfigError(f"Recipe.network: {error}") from error
-
-
-def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str]:
-    """The recipe's parent with its contract; tasks and instructions are added. ConfigError when it does not fit."""
-    policy, manifest = checkpoint.load(recipe.parent)
-    contract = policy.contract
-    misfits = [
-        f"{name.replace('_', ' ')}: the parent has {theirs}, the recipe {ours}"
-        for name, theirs, ours in (
-            ("family", manifest["family"], recipe.family),
-            *((name, _said(getattr(contract, name)), _said(getattr(offered(recipe), name))) for name in FIXED),
-            *(
-                (f"network.{spec.name}", getattr(policy.config, spec.name, None), getattr(recipe.network, spec.name))
-                for spec in fields(recipe.network)
-                if getattr(recipe.network, spec.name) != getattr(type(recipe.network)(), spec.name)
-            ),
-        )
-        if theirs != ours
-    ]
-    if misfits:
-        raise ConfigError(f"{recipe.parent}: cannot be fine-tuned with this recipe: {misfits[0]}; correct the recipe")
-    instructions = sorted(set(samples.instructions))
-    unknown = policy.tokenizer.token_to_id(UNKNOWN)
-    for sentence in instructions:
-        if unknown is not None and unknown in policy.tokenizer.encode(sentence).ids:
-            raise ConfigError(f"{recipe.parent}: does not know every word of '{sentence}'; train a new policy")
-    contract = replace(
-        contract,
-        tasks=tuple(dict.fromkeys((*contract.tasks, *tasks))),
-        instructions=tuple(dict.fromkeys((*contract.instructions, *instructions))),
-        normalisation=samples.normalisation() if recipe.renormalise else contract.normalisation,
-    )
-    child = type(policy)(policy.config, contract, policy.tokenizer)
-    child.load_state_dict(policy.state_dict())
-    return child, manifest["files"]["model.safetensors"]
-
-
-FIXED = ("cameras", "object_slots", "prediction_horizon", "joints", "joint_unit", "signs", "gripper_unit", "control_rate_hz")
-"""What a parent and a recipe must have in common."""
-
-
-def offered(recipe: Recipe) -> Contract:
-    """The terms that recipe and demonstrations set: cameras, horizon, and the units in which demonstrations are written."""
-    pictures = recipe.pictures
-    return Contract(
-        cameras=tuple(Camera(name, pictures.width, pictures.height) for name in pictures.cameras),
-        object_slots=recipe.object_slots,
-        prediction_horizon=recipe.network.horizon,
-    )
-
-
-def _said(value) -> str:
-    if isinstance(value, tuple) and value and isinstance(value[0], Camera):
-        return ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in value)
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
@@ -595,7 +454,7 @@ examples:
   policytrim train sft --recipe mine.yaml --from models/piper-pi0-tiny --out models/mine
   tensorboard --logdir runs
 
-several processes share every batch; one machine with two GPUs, or two machines (the same command on each, --machine_rank 0 and 1):
+several processes share every batch; one machine with two GPUs, or two machines (the same on both, but --machine_rank 0 and 1):
   accelerate launch --num_processes 2 -m policytrim_ros.cli train sft --recipe RECIPE
   accelerate launch --num_machines 2 --num_processes 2 --machine_rank 0 --main_process_ip HOST --main_process_port 29500 \\
       -m policytrim_ros.cli train sft --recipe RECIPE

@@ -1,0 +1,52 @@
+"""The state that a training run resumes from: one file, written beside its place and renamed, so that it is whole or the old one.
+
+save(path, tensors, facts)      tensors: name -> tensor; facts: JSON values that say what they belong to
+tensors, facts = load(path)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as tensors_to_bytes
+
+
+class TrainingError(RuntimeError):
+    """Training cannot start or go on; one sentence: what, where, what to do."""
+
+
+def save(path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    """Replaces the state in ``path``. TrainingError when that fails (a full disk); the old state is intact then."""
+    path = Path(path)
+    beside = path.with_suffix(".new")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(tensors_to_bytes(plain, metadata={"facts": json.dumps(facts)}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise TrainingError(
+            f"{path}: could not be written ({error.strerror}); free some space and repeat the command, the last state is intact"
+        ) from error
+
+
+def load(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """(tensors, facts) of a saved state, or None when there is none. TrainingError when it cannot be read."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["facts"])
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); delete {path.parent} to start again") from error
