@@ -471,7 +471,7 @@ def test_lerobot_reads_our_rows_to_the_bit(dataset):
 
 def test_we_read_the_rows_that_lerobot_writes(dataset, tmp_path):
     ours = list(demos.read_episodes(dataset))[:3]
-    kind = demos.features(["front"], 32, 18)
+    kind = {name: {**feature, "shape": tuple(feature["shape"])} for name, feature in demos.features(["front"], 32, 18).items()}
     theirs = lerobot_dataset().create("local/other", 20, kind, root=tmp_path / "other", use_videos=False)
     for episode in ours:
         for step, action in enumerate(episode.actions):
