@@ -1,7 +1,10 @@
 """Checkpoints: whole or not there; anything changed, missing or foreign is refused with one sentence."""
 
+import copy
+import hashlib
 import json
 import resource
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,10 @@ from safetensors.numpy import load_file, save_file
 from policytrim_ros.core.contract import robot_contract
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
+from policytrim_ros.policies.flow import FlowPolicy
+from policytrim_ros.policies.tokenizer import train_tokenizer
 
+FILES = ["config.json", "model.safetensors", "tokenizer.json", "processor.json", "manifest.json"]
 ROBOT = robot_contract({"front": (64, 36), "wrist": (64, 36)})
 
 
@@ -25,8 +31,6 @@ def saved(tmp_path):
 
 def reseal(directory, **changes):
     """Changes the manifest the way a careful forger, or another program, would: with digests and seal renewed."""
-    import hashlib
-
     manifest = json.loads((directory / "manifest.json").read_text())
     files = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in manifest["files"]}
     manifest = checkpoint.sealed({**manifest, "files": files, **changes})
@@ -41,7 +45,7 @@ def test_a_loaded_policy_predicts_what_the_saved_one_did(saved):
     assert loaded.contract == original.contract
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_one_changed_byte_is_noticed(saved, name):
     path = saved[0] / name
     data = bytearray(path.read_bytes())
@@ -52,7 +56,7 @@ def test_one_changed_byte_is_noticed(saved, name):
         checkpoint.load(saved[0])
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "manifest.json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_file_is_named(saved, name, damage):
     path = saved[0] / name
@@ -160,7 +164,9 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_nothing_else(saved):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in directory.parent.iterdir()] == ["good"]
-    assert np.array_equal(checkpoint.load(directory)[0].predict(observation(), seeds=[1, 1]), original.predict(observation(), seeds=[1, 1]))
+    assert np.array_equal(
+        checkpoint.load(directory)[0].predict(observation(), seeds=[1, 1]), original.predict(observation(), seeds=[1, 1])
+    )
 
 
 def test_overwriting_replaces_the_whole_checkpoint(saved):
@@ -178,3 +184,103 @@ def test_no_evaluation_is_added_to_a_damaged_checkpoint(saved):
     (saved[0] / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
         checkpoint.record_evaluation(saved[0], {})
+
+
+def test_pictures_treated_otherwise_than_in_training_are_refused(saved):
+    values = json.loads((saved[0] / "processor.json").read_text())
+    assert values == {"size": [32, 18], "resize": "area", "range": [-1.0, 1.0]}
+    (saved[0] / "processor.json").write_text(json.dumps({**values, "resize": "nearest"}))
+    reseal(saved[0])
+    with pytest.raises(CheckpointError, match="processor.json.*nearest"):
+        checkpoint.load(saved[0])
+
+
+def test_siglip_says_on_what_square_a_picture_lies(tmp_path):
+    checkpoint.save(tmp_path / "siglip", policy(vision="siglip", patch_size=8), made={})
+    assert json.loads((tmp_path / "siglip" / "processor.json").read_text())["canvas"] == [32, 32]
+    loaded, _ = checkpoint.load(tmp_path / "siglip")
+    assert loaded.predict(observation(), seeds=[0, 1]).shape == (2, 6, 7)
+
+
+def test_the_digest_of_a_file_is_sha256(tmp_path):
+    data = b"x" * (3 * 2**20 + 7)  # several pieces
+    (tmp_path / "file").write_bytes(data)
+    assert checkpoint.sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+# -- differences ----------------------------------------------------------------------------------------------------
+
+
+def compared(saved, edit=lambda policy: None, **made):
+    """Sentences about a copy of the saved policy after ``edit``."""
+    directory, original = saved
+    other = copy.deepcopy(original)
+    other = edit(other) or other
+    checkpoint.save(directory.parent / "other", other, made=made or {"recipe": "test", "seed": 0})
+    return checkpoint.diff(directory, directory.parent / "other")
+
+
+def test_a_copy_does_not_differ(saved):
+    assert compared(saved) == []
+
+
+def test_the_weights_that_moved_are_told_by_group_and_distance(saved):
+    def edit(other):
+        other.pi0.action_out_proj.weight.data *= 1.1
+
+    lines = compared(saved, edit)
+    assert len(lines) == 2
+    assert lines[0].startswith("weights, all that both have: 1 of ")
+    name = "weights, pi0.action_out_proj.weight: 1 of 1 tensors changed, relative L2 distance "
+    assert lines[1].startswith(name) and abs(float(lines[1].removeprefix(name)) - 0.1) < 1e-3
+
+
+def test_how_it_was_made_and_how_it_was_judged_is_compared(saved):
+    checkpoint.record_evaluation(saved[0], {"success_rate": 0.7})
+    lines = compared(saved, recipe="test", seed=1)
+    assert "made.seed: 0 in the first, 1 in the second" in lines
+    assert any(line.startswith('evaluation: {"success_rate": 0.7} in the first, nothing') for line in lines)
+
+
+def test_contracts_and_sizes_are_compared(saved):
+    def edit(other):
+        changed = contract(horizon=4, tasks=("flip_mug",))
+        return FlowPolicy(replace(other.config, horizon=4, hidden=8), changed, train_tokenizer(["wipe the table"]))
+
+    text = "\n".join(compared(saved, edit))
+    for words in (
+        "config.hidden: 16 in the first, 8 in the second",
+        "contract.prediction_horizon: 6 in the first, 4 in the second",
+        'contract.tasks[0]: "tape_box" in the first, "flip_mug" in the second',
+        "contract.normalisation.actions: shape (6, 7) in the first, (4, 7) in the second",
+        "tokenizer: words only in the first: box, hang, into and",
+        "only in the second: table, wipe",
+        "has shape",
+    ):
+        assert words in text
+
+
+def test_other_quantiles_are_summed_up(saved):
+    def edit(other):
+        norm = other.contract.normalisation["state"]
+        changed = {**other.contract.normalisation, "state": replace(norm, q99=(2.5,) * 14)}
+        return FlowPolicy(other.config, replace(other.contract, normalisation=changed), other.tokenizer)
+
+    assert "contract.normalisation.state: quantiles differ by up to 0.5 rad or m" in compared(saved, edit)
+
+
+def test_a_policy_with_more_weights_or_of_another_family_can_be_compared(saved, tmp_path):
+    assert any("noise_head" in line for line in compared(saved, lambda other: other.add_noise_head()))
+    names = ("family", "architecture")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    shutil.copytree(tmp_path / "other", tmp_path / "third")
+    reseal(tmp_path / "third", **{**manifest, "family": "parallel", "architecture": "Llama"})
+    lines = checkpoint.diff(saved[0], tmp_path / "third")
+    assert all(any(line.startswith(f"{name}: ") for line in lines) for name in names)
+
+
+def test_a_damaged_checkpoint_is_not_compared(saved):
+    shutil.copytree(saved[0], saved[0].parent / "other")
+    (saved[0].parent / "other" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="other"):
+        checkpoint.diff(saved[0], saved[0].parent / "other")
