@@ -44,7 +44,8 @@ class Processes:
         torch.distributed.all_reduce(both)
         gradients, used = both[: len(flat)], both[len(flat) :].tolist()
         for parameter, gradient, count in zip(parameters, gradients.split([p.numel() for p in parameters]), used):
-            parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
+            # laid out in memory as the parameter is, which the fused optimiser takes for granted
+            parameter.grad = torch.empty_like(parameter).copy_(gradient.view(parameter.shape)) if count else None
         sums = torch.tensor([float(value) for value in figures.values()], dtype=torch.float64, device=flat.device)
         torch.distributed.all_reduce(sums)
         return dict(zip(figures, sums.tolist()))

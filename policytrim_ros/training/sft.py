@@ -467,7 +467,7 @@ def add_arguments(parser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
     parser.add_argument("--recipe", required=True, help="recipe file, config/*.yaml")
     parser.add_argument("--dataset", nargs="+", help="directories of the demonstrations (default: the recipe's)")
-    parser.add_argument("--run", help="directory of TensorBoard events and resumable state (default: runs/<name>)")
+    parser.add_argument("--run", "--run-dir", help="directory of TensorBoard events and resumable state (default: runs/<name>)")
     parser.add_argument("--out", help="directory of the finished checkpoint (default: the recipe's)")
     parser.add_argument(
         "--from", dest="parent", metavar="CHECKPOINT", help="fine-tune this checkpoint (default: the recipe's parent, if any)"
