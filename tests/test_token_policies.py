@@ -259,6 +259,17 @@ def test_a_few_steps_on_one_batch_lower_every_loss(family, head):
     assert all(history[-1][name] < 0.7 * history[0][name] for name in history[0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_costs_little(family):
+    policy = make(family)
+    inputs, actions = policy.inputs(observation()), torch.zeros(2, policy.config.horizon, 7)
+    with torch.no_grad():
+        exact = policy.losses(inputs, actions, generator=None, places=torch.zeros(2, 2, 6))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = policy.losses(inputs, actions, generator=None, places=torch.zeros(2, 2, 6))
+    assert all(abs(half[name] - exact[name]) < 0.05 * exact[name] + 0.02 for name in exact)
+
+
 def test_the_auxiliary_loss_is_left_out_where_positions_are_unknown_or_unwanted():
     policy = make()
     inputs, actions = policy.inputs(observation()), torch.zeros(2, 2, 7)

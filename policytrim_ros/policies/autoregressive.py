@@ -37,10 +37,10 @@ class AutoregressivePolicy(PrismaticPolicy):
 
     def act(self, inputs: Inputs, generators=None, temperature: float = 1.0):
         prefix, chances = self.encode(inputs), self._chances(inputs, generators).flatten(1)
-        mask, llama = prefix.mask, self.language_model.model
+        mask, llama, dtype = prefix.mask, self.language_model.model, prefix.tokens.dtype
         out = llama(
             inputs_embeds=prefix.tokens,
-            attention_mask=attention(mask, causal=True),
+            attention_mask=attention(mask, True, dtype),
             position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
             use_cache=True,
         )
@@ -50,7 +50,7 @@ class AutoregressivePolicy(PrismaticPolicy):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             out = llama(
                 inputs_embeds=self.language_model.get_input_embeddings()(tokens[-1])[:, None],
-                attention_mask=attention(mask, causal=True)[:, :, -1:],
+                attention_mask=attention(mask, True, dtype)[:, :, -1:],
                 position_ids=mask.sum(-1, keepdim=True) - 1,
                 past_key_values=out.past_key_values,
                 use_cache=True,

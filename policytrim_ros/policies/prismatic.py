@@ -241,7 +241,7 @@ class PrismaticPolicy(ChunkPolicy):
         """Hidden states (B, L, D) of a whole sequence; where ``mask`` (B, L) is 0 there is padding, which nobody sees."""
         return self.language_model.model(
             inputs_embeds=tokens,
-            attention_mask=attention(mask, causal),
+            attention_mask=attention(mask, causal, tokens.dtype),
             position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
             use_cache=False,
         ).last_hidden_state
@@ -308,13 +308,13 @@ class PrismaticPolicy(ChunkPolicy):
         return torch.stack([torch.rand(shape, generator=generator, device=self.device) for generator in generators])
 
 
-def attention(mask: torch.Tensor, causal: bool) -> torch.Tensor:
+def attention(mask: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:
     """(B, L) -> additive (B, 1, L, L): 0 where a query may look, else the lowest number. Stock Llama takes it as it is."""
     length = mask.shape[1]
     seen = mask.bool()[:, None, None, :].expand(-1, 1, length, length)
     if causal:
         seen = seen & torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    return torch.zeros(seen.shape, device=mask.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
