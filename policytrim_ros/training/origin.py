@@ -90,4 +90,4 @@ def offered(recipe: Recipe) -> Contract:
 def _said(value) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], Camera):
         return ", ".join(f"{camera.name} {camera.width}x{camera.height}" for camera in value)
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (", ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
