@@ -182,6 +182,7 @@ def figures(episodes) -> dict:
         "successes": len(successes),
         "success_rate": len(successes) / len(rows),
         "success_interval": list(wilson(len(successes), len(rows))),
+        "refused": sum(row["refused"] for row in rows),
     }
     for name, key in quantities.items():
         for which, chosen in (("success", successes), ("all", rows)):
@@ -382,7 +383,7 @@ def demonstrate(env, demonstrator, seed: int, watch=None) -> EpisodeResult:
         if watch:
             watch(Start(seed, 1), env, result)
     gone = moved(placed, first_position(env.objects()))
-    return EpisodeResult(seed, outcome_of(result), result.steps, result.steps, 0, round(result.steps * 0.05, 6), 0.0, (), gone)
+    return EpisodeResult(seed, outcome_of(result), result.steps, result.steps, 0, round(result.steps * 0.05, 6), 0.0, (), 0, gone)
 
 
 # -- tables ---------------------------------------------------------------------------------------------------------
@@ -432,7 +433,7 @@ def pooled(reports) -> list[dict]:
     return together
 
 
-_FIGURES = ("n", "successes", "success_rate", "success_interval") + tuple(
+_FIGURES = ("n", "successes", "success_rate", "success_interval", "refused") + tuple(
     f"{name}_{which}" for name in ("steps", "control_steps", "calls", "seconds", "stalled") for which in ("success", "all")
 )
 
@@ -449,10 +450,14 @@ def table(reports) -> str:
         cells = [
             r["checkpoint"], r["task"], r["setting"], h, r["n"], f"{r['success_rate']:.3f} [{low:.3f}, {high:.3f}]",
             _cell(r["steps_success"]), _cell(r["steps_all"]), _cell(r["calls_success"]), _cell(r["seconds_success"]),
-            _cell(r["stalled_success"]), note(r),
+            _cell(r["stalled_success"]), _remarks(r),
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
+
+
+def _remarks(r) -> str:
+    return ", ".join(filter(None, [note(r), r["refused"] and f"{r['refused']} chunks refused"]))
 
 
 def _cell(mean) -> str:

@@ -39,7 +39,7 @@ GENERATION = 1
 
 
 class RolloutError(RuntimeError):
-    """A rollout cannot go on: the policy predicts what no arm can follow."""
+    """A rollout cannot be played as it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class EpisodeResult:
     outcome: success, failure (lost for good) or truncated (time limit); steps: S, control steps in which an action was
     played; control_steps: all of them, rests included; calls: N; seconds: control_steps at the control rate; stalled_s: of
     these, without an action since the first one was played; looks: for every call (control step of the look, actions of
-    its chunk skipped on arrival, actions of its chunk played); moved_m: how far the first object is from where it began.
+    its chunk skipped on arrival, actions of its chunk played); refused: chunks that could not be played (NaN, beyond any
+    arm's reach, too late); moved_m: how far the first object is from where it began.
     """
 
     seed: int
@@ -92,6 +93,7 @@ class EpisodeResult:
     seconds: float
     stalled_s: float
     looks: tuple[tuple[int, int, int], ...]
+    refused: int
     moved_m: float
 
 
@@ -109,7 +111,7 @@ class Player:
         self._replanner = Replanner(conditions.mode, start.horizon, rate_hz)
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk)
-        self.control_steps = self.steps = 0
+        self.control_steps = self.steps = self.refused = 0
         self.looks: list[list[int]] = []
 
     @property
@@ -128,11 +130,11 @@ class Player:
         )
 
     def hear(self, actions: np.ndarray) -> None:
-        """The chunk (H, 7) that the policy answered to what it saw in this control step. RolloutError when it is nonsense."""
-        if doubt := implausible(actions):
-            raise RolloutError(f"the policy's chunk cannot be played (episode {self.start.seed}): {doubt}")
-        count = self._replanner.trim(len(actions), self._latency_s)
-        chunk = Chunk(actions[:count], GENERATION, len(self.looks), self._executor.next_step, self._executor.rate_hz)
+        """The chunk (H, 7) that the policy answered to what it saw in this control step. Nonsense is not played, as on the robot."""
+        chunk, number = None, len(self.looks)
+        if implausible(actions) is None:
+            count = self._replanner.trim(len(actions), self._latency_s)
+            chunk = Chunk(actions[:count], GENERATION, number, self._executor.next_step, self._executor.rate_hz)
         self._coming = (self.control_steps + self._delay, chunk)
         self.looks.append([self.control_steps, 0, 0])
         if not self._delay:
@@ -141,11 +143,14 @@ class Player:
 
     def _deliver(self) -> None:
         (_, chunk), self._coming = self._coming, None
+        if chunk is None:
+            self.refused += 1
+            return
         self._replanner.sent(chunk.first, len(chunk.positions), self._now)
         try:
             self.looks[chunk.chunk_id][1] = self._executor.accept(chunk)
         except ChunkRefused:  # it came too late: the replanner takes it for lost after a while, as on the robot
-            self.looks[chunk.chunk_id][1] = len(chunk.positions)
+            self.refused += 1
 
     @property
     def target(self) -> np.ndarray:
@@ -175,6 +180,7 @@ class Player:
             round(self.control_steps * executor.period_s, 6),
             round(executor.stall_s + executor.dry_for(self._now), 6),
             tuple(tuple(look) for look in self.looks),
+            self.refused,
             moved_m,
         )
 
@@ -192,7 +198,7 @@ def play(
     """Plays every start in one of ``envs`` and yields each as soon as it is over, in the order in which they end.
 
     ``cameras`` are rendered for a look; ``object_slots`` > 0 adds the true poses of so many objects. ``watch(start, env,
-    result)`` is called after every control step (result None: just begun). Raises RolloutError as `Player.hear`.
+    result)`` is called after every control step (result None: just begun).
     """
     starts = iter(starts)
     lanes = [lane for lane in (_Lane.begin(env, starts, conditions, watch) for env in envs) if lane]
