@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Mapping, Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from torch import nn
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.core.kinematics import tools
 from policytrim_ros.core.types import JOINTS
+from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.policies.tokenizer import encode as encode_words
 
 ACTIONS = len(JOINTS)
@@ -244,13 +244,6 @@ def noise(shape: Sequence[int], generators=None, device="cpu") -> torch.Tensor:
 def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
     """(B, n, h, w, 3) uint8 -> (B, n, 3, h, w) float32 in [-1, 1]."""
     return pictures.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
-
-
-def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (height, width, 3) uint8 by area averaging; an image of that size already is returned as it is."""
-    if image.shape[:2] == (height, width):
-        return image
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _scale(values, low, high):

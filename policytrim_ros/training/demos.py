@@ -20,22 +20,29 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import importlib
 import json
 import multiprocessing
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from policytrim_ros.arguments import add_arguments as add_config_arguments
+from policytrim_ros.arguments import from_text, texts, values_of
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import STATE_LAYOUT, implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
-from policytrim_ros.policies.policy import resize_image
+from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.training import lerobot
 from policytrim_ros.training.lerobot import DatasetError
-from policytrim_ros.training.recipe import Collection, Pictures, Recipe, commit, factory, load_recipe
+from policytrim_ros.training.version import commit
+
+if TYPE_CHECKING:  # recipes know networks: torch is loaded only by those who make demonstrations
+    from policytrim_ros.training.recipe import Collection, Pictures, Recipe
 
 FORMAT = "policytrim-demonstrations"
 FORMAT_VERSION = 3
@@ -235,6 +242,8 @@ _environments: dict = {}  # one per worker process: building a scene takes secon
 
 
 def _attempt(recipe: Recipe, collection: Collection, seed: int) -> tuple[Encoded | None, dict]:
+    from policytrim_ros.training.recipe import factory
+
     key = (collection.task, collection.setting)
     if key not in _environments:
         pictures = recipe.pictures
@@ -377,6 +386,10 @@ class DemonstrationWriter:
         return self
 
     def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write."""
         self._writer.close()
 
     def add(self, encoded: Encoded, facts: dict) -> None:
@@ -620,7 +633,7 @@ def _problem(episode: Episode) -> str | None:
 
 
 def add_arguments(parser) -> None:
-    """``policytrim demos make|info``."""
+    """``policytrim demos make|record|info``."""
     actions = parser.add_subparsers(dest="action", required=True)
     maker = actions.add_parser("make", help="run scripted demonstrators in the simulator and keep what succeeds")
     maker.add_argument("--recipe", required=True, help="recipe file, config/*.yaml")
@@ -628,16 +641,29 @@ def add_arguments(parser) -> None:
     maker.add_argument(
         "--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes (default 1)"
     )
+    from policytrim_ros.training.recording import RecordConfig  # it builds on this module
+
+    recorder = actions.add_parser(
+        "record",
+        help="listen to the running system, a robot or simulated, and keep the episodes that succeed",
+        epilog="example: policytrim demos record out:=data/mine episodes:=20",
+    )
+    add_config_arguments(recorder, RecordConfig)
+    recorder.add_argument("--namespace", default="", help="ROS namespace of the running system (default: none)")
     info = actions.add_parser("info", help="say what a dataset holds and check every episode")
     info.add_argument("dataset", help="directory of the dataset")
 
 
 def main(args) -> int:
-    """Runs ``demos make`` or ``demos info``; 0 on success, 1 after one sentence about what went wrong."""
+    """Runs ``demos make``, ``record`` or ``info``; 0 on success, 1 after one sentence about what went wrong."""
     try:
         if args.action == "info":
             print(info(args.dataset))
+        elif args.action == "record":
+            return record(args)
         else:
+            from policytrim_ros.training.recipe import load_recipe
+
             recipe = load_recipe(args.recipe)
             directory = args.out or recipe.dataset
             make(recipe, directory, args.processes)
@@ -646,6 +672,22 @@ def main(args) -> int:
         print(f"demos: {error}")
         return 1
     return 0
+
+
+def record(args) -> int:
+    """Starts the recorder node in this process; its exit code."""
+    from policytrim_ros.training.recording import RecordConfig
+
+    given = texts(args, RecordConfig)
+    from_text(RecordConfig, given)  # refused before ROS is loaded
+    try:
+        node = importlib.import_module("policytrim_ros.nodes.demos")
+    except ImportError as error:
+        raise ConfigError(f"recording needs ROS 2 ({error}); source it, or install the extra 'ros'") from error
+    values = values_of(RecordConfig, given)
+    words = [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
+    namespace = args.namespace.strip("/")
+    return node.main(["record", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
 
 
 def info(directory) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.replanning import ASYNC, SYNC
 from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
+from policytrim_ros.training.version import commit as commit  # offered here, too
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic", "shared")
@@ -262,18 +262,6 @@ def factory(dotted: str):
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"'{dotted}' cannot be imported ({error}); install what it needs or correct the name") from error
-
-
-def commit() -> str:
-    """The version of the source, for manifests: git's description, or 'unknown' outside a repository."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def _tupled(mapping):

@@ -1,0 +1,238 @@
+"""Demonstration recorder: listens to the running system and writes what succeeds as a dataset for training.
+
+    images, joint_states, controller/setpoint, controller/consumed, controller/state, chunk, scene/state --> episodes
+
+It only listens: no publisher but its heartbeat (which nobody requires), no service, and whoever waits for the disk is a
+thread of its own. Which rows make an episode is decided in training/recording.py.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import queue
+import signal
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from rclpy.node import Node
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Int64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory
+
+from policytrim_ros.nodes.messages import (
+    LATCHED,
+    BadMessage,
+    Consumed,
+    chunk_from_message,
+    positions_of,
+    time_to_seconds,
+)
+from policytrim_ros.nodes.parameters import declare
+from policytrim_ros.nodes.process import run
+from policytrim_ros.training.demos import DemonstrationWriter, encode
+from policytrim_ros.training.lerobot import DatasetError
+from policytrim_ros.training.recording import Look, RecordConfig, Recorder
+
+IMAGES_KEPT = 15  # of each camera: half a second
+STATES_KEPT = 200  # joint states: a second
+WRITE_QUEUE = 4  # attempts that may wait for the disk; more means that it does not keep up
+
+
+class DemonstrationRecorder(Node):
+    """See the module. Raises DatasetError when the dataset cannot be added to."""
+
+    def __init__(self):
+        super().__init__("demonstration_recorder")
+        self.fatal = None
+        self.config = declare(self, RecordConfig)
+        self._writer = DemonstrationWriter(self.config.out, self.config.pictures)
+        self._images: dict[str, collections.deque] = {}  # camera -> (stamp, picture), oldest first
+        self._sizes: dict[str, list[int]] = {}
+        self._heard: set[str] = set()
+        self._checkpoint, self._kept, self._lost = "", 0, 0
+        self._began = time.monotonic()
+        self._recorder = Recorder(self.config, self._look, self._finished)
+        for camera in self.config.cameras:
+            self.create_subscription(Image, f"{camera}/color/image_raw", self._on_image(camera), IMAGES_KEPT)
+        self._states = rclpy.create_node(
+            f"{self.get_name()}_states", namespace=self.get_namespace(), start_parameter_services=False
+        )
+        self._measured = History(self._states, "joint_states")
+        self._setpoint = History(self._states, "controller/setpoint")
+        self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 50)
+        self.create_subscription(String, "controller/state", self._on_controller, LATCHED)
+        self.create_subscription(JointTrajectory, "chunk", self._on_chunk, 50)
+        self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
+        self.create_subscription(String, "inference/status", self._on_status, LATCHED)
+        self._waiting = self.create_timer(0.25, self._wait)
+        self.create_timer(0.05, self._advance)
+        self._queue: queue.Queue = queue.Queue(WRITE_QUEUE)
+        self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
+        self._thread.start()
+
+    # ---- what arrives ----------------------------------------------------------------------------------------------
+
+    def _on_image(self, camera: str):
+        kept = self._images[camera] = collections.deque(maxlen=IMAGES_KEPT)
+
+        def callback(message: Image):
+            if message.encoding != "rgb8":
+                self.fatal = f"camera '{camera}' sends {message.encoding}, expected rgb8; start the project's camera node"
+            elif message.width < self.config.width or message.height < self.config.height:
+                self.fatal = (
+                    f"camera '{camera}' sends {message.width}x{message.height}, smaller than the {self.config.width}x"
+                    f"{self.config.height} to be stored; give smaller width and height"
+                )
+            else:
+                picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+                kept.append((time_to_seconds(message.header.stamp), picture))
+                self._sizes[camera] = [message.width, message.height]
+
+        return callback
+
+    def _on_consumed(self, message: Int64MultiArray, info) -> None:
+        self._heard.add("controller/consumed")
+        self._recorder.on_consumed(Consumed.from_message(message), sent_at(info))
+
+    def _on_controller(self, message: String) -> None:
+        self._recorder.on_controller(message.data)
+
+    def _on_chunk(self, message: JointTrajectory) -> None:
+        try:
+            self._recorder.on_chunk(chunk_from_message(message))
+        except BadMessage as error:
+            self.get_logger().warning(f"{error}")
+
+    def _on_scene(self, message: String, info) -> None:
+        self._heard.add("scene/state")
+        was = self._recorder.recording
+        self._recorder.on_scene(json.loads(message.data), sent_at(info))
+        if self._recorder.recording and not was:
+            self.get_logger().info("episode begins")
+
+    def _on_status(self, message: String) -> None:
+        self._checkpoint = json.loads(message.data).get("checkpoint", "")
+
+    def _advance(self) -> None:
+        self._measured.update()
+        self._setpoint.update()
+        self._recorder.advance(time.time())
+
+    def _look(self, at: float) -> Look | None:
+        """The newest of everything that was taken by then, by its own stamp; None when something is missing."""
+        found = [newest(self._measured.kept, at), newest(self._setpoint.kept, at)]
+        found += [newest(images, at) for images in self._images.values()]
+        if any(entry is None for entry in found):
+            return None
+        state = np.concatenate([positions_of(message) for _, message in found[:2]])
+        pictures = {camera: picture for camera, (_, picture) in zip(self._images, found[2:])}
+        return Look(state, pictures, at - min(stamp for stamp, _ in found))
+
+    def _wait(self) -> None:
+        """Until everything has been heard once: says what is missing when it takes too long."""
+        missing = [f"{camera}/color/image_raw" for camera in self.config.cameras if not self._images[camera]]
+        missing += [topic for topic in ("controller/consumed", "scene/state") if topic not in self._heard]
+        missing += [topic for topic, history in (("joint_states", self._measured),) if not history.kept]
+        if not missing:
+            self._waiting.cancel()
+            self.get_logger().info(f"ready: dataset={self.config.out} episodes={len(self._writer.episodes)}")
+        elif time.monotonic() - self._began > self.config.startup_s:
+            topic = self.resolve_topic_name(missing[0])
+            self.fatal = (
+                f"nothing on topic '{topic}' for {self.config.startup_s:.0f} s: start the system with `policytrim up`, "
+                "name the cameras it has, or check namespace and ROS_DOMAIN_ID"
+            )
+
+    # ---- what is written ---------------------------------------------------------------------------------------------
+
+    def _finished(self, recording, facts: dict) -> None:
+        style = self.config.style or Path(self._checkpoint).name.removeprefix("demonstrator:") or "unknown"
+        now = datetime.now(timezone.utc)
+        facts = {
+            "name": f"{facts['task']}-{facts['setting']}-{style}-{now:%Y%m%d-%H%M%S-%f}",
+            **facts,
+            "style": style,
+            "source": "recorder",
+            "checkpoint": self._checkpoint,
+            "recorded_at": now.isoformat(timespec="seconds"),
+            "camera_sizes": dict(sorted(self._sizes.items())),
+        }
+        try:
+            self._queue.put_nowait((recording, facts))
+        except queue.Full:
+            self.fatal = f"the disk of {self.config.out} does not keep up: {WRITE_QUEUE} episodes wait; use a faster one"
+
+    def _write(self) -> None:
+        while (item := self._queue.get()) is not None:
+            recording, facts = item
+            try:
+                if recording is None:
+                    self._writer.add_failure(facts)
+                    self._lost += 1
+                    self.get_logger().warning(f"episode not kept: {facts['reason']}")
+                else:
+                    self._writer.add(encode(recording), facts)
+                    self._kept += 1
+                    self.get_logger().info(
+                        f"episode kept: name={facts['name']} outcome={facts['outcome']} steps={facts['steps']} kept={self._kept}"
+                    )
+            except DatasetError as error:
+                self.fatal = str(error)
+                return
+            if self.config.episodes and self._kept >= self.config.episodes:
+                signal.raise_signal(signal.SIGINT)  # the clean end that Ctrl-C is
+                return
+
+    def close(self) -> None:
+        self._advance()
+        self._recorder.close()
+        try:
+            self._queue.put_nowait(None)
+        except queue.Full:
+            pass  # the writer has ended with an error, which is told
+        self._thread.join(timeout=30.0)
+        self._writer.close()
+        self._states.destroy_node()
+        print(f"demonstrations: kept={self._kept} not_kept={self._lost} dataset={self.config.out}", flush=True)
+
+
+class History:
+    """The last second of a fast topic of joint states, oldest first, taken off the middleware when asked for.
+
+    A callback for each of 400 messages a second would cost more than everything else here: no executor serves the reader.
+    """
+
+    def __init__(self, node, topic: str):
+        self._reader = node.create_subscription(JointState, topic, lambda message: None, STATES_KEPT)
+        self.kept: collections.deque = collections.deque(maxlen=STATES_KEPT)
+
+    def update(self) -> None:
+        """Takes everything that has arrived."""
+        with self._reader.handle:
+            while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
+                self.kept.append((time_to_seconds(taken[0].header.stamp), taken[0]))
+
+
+def newest(kept, at: float):
+    """The last (stamp, value) that is not younger than ``at``, or None."""
+    return next((entry for entry in reversed(kept) if entry[0] <= at), None)
+
+
+def sent_at(info) -> float:
+    """When a message was published, in seconds since the epoch."""
+    return info["source_timestamp"] * 1e-9
+
+
+def main(args=None) -> int:
+    """Records until Ctrl-C, or until as many episodes as wanted were kept; returns the exit code."""
+    return run(DemonstrationRecorder, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
