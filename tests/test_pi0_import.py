@@ -253,6 +253,19 @@ def test_a_weight_of_another_shape_is_refused(published, tmp_path):
     refuses(published, tmp_path, "state_proj.bias")
 
 
+def test_a_weight_that_is_not_a_number_is_named(published, tmp_path):
+    weights = load_file(published / "model.safetensors")
+    weights["state_proj.bias"][3] = float("nan")
+    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
+    refuses(published, tmp_path, "state_proj.bias.*NaN")
+
+
+def test_an_existing_checkpoint_is_not_overwritten(published, tmp_path):
+    imported(published, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="exists already"):
+        pi0.import_pi0(published, CONTRACT, tmp_path / "ours", {})
+
+
 def test_a_shard_outside_the_directory_is_refused(published, tmp_path):
     (published / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     index = {"metadata": {}, "weight_map": {"state_proj.bias": "../elsewhere.safetensors"}}

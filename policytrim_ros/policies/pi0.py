@@ -44,6 +44,8 @@ def import_pi0(directory, contract: Contract, out, made: Mapping[str, Any]) -> d
     SHA-256 of its files. Raises CheckpointError, in one sentence, for anything that is missing or does not fit.
     """
     directory = Path(directory)
+    if Path(out).exists():
+        raise CheckpointError(f"{out}: exists already; choose another name")
     sizes, steps, chunk = sizes_of(directory)
     _check_pictures(directory, sizes["vision"]["image_size"])
     tokenizer, begin = _tokenizer(directory)
@@ -132,6 +134,9 @@ def _network(directory: Path, config: FlowConfig) -> PI0ForConditionalGeneration
                 f"{directory}: {kind.replace('_', ' ')} in the weights: {checkpoint.some(sorted(map(str, report[kind])))}; "
                 "they do not belong to its config.json"
             )
+    for name, weight in network.state_dict().items():
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{directory}: weight '{name}' holds NaN or infinity; take another version")
     return network
 
 
