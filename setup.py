@@ -50,13 +50,14 @@ EXTRAS = {
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
     ],
     "train": [
+        "matplotlib>=3.8",  # figures of evaluations; the simulator brings it, too
         "tensorboard>=2.14",  # training curves
         "accelerate>=1.10",  # several processes and machines; `accelerate launch`
         "peft>=0.17",  # low-rank adapters
         "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
     ],
     "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
-    "test": ["pytest>=7.4", "hypothesis>=6.100"],  # the tests; properties of core
+    "test": ["pytest>=7.4", "hypothesis>=6.100", "scipy>=1.13"],  # the tests; properties of core; statistics to compare ours with
 }
 
 setup(

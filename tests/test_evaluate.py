@@ -45,6 +45,11 @@ class BrokenEnv(ReachEnv):
         raise RuntimeError("the scene has no floor")
 
 
+class PickyEnv(ReachEnv):
+    def __init__(self, *arguments, **options):
+        raise ValueError("no such setting")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An untrained tiny policy with one camera, H = 6, as a checkpoint."""
@@ -289,6 +294,7 @@ def test_a_full_disk_is_told_and_the_old_results_stay(trained, tmp_path, monkeyp
         (("--checkpoint", "CHECKPOINT", "--camera-size", "big"), "WIDTHxHEIGHT"),
         (("--checkpoint", "CHECKPOINT", "--environment", "nowhere:Env"), "cannot be imported"),
         (("--checkpoint", "CHECKPOINT", "--environment", "reach_task:ReachEnv", "--out", "broken"), "is damaged"),
+        (("--checkpoint", "CHECKPOINT", "--environment", "test_evaluate:PickyEnv"), "cannot be made: no such setting"),
     ],
 )
 def test_a_mistake_is_answered_with_one_sentence(trained, arguments, words, tmp_path, monkeypatch, capsys):

@@ -341,7 +341,10 @@ class _Desk:
                     env.close()
             self._envs, self._for = [], key
         while len(self._envs) < count:
-            self._envs.append(make())
+            try:
+                self._envs.append(make())
+            except (ValueError, RuntimeError) as error:  # a setting that the task lacks, no CUDA device, no renderer
+                raise EvaluationError(f"the environment for {key[0]} {key[1]} cannot be made: {error}") from error
         return self._envs[:count]
 
 
