@@ -214,32 +214,39 @@ class Fault:
 
 
 class Checkpoint:
-    """show what a checkpoint is, or verify that it is whole and unchanged
+    """look at a checkpoint, check it, compare two, or import a pi0 of the transformers library
 
-    example: policytrim checkpoint verify models/tape_box
+    examples:
+      policytrim checkpoint show models/piper-pi0-tiny
+      policytrim checkpoint verify models/piper-pi0-tiny
+      policytrim checkpoint diff models/piper-pi0-tiny runs/mine
+      policytrim checkpoint import DIRECTORY --contract contract.yaml --out models/pi0
     """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument(
-            "action", choices=("show", "verify"), help="show: print its manifest; verify: check every file against it"
-        )
-        parser.add_argument("directory", help="directory of the checkpoint")
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        for name, said in (("show", "print the manifest"), ("verify", "check every file against the manifest")):
+            actions.add_parser(name, help=said).add_argument("directory", help="directory of the checkpoint")
+        two = actions.add_parser("diff", help="say in what two checkpoints differ: contract, making, evaluation, weights")
+        two.add_argument("directory", help="the first one")
+        two.add_argument("other", help="the second one")
+        importer = actions.add_parser("import", help="make a checkpoint of a PI0 directory written by transformers")
+        importlib.import_module("policytrim_ros.policies.pi0").add_arguments(importer)
 
     def run(self, options) -> int:
         checkpoint = importlib.import_module("policytrim_ros.policies.checkpoint")
         try:
-            manifest = (
-                checkpoint.verify(options.directory)
-                if options.action == "verify"
-                else checkpoint.read_manifest(options.directory)
-            )
+            if options.action == "import":
+                return importlib.import_module("policytrim_ros.policies.pi0").main(options)
+            if options.action == "show":
+                print(json.dumps(checkpoint.read_manifest(options.directory), indent=2))
+            elif options.action == "verify":
+                files = checkpoint.verify(options.directory)["files"]
+                print(f"{options.directory} is whole: {len(files)} files as in its manifest")
+            else:
+                print("\n".join(checkpoint.diff(options.directory, options.other)) or "the same policy, made the same way")
         except checkpoint.CheckpointError as error:
             raise CommandError(str(error)) from error
-        print(
-            f"{options.directory} is whole: {len(manifest['files'])} files as in its manifest"
-            if options.action == "verify"
-            else json.dumps(manifest, indent=2)
-        )
         return 0
 
 
@@ -268,7 +275,7 @@ class Delegate:
 
 
 class Demos(Delegate):
-    """make demonstrations in the simulator, or look at a data set of them"""
+    """make demonstrations in the simulator, record them on the robot, or look at a data set of them"""
 
     module = "policytrim_ros.training.demos"
 
@@ -294,6 +301,17 @@ class Evaluate(Delegate):
     module = "policytrim_ros.training.evaluate"
 
 
+class Compare(Delegate):
+    """compare two evaluations scene by scene: success, steps, calls, seconds, and whether B is not worse than A
+
+    examples:
+      policytrim compare runs/eval/base.json runs/eval/trimmed.json
+      policytrim compare runs/eval/grid.json#0 runs/eval/grid.json#4 --margin 0.03
+    """
+
+    module = "policytrim_ros.training.compare"
+
+
 COMMANDS = {
     "up": Up,
     "demo": Demo,
@@ -311,6 +329,7 @@ COMMANDS = {
     "demos": Demos,
     "train": Train,
     "eval": Evaluate,
+    "compare": Compare,
 }
 
 
