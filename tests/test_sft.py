@@ -347,7 +347,7 @@ def test_demonstrations_that_do_not_fit_the_recipe_are_refused(trainer, tmp_path
         sft.Trainer(recipe, tmp_path / "none", tmp_path, progress=False, device="cpu")
     with pytest.raises(ConfigError, match="one number for each camera"):
         trainer(shift_px=(1, 1))
-    with pytest.raises(ConfigError, match="too few samples for 9 pieces"):
+    with pytest.raises(ConfigError, match="8 samples cannot be divided into 9 pieces"):
         trainer(accumulate=9)
     with pytest.raises(ConfigError, match="network"):
         trainer(replace(recipe, network=FlowConfig(**{**TINY, "horizon": 6, "vocabulary": 4})))

@@ -6,6 +6,7 @@ An epoch has as many samples as there are; every task has an equal share of it, 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -15,6 +16,39 @@ from policytrim_ros.training.recipe import Recipe, Source
 from policytrim_ros.training.samples import Samples
 
 
+@dataclass
+class Mixture:
+    """Demonstrations in memory: samples to train on and held-out ones (or None), the groups of `groups`, all tasks, and one
+    SHA-256 over all files."""
+
+    samples: Samples
+    held_out: Samples | None
+    groups: list[tuple[str, np.ndarray, float]]
+    tasks: tuple[str, ...]
+    sha256: str
+
+
+def load(recipe: Recipe, directories=None, progress=False) -> Mixture:
+    """Reads the recipe's demonstrations, or those in ``directories``. DatasetError when they cannot be used."""
+    sources = tuple(Source(str(directory)) for directory in directories) if directories else recipe.sources
+    sha256 = digest(sources)
+    return mix(*read(sources, recipe, progress), sources, recipe, sha256)
+
+
+def mix(episodes, labels, sources: Sequence[Source], recipe: Recipe, sha256: str) -> Mixture:
+    """Divides episodes into training and held-out ones. ``labels``: (number of the source, task) of each."""
+    train, held_out = split(len(episodes), recipe.training.held_out, recipe.seed)
+    options = (recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
+    samples = Samples([episodes[i] for i in train], *options)
+    return Mixture(
+        samples,
+        Samples([episodes[i] for i in held_out], *options) if held_out else None,
+        groups(samples, [labels[i] for i in train], sources),
+        tuple(sorted({episode.task for episode in episodes})),
+        sha256,
+    )
+
+
 def digest(sources: Sequence[Source]) -> str:
     """One SHA-256 for all demonstrations."""
     parts = [data_digest(read_index(source.directory)) for source in sources]
@@ -22,7 +56,7 @@ def digest(sources: Sequence[Source]) -> str:
 
 
 def read(sources: Sequence[Source], recipe: Recipe, progress: bool):
-    """(episodes, number of the source of each). DatasetError when the pictures are not those of the recipe."""
+    """(episodes, (number of the source, task) of each). DatasetError when the pictures are not those of the recipe."""
     pictures, episodes, labels = recipe.pictures, [], []
     for number, source in enumerate(sources):
         for episode in read_episodes(source.directory, pictures.cameras, progress):
@@ -43,10 +77,6 @@ def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
     order = np.random.default_rng((seed, 4)).permutation(count).tolist()
     kept = min(count - 1, max(1, round(share * count))) if share else 0
     return sorted(order[kept:]), sorted(order[:kept])
-
-
-def samples_of(episodes, recipe: Recipe) -> Samples:
-    return Samples(episodes, recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
 
 
 def groups(samples: Samples, labels, sources: Sequence[Source]) -> list[tuple[str, np.ndarray, float]]:

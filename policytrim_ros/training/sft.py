@@ -31,7 +31,7 @@ from policytrim_ros.training import mixture, origin, run_state
 from policytrim_ros.training.adapters import attach, merged_copy
 from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.processes import Processes
-from policytrim_ros.training.recipe import Recipe, Source, commit, load_recipe
+from policytrim_ros.training.recipe import Recipe, commit, load_recipe
 from policytrim_ros.training.run_state import TrainingError
 from policytrim_ros.training.samples import Batch, Samples
 
@@ -45,8 +45,8 @@ SELECTION_SEED = 900_000
 class Trainer:
     """One run of supervised fine-tuning in ``run_dir`` (TensorBoard events and the state to resume from).
 
-    ``dataset``: one directory or several in place of the recipe's; ``device``: auto, cpu or cuda. Raises ConfigError,
-    DatasetError or CheckpointError when recipe, demonstrations and parent do not fit together.
+    ``dataset``: one directory or several in place of the recipe's, or a `mixture.Mixture`; ``device``: auto, cpu or cuda.
+    Raises ConfigError, DatasetError or CheckpointError when recipe, demonstrations and parent do not fit together.
     """
 
     def __init__(self, recipe: Recipe, dataset=None, run_dir="runs/policy", progress=True, device="auto"):
@@ -58,17 +58,13 @@ class Trainer:
             raise ConfigError(
                 f"Training.shift_px = {self.training.shift_px}: give one number for each camera {tuple(recipe.pictures.cameras)}"
             )
-        if self.pieces > self.training.batch:
-            raise ConfigError(f"Training.batch = {self.training.batch}: too few samples for {self.pieces} pieces")
-        directories = [dataset] if isinstance(dataset, (str, Path)) else dataset
-        sources = tuple(Source(str(directory)) for directory in directories) if directories else recipe.sources
-        self.data_sha256 = mixture.digest(sources)
-        episodes, labels = mixture.read(sources, recipe, self.progress)
-        train, held_out = mixture.split(len(episodes), self.training.held_out, recipe.seed)
-        self.samples = mixture.samples_of([episodes[i] for i in train], recipe)
-        self.held_out = mixture.samples_of([episodes[i] for i in held_out], recipe) if held_out else None
-        self.groups = mixture.groups(self.samples, [labels[i] for i in train], sources)
-        self.policy, self.parent = origin.start(recipe, self.samples, sorted({episode.task for episode in episodes}))
+        if not isinstance(dataset, mixture.Mixture):
+            dataset = mixture.load(recipe, [dataset] if isinstance(dataset, (str, Path)) else dataset, self.progress)
+        self.samples, self.held_out, self.groups = dataset.samples, dataset.held_out, dataset.groups
+        self.data_sha256 = dataset.sha256
+        if self.pieces > (size := min(self.training.batch, len(self.samples))):
+            raise ConfigError(f"Training.accumulate: a batch of {size} samples cannot be divided into {self.pieces} pieces")
+        self.policy, self.parent = origin.start(recipe, self.samples, dataset.tasks)
         attach(self.policy, recipe.lora, recipe.seed)
         self.policy.to(self.device, memory_format=torch.channels_last)  # as the pictures come; convolutions are faster so
         self.trained = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
@@ -159,7 +155,7 @@ class Trainer:
         self.policy.train()
         self.optimizer.zero_grad()
         losses: dict[str, float | torch.Tensor] = {}
-        for share, batch, generator in self._my_pieces():
+        for share, batch, generator in self.my_pieces():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                 found = self.policy.losses(
                     inputs_of(self.policy, batch),
@@ -187,7 +183,7 @@ class Trainer:
             torch._foreach_lerp_(list(self.ema.values()), list(self.trained.values()), 1 - decay)
         return {**figures, "gradient_norm": norm, "learning_rate": self.optimizer.param_groups[0]["lr"]}
 
-    def _my_pieces(self) -> Iterator[tuple[float, Batch, torch.Generator]]:
+    def my_pieces(self) -> Iterator[tuple[float, Batch, torch.Generator]]:
         """(share of the batch, samples, generator) of every piece of this step that is this process's."""
         rng = np.random.default_rng((self.recipe.seed, 1, self.step))
         draw = self.samples.draw(self._indices(), rng, self.training)
