@@ -106,7 +106,7 @@ def measure(directory, episodes: int, rounds: int) -> list[dict]:
     best: dict[str, dict] = {}
     try:
         for name, play in ways.items():
-            list(play(seeds[:2]))  # builds environments, loads the policy
+            list(play(seeds[:1]))  # builds environments, loads the policy
         for _ in range(rounds):
             for name, play in ways.items():
                 began = time.perf_counter()

@@ -39,7 +39,7 @@ from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.training.figures import horizon_figure
-from policytrim_ros.training.films import Films, failure_sheet
+from policytrim_ros.training.films import Films, failure_sheet, films_of
 from policytrim_ros.training.perturbations import perturbed
 from policytrim_ros.training.recipe import TASKS, Evaluation, Pictures, Recipe, commit, factory, load_recipe
 from policytrim_ros.training.rollout import (
@@ -99,7 +99,7 @@ def evaluate(directory, row: Evaluation, bench: Bench = Bench(), *, workers: "Wo
     check(row, bench, manifest)
     seeds = [bench.first_seed + k for k in range(row.episodes)]
     if bench.films:
-        for old in Path(bench.films).glob(f"{file_label(row)}-*"):
+        for old in films_of(bench.films, file_label(row)):
             old.unlink()
     began, episodes = time.perf_counter(), []
     own = Workers(bench) if workers is None else workers

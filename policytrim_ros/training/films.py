@@ -82,13 +82,18 @@ def read_film(path) -> list[np.ndarray]:
     return frames
 
 
+def films_of(directory, label: str) -> list[Path]:
+    """The films of ``label`` and of no longer label that begins with it."""
+    return sorted(Path(directory).glob(f"{label}-[0-9]*.mp4"))
+
+
 def failure_sheet(directory, label: str) -> Path | None:
     """Writes <directory>/<label>-failures.png from the films of ``label`` that did not succeed; None when all did.
 
     A row shows one failure: some moments before its end, and the end. At most the first 12 by seed.
     """
     directory = Path(directory)
-    films = sorted(film for film in directory.glob(f"{label}-*.mp4") if not film.stem.endswith("-success"))
+    films = [film for film in films_of(directory, label) if not film.stem.endswith("-success")]
     if not films:
         return None
     rows = []
