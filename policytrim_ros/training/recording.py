@@ -22,7 +22,6 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
-from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.training.demos import OBJECT_SLOTS, TAIL_STEPS, Recording
 
 CHUNKS_KEPT = 2000
@@ -69,7 +68,7 @@ class RecordConfig(Config):
 
 @dataclass(frozen=True)
 class Look:
-    """The robot at one moment: state (14,) measured | setpoint, pictures, and how old the oldest of it was then."""
+    """The robot at one moment: state (14,) measured | setpoint, pictures at their final size, age of the oldest of it."""
 
     state: np.ndarray
     pictures: Mapping[str, np.ndarray]
@@ -200,14 +199,15 @@ class Recorder:
         if take.problem:
             return
         seen = self._look(step.at)
-        if seen is None or seen.age_s > self.config.stale_after_s:
-            age = "" if seen is None else f" for {seen.age_s:.1f} s"
-            take.problem = f"a camera or the arm was silent{age}"
+        if seen is None:
+            take.problem = "what was seen at a control step came too late; is the machine too busy?"
+            return
+        if seen.age_s > self.config.stale_after_s:
+            take.problem = f"a camera or the arm was silent for {seen.age_s:.1f} s"
             return
         if len(take.steps) % self.config.every == 0:
-            size = (self.config.width, self.config.height)
             take.picture_steps.append(len(take.steps))
-            take.pictures.append({name: resize_image(seen.pictures[name], *size) for name in self.config.cameras})
+            take.pictures.append({name: seen.pictures[name] for name in self.config.cameras})
         take.steps.append(step)
         take.states.append(seen.state)
 
