@@ -1,9 +1,12 @@
 """`policytrim demos record` beside the whole simulated robot: what was driven over ROS becomes a dataset for training."""
 
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from stack import ROOT, wait_for
 from test_system import System
 
 from policytrim_ros.training import demos
@@ -20,12 +23,15 @@ def system(tmp_path):
 
 
 def start_recorder(system, *arguments):
-    system.start("record", "policytrim_ros.cli", "demos", "record", *arguments)
+    """In a session of its own, as a terminal of its own would be: the scheduler shares the machine among sessions."""
+    line = [sys.executable, "-m", "policytrim_ros.cli", "demos", "record", *arguments]
+    with open(system.folder / "record.log", "w") as log:
+        system.processes["record"] = subprocess.Popen(
+            line, cwd=ROOT, env=system.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def test_an_episode_driven_over_ros_becomes_a_demonstration(system, tmp_path):
-    from stack import wait_for
-
     system.up("up", "checkpoint:=demonstrator:hesitant")
     wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)
     start_recorder(system, f"out:={tmp_path / 'recorded'}")

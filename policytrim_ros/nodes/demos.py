@@ -57,24 +57,30 @@ class DemonstrationRecorder(Node):
         self.fatal = None
         self.config = declare(self, RecordConfig)
         self._writer = DemonstrationWriter(self.config.out, self.config.pictures)
-        self._images: dict[str, collections.deque] = {}  # camera -> (stamp, picture), oldest first
         self._sizes: dict[str, list[int]] = {}
         self._heard: set[str] = set()
         self._checkpoint, self._kept, self._lost = "", 0, 0
         self._began = time.monotonic()
         self._recorder = Recorder(self.config, self._look, self._finished)
-        for camera in self.config.cameras:
-            self.create_subscription(Image, f"{camera}/color/image_raw", self._on_image(camera), IMAGES_WAITING)
-        self._states = rclpy.create_node(
-            f"{self.get_name()}_states", namespace=self.get_namespace(), start_parameter_services=False
+        self._readers = rclpy.create_node(
+            f"{self.get_name()}_readers", namespace=self.get_namespace(), start_parameter_services=False
         )
-        self._measured = History(self._states, "joint_states")
-        self._setpoint = History(self._states, "controller/setpoint")
-        self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 50)
-        self.create_subscription(String, "controller/state", self._on_controller, LATCHED)
-        self.create_subscription(JointTrajectory, "chunk", self._on_chunk, 50)
-        self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
-        self.create_subscription(String, "inference/status", self._on_status, LATCHED)
+        self._cameras = {
+            camera: Reader(self._readers, Image, f"{camera}/color/image_raw", IMAGES_WAITING) for camera in self.config.cameras
+        }
+        self._measured = Reader(self._readers, JointState, "joint_states", STATES_KEPT)
+        self._setpoint = Reader(self._readers, JointState, "controller/setpoint", STATES_KEPT)
+        self._status = Reader(self._readers, String, "inference/status", LATCHED)
+        self._events = {
+            "scene": Reader(self._readers, String, "scene/state", LATCHED),
+            "controller": Reader(self._readers, String, "controller/state", LATCHED),
+            "chunk": Reader(self._readers, JointTrajectory, "chunk", 100),
+            "consumed": Reader(self._readers, Int64MultiArray, "controller/consumed", 200),
+        }
+        self._states: dict[str, collections.deque] = {
+            name: collections.deque(maxlen=STATES_KEPT) for name in ("measured", "setpoint")
+        }
+        self._images = {camera: collections.deque(maxlen=IMAGES_KEPT) for camera in self.config.cameras}  # (stamp, picture)
         self._waiting = self.create_timer(0.25, self._wait)
         self.create_timer(0.05, self._advance)
         self._queue: queue.Queue = queue.Queue(WRITE_QUEUE)
@@ -83,57 +89,54 @@ class DemonstrationRecorder(Node):
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
-    def _on_image(self, camera: str):
-        kept = self._images[camera] = collections.deque(maxlen=IMAGES_KEPT)
-
-        def callback(message: Image):
-            if message.encoding != "rgb8":
-                self.fatal = f"camera '{camera}' sends {message.encoding}, expected rgb8; start the project's camera node"
-            elif message.width < self.config.width or message.height < self.config.height:
-                self.fatal = (
-                    f"camera '{camera}' sends {message.width}x{message.height}, smaller than the {self.config.width}x"
-                    f"{self.config.height} to be stored; give smaller width and height"
-                )
-            else:
-                picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
-                small = resize_image(picture, self.config.width, self.config.height)
-                kept.append((time_to_seconds(message.header.stamp), small))
-                self._sizes[camera] = [message.width, message.height]
-
-        return callback
-
-    def _on_consumed(self, message: Int64MultiArray, info) -> None:
-        self._heard.add("controller/consumed")
-        self._recorder.on_consumed(Consumed.from_message(message), sent_at(info))
-
-    def _on_controller(self, message: String) -> None:
-        self._recorder.on_controller(message.data)
-
-    def _on_chunk(self, message: JointTrajectory) -> None:
-        try:
-            self._recorder.on_chunk(chunk_from_message(message))
-        except BadMessage as error:
-            self.get_logger().warning(f"{error}")
-
-    def _on_scene(self, message: String, info) -> None:
-        self._heard.add("scene/state")
-        was = self._recorder.recording
-        self._recorder.on_scene(json.loads(message.data), sent_at(info))
-        if self._recorder.recording and not was:
-            self.get_logger().info("episode begins")
-
-    def _on_status(self, message: String) -> None:
-        self._checkpoint = json.loads(message.data).get("checkpoint", "")
-
     def _advance(self) -> None:
-        self._measured.update()
-        self._setpoint.update()
+        """Takes everything that has arrived since the last time, in the order in which it was sent."""
+        for camera, reader in self._cameras.items():
+            for message, _ in reader.take():
+                self._take_image(camera, message)
+        for name, reader in (("measured", self._measured), ("setpoint", self._setpoint)):
+            self._states[name].extend((time_to_seconds(message.header.stamp), message) for message, _ in reader.take())
+        for message, _ in self._status.take():
+            self._checkpoint = json.loads(message.data).get("checkpoint", "")
+        events = [(sent, name, message) for name, reader in self._events.items() for message, sent in reader.take()]
+        for sent, name, message in sorted(events, key=lambda event: event[0]):
+            self._heard.add(name)
+            self._take_event(name, message, sent)
         self._recorder.advance(time.time())
+
+    def _take_image(self, camera: str, message: Image) -> None:
+        if message.encoding != "rgb8":
+            self.fatal = f"camera '{camera}' sends {message.encoding}, expected rgb8; start the project's camera node"
+        elif message.width < self.config.width or message.height < self.config.height:
+            self.fatal = (
+                f"camera '{camera}' sends {message.width}x{message.height}, smaller than the {self.config.width}x"
+                f"{self.config.height} to be stored; give smaller width and height"
+            )
+        else:
+            picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+            small = resize_image(picture, self.config.width, self.config.height)
+            self._images[camera].append((time_to_seconds(message.header.stamp), small))
+            self._sizes[camera] = [message.width, message.height]
+
+    def _take_event(self, name: str, message, sent: float) -> None:
+        if name == "consumed":
+            self._recorder.on_consumed(Consumed.from_message(message), sent)
+        elif name == "controller":
+            self._recorder.on_controller(message.data)
+        elif name == "chunk":
+            try:
+                self._recorder.on_chunk(chunk_from_message(message))
+            except BadMessage as error:
+                self.get_logger().warning(f"{error}")
+        else:
+            was = self._recorder.recording
+            self._recorder.on_scene(json.loads(message.data), sent)
+            if self._recorder.recording and not was:
+                self.get_logger().info("episode begins")
 
     def _look(self, at: float) -> Look | None:
         """The newest of everything that was taken by then, by its own stamp; None when something is missing."""
-        found = [newest(self._measured.kept, at), newest(self._setpoint.kept, at)]
-        found += [newest(images, at) for images in self._images.values()]
+        found = [newest(kept, at) for kept in (*self._states.values(), *self._images.values())]
         if any(entry is None for entry in found):
             return None
         state = np.concatenate([positions_of(message) for _, message in found[:2]])
@@ -142,9 +145,10 @@ class DemonstrationRecorder(Node):
 
     def _wait(self) -> None:
         """Until everything has been heard once: says what is missing when it takes too long."""
-        missing = [f"{camera}/color/image_raw" for camera in self.config.cameras if not self._images[camera]]
-        missing += [topic for topic in ("controller/consumed", "scene/state") if topic not in self._heard]
-        missing += [topic for topic, history in (("joint_states", self._measured),) if not history.kept]
+        missing = [f"{camera}/color/image_raw" for camera, images in self._images.items() if not images]
+        missing += ["joint_states"] if not self._states["measured"] else []
+        topics = (("consumed", "controller/consumed"), ("scene", "scene/state"))
+        missing += [topic for name, topic in topics if name not in self._heard]
         if not missing:
             self._waiting.cancel()
             self.get_logger().info(f"ready: dataset={self.config.out} episodes={len(self._writer.episodes)}")
@@ -204,35 +208,29 @@ class DemonstrationRecorder(Node):
             pass  # the writer has ended with an error, which is told
         self._thread.join(timeout=30.0)
         self._writer.close()
-        self._states.destroy_node()
+        self._readers.destroy_node()
         print(f"demonstrations: kept={self._kept} not_kept={self._lost} dataset={self.config.out}", flush=True)
 
 
-class History:
-    """The last seconds of a fast topic of joint states, oldest first, taken off the middleware when asked for.
+class Reader:
+    """What has arrived on a topic, taken off the middleware when asked for.
 
-    A callback for each of 400 messages a second would cost more than everything else here: no executor serves the reader.
+    A callback for each of 500 messages a second would cost more than everything else here: no executor serves the reader.
     """
 
-    def __init__(self, node, topic: str):
-        self._reader = node.create_subscription(JointState, topic, lambda message: None, STATES_KEPT)
-        self.kept: collections.deque = collections.deque(maxlen=STATES_KEPT)
+    def __init__(self, node, kind, topic: str, qos):
+        self._reader = node.create_subscription(kind, topic, lambda message: None, qos)
 
-    def update(self) -> None:
-        """Takes everything that has arrived."""
+    def take(self):
+        """Yields (message, when it was sent, in seconds since the epoch)."""
         with self._reader.handle:
             while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
-                self.kept.append((time_to_seconds(taken[0].header.stamp), taken[0]))
+                yield taken[0], taken[1]["source_timestamp"] * 1e-9
 
 
 def newest(kept, at: float):
     """The last (stamp, value) that is not younger than ``at``, or None."""
     return next((entry for entry in reversed(kept) if entry[0] <= at), None)
-
-
-def sent_at(info) -> float:
-    """When a message was published, in seconds since the epoch."""
-    return info["source_timestamp"] * 1e-9
 
 
 def main(args=None) -> int:
