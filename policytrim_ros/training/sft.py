@@ -14,6 +14,7 @@ import math
 import resource
 import shutil
 import signal
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -130,7 +131,7 @@ class Trainer:
                 if self.step % LOG_EVERY == 0:
                     rate = (self.step - since) * self.training.batch / (time.perf_counter() - mark)
                     mark, since = time.perf_counter(), self.step
-                    bar.set_postfix_str(f"action={losses['action']:.3f} {self._report_text()} {rate:.0f} samples/s")
+                    bar.set_postfix_str(f"loss={losses['action']:.3f} {self.report()} {rate:.0f} samples/s")
                     self._log(board, "train", {**losses, "samples_per_s": rate, "memory_mb": memory_mb(self.device)})
                 if self.step % self.training.evaluate_every == 0:
                     self._evaluate(board)
@@ -388,9 +389,11 @@ class Trainer:
             for name, value in values.items():
                 board.add_scalar(f"{group}/{name}", value, self.step)
 
-    def _report_text(self) -> str:
-        success = {} if self.success is None else {"success": self.success}
-        return " ".join(f"{name}={value:.3g}" for name, value in {**self.held_out_report, **success}.items())
+    def report(self) -> str:
+        """The last figures, for people."""
+        held_out = " ".join(f"{name}={value:.3g}" for name, value in self.held_out_report.items())
+        success = "" if self.success is None else f" success={self.success:.2f}"
+        return (f"held out: {held_out}" if held_out else "") + success
 
 
 def inputs_of(policy: ChunkPolicy, batch: Batch) -> Inputs:
@@ -477,6 +480,8 @@ def add_arguments(parser) -> None:
 def main(args) -> int:
     """Trains or resumes; 0 when finished, 130 when interrupted (state saved), 1 after one sentence about what went wrong."""
     torch.set_num_threads(args.threads)
+    speak = threading.excepthook  # of the thread that writes the curves: its OSError reaches `Trainer.run` at the next write
+    threading.excepthook = lambda caught: None if isinstance(caught.exc_value, OSError) else speak(caught)
     processes = None
     try:
         recipe = load_recipe(args.recipe)
@@ -496,8 +501,8 @@ def main(args) -> int:
             out = args.out or recipe.checkpoint
             manifest = trainer.finish(out)
             print(
-                f"train: {out}: {manifest['parameters']} parameters, {trainer.step} steps, "
-                f"{trainer.cpu_s / 60:.1f} CPU-minutes, {trainer.held_out_report}"
+                f"train: {out}: {manifest['parameters']} parameters after {manifest['made']['steps']} of {trainer.step} steps, "
+                f"{trainer.cpu_s / 60:.1f} CPU-minutes; {trainer.report()}"
             )
     except (ConfigError, DatasetError, TrainingError, checkpoint.CheckpointError) as error:
         if Processes.speaks_for_machine():
