@@ -279,6 +279,36 @@ class Demos(Delegate):
 
     module = "policytrim_ros.training.demos"
 
+    def add_arguments(self, parser) -> None:
+        from policytrim_ros.training.recording import RecordConfig
+
+        recorder = (
+            importlib.import_module(self.module)
+            .add_arguments(parser)
+            .add_parser(
+                "record",
+                help="listen to the running system, a robot or simulated, and keep the episodes that succeed",
+                epilog="example: policytrim demos record out:=data/mine episodes:=20",
+            )
+        )
+        add_arguments(recorder, RecordConfig)
+        add_namespace(recorder)
+
+    def run(self, options) -> int:
+        if options.action != "record":
+            return super().run(options)
+        from policytrim_ros.training.recording import RecordConfig
+
+        given = texts(options, RecordConfig)
+        from_text(RecordConfig, given)  # refused before ROS is loaded
+        from policytrim_ros.nodes.demos import main
+
+        words = [
+            word for name, value in values_of(RecordConfig, given).items() for word in ("-p", f"{name}:={json.dumps(value)}")
+        ]
+        namespace = options.namespace.strip("/")
+        return main(["record", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
+
 
 class Train:
     """train a policy; the same command resumes after an interruption"""

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import importlib
 import json
 import multiprocessing
 from concurrent.futures.process import BrokenProcessPool
@@ -31,8 +30,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from policytrim_ros.arguments import add_arguments as add_config_arguments
-from policytrim_ros.arguments import from_text, texts, values_of
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import STATE_LAYOUT, implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
@@ -632,8 +629,8 @@ def _problem(episode: Episode) -> str | None:
 # -- command line ---------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser) -> None:
-    """``policytrim demos make|record|info``."""
+def add_arguments(parser):
+    """``policytrim demos make|info``; returns the sub-commands, for those that come from elsewhere."""
     actions = parser.add_subparsers(dest="action", required=True)
     maker = actions.add_parser("make", help="run scripted demonstrators in the simulator and keep what succeeds")
     maker.add_argument("--recipe", required=True, help="recipe file, config/*.yaml")
@@ -641,26 +638,16 @@ def add_arguments(parser) -> None:
     maker.add_argument(
         "--processes", type=int, default=1, choices=range(1, 65), metavar="N", help="simulator processes (default 1)"
     )
-    from policytrim_ros.training.recording import RecordConfig  # it builds on this module
-
-    recorder = actions.add_parser(
-        "record",
-        help="listen to the running system, a robot or simulated, and keep the episodes that succeed",
-        epilog="example: policytrim demos record out:=data/mine episodes:=20",
-    )
-    add_config_arguments(recorder, RecordConfig)
-    recorder.add_argument("--namespace", default="", help="ROS namespace of the running system (default: none)")
     info = actions.add_parser("info", help="say what a dataset holds and check every episode")
     info.add_argument("dataset", help="directory of the dataset")
+    return actions
 
 
 def main(args) -> int:
-    """Runs ``demos make``, ``record`` or ``info``; 0 on success, 1 after one sentence about what went wrong."""
+    """Runs ``demos make`` or ``demos info``; 0 on success, 1 after one sentence about what went wrong."""
     try:
         if args.action == "info":
             print(info(args.dataset))
-        elif args.action == "record":
-            return record(args)
         else:
             from policytrim_ros.training.recipe import load_recipe
 
@@ -672,22 +659,6 @@ def main(args) -> int:
         print(f"demos: {error}")
         return 1
     return 0
-
-
-def record(args) -> int:
-    """Starts the recorder node in this process; its exit code."""
-    from policytrim_ros.training.recording import RecordConfig
-
-    given = texts(args, RecordConfig)
-    from_text(RecordConfig, given)  # refused before ROS is loaded
-    try:
-        node = importlib.import_module("policytrim_ros.nodes.demos")
-    except ImportError as error:
-        raise ConfigError(f"recording needs ROS 2 ({error}); source it, or install the extra 'ros'") from error
-    values = values_of(RecordConfig, given)
-    words = [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
-    namespace = args.namespace.strip("/")
-    return node.main(["record", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
 
 
 def info(directory) -> str:
