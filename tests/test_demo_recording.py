@@ -47,7 +47,9 @@ def test_an_episode_driven_over_ros_becomes_a_demonstration(system, tmp_path):
     assert len(index["episodes"]) + len(index["failures"]) == len(rows), system.log("record")
     assert index["episodes"], system.log("record")
     for episode, entry in zip(demos.read_episodes(tmp_path / "recorded"), sorted(index["episodes"], key=lambda e: e["name"])):
-        assert abs(len(episode.state) - rows[entry["seed"]].steps) <= 2
+        assert len(episode.state) == pytest.approx(
+            rows[entry["seed"]].steps, rel=0.1
+        )  # counted by another process, at its own moment
         assert (entry["style"], entry["task"], episode.instruction) == ("hesitant", "tape_box", "put the tape into the box")
         assert {name: pictures.shape[1:] for name, pictures in episode.images.items()} == dict.fromkeys(
             ["front", "wrist"], (72, 128, 3)
