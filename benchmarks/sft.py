@@ -1,6 +1,6 @@
 """Speed and memory of supervised fine-tuning: samples/s, ms a step and peak memory for each recipe, threads and accumulation.
 
-    python -m benchmarks.sft config/sft_piper.yaml config/sft_state.yaml --threads 1 2 --accumulate 1 4
+    python -m benchmarks.sft config/sft_piper_1.yaml config/sft_state.yaml --threads 1 2 --accumulate 1 4
 
 prints one table and writes it to docs/results/sft.md, with the raw figures in .json beside it. Every cell is a process of
 its own, so that its peak memory is its own. Demonstrations are made up (noise of the recipe's sizes) unless --real.
@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.types import READY
 from policytrim_ros.training import mixture
-from policytrim_ros.training.demos import OBJECT_SLOTS, Episode
+from policytrim_ros.training.demos import OBJECT_SLOTS, DatasetError, Episode
 from policytrim_ros.training.recipe import Recipe, Source, commit, load_recipe
 from policytrim_ros.training.sft import Trainer, memory_mb
 
@@ -140,7 +141,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results/sft"), help="without suffix")
     options = parser.parse_args()
     load = os.getloadavg()[0]
-    rows = measured(options)
+    try:
+        rows = measured(options)
+    except (ConfigError, DatasetError) as error:
+        print(f"sft: {error}", file=sys.stderr)
+        return 1
     head = {
         "command": "python -m benchmarks.sft " + " ".join(sys.argv[1:]),
         "commit": commit(),

@@ -94,7 +94,7 @@ class Trainer:
         tasks = ", ".join(f"{label} {100 * share:.0f} %" for label, _, share in self.groups)
         return (
             f"{self.policy.family} policy, {share}; {len(self.samples):,} samples ({tasks}); "
-            f"{self.processes.count} x {self.device}, "
+            f"{self.processes.count} x {self.device.type}, "
             f"{'bfloat16' if self.bfloat16 else 'float32'}, batch {self.training.batch} in {self.pieces} pieces"
         )
 
@@ -453,11 +453,12 @@ examples:
   policytrim train sft --recipe mine.yaml --from models/piper-pi0-tiny --out models/mine
   tensorboard --logdir runs
 
-several processes share every batch; one machine with two GPUs, or two machines (the same on both, but --machine_rank 0 and 1):
+several processes share every batch and end with the weights of one; two GPUs of one machine, two machines (the same on both,
+but --machine_rank 0 and 1), two processes on a CPU, where accelerate alone would start only one:
   accelerate launch --num_processes 2 -m policytrim_ros.cli train sft --recipe RECIPE
-  accelerate launch --num_machines 2 --num_processes 2 --machine_rank 0 --main_process_ip HOST --main_process_port 29500 \\
-      -m policytrim_ros.cli train sft --recipe RECIPE
-  torchrun --nproc-per-node 2 -m policytrim_ros.cli train sft --recipe RECIPE --device cpu
+  accelerate launch --multi_gpu --num_machines 2 --num_processes 2 --machine_rank 0 --main_process_ip HOST \\
+      --main_process_port 29500 -m policytrim_ros.cli train sft --recipe RECIPE
+  torchrun --nproc-per-node 2 -m policytrim_ros.cli train sft --recipe RECIPE        (here --run is written --run-dir)
 """
 
 
