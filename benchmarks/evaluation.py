@@ -1,6 +1,6 @@
 """Speed of evaluation: lanes, batches and processes against a plain loop over one environment, with one and the same policy.
 
-    python -m benchmarks.evaluation [--checkpoint models/tape-box-pi0-tiny] [--episodes 8] [--out docs/results/evaluation_speed]
+    python -m benchmarks.evaluation [--checkpoint models/piper-pi0-tiny] [--episodes 8] [--out docs/results/evaluation_speed]
 
 The plain loop is what one writes first: one environment, rendered at every control step, the policy asked for one
 observation at a time. Everything else is `policytrim eval` with so many processes and lanes. All play the same seeds, h = 5,
@@ -140,7 +140,7 @@ def table(tables: dict[str, list[dict]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default=str(ROOT / "models" / "tape-box-pi0-tiny"), help="a policy with cameras")
+    parser.add_argument("--checkpoint", default=str(ROOT / "models" / "piper-pi0-tiny"), help="a policy with cameras")
     parser.add_argument("--episodes", type=int, default=8, help="episodes in every cell (default 8)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the fastest counts (default 2)")
     parser.add_argument(

@@ -7,6 +7,7 @@ import pytest
 from stack import Stack
 
 from policytrim_ros.graph import own_checkpoint
+from policytrim_ros.share import share
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +78,7 @@ def test_inference_refuses_no_checkpoint(stack):
     [
         (dict(width="640", height="640"), "aspect"),
         (dict(cameras="['front']"), "camera 'wrist' is missing"),
-        (dict(task="hang_mug"), "not made for 'hang_mug'"),
+        (dict(task="pour_tea"), "not made for 'pour_tea'"),
         (dict(horizon="99"), "execution horizon"),
         (dict(mode="fast"), "'sync', 'async'"),
     ],
@@ -85,6 +86,11 @@ def test_inference_refuses_no_checkpoint(stack):
 def test_inference_refuses_a_checkpoint_that_does_not_fit_the_robot(stack, parameters, said):
     stack.start("inference", INFERENCE, checkpoint=str(own_checkpoint("tape_box")), **parameters)
     assert said in refusal(stack, "inference")
+
+
+def test_inference_refuses_a_policy_that_is_told_where_the_objects_are(stack):
+    stack.start("inference", INFERENCE, checkpoint=str(share("models") / "piper-state-tiny"))
+    assert "true poses of 2 objects" in refusal(stack, "inference")
 
 
 def test_inference_refuses_a_checkpoint_with_one_changed_byte(stack):
