@@ -232,14 +232,14 @@ def test_a_full_disk_is_one_sentence_and_keeps_what_was_finished(copy, monkeypat
 
 
 def test_a_disk_that_fills_up_after_the_rows_leaves_no_rows_behind(copy, monkeypatch):
-    write = lerobot.write_beside
+    write = lerobot.write
 
     def full(path, data):
         if path.name == lerobot.EPISODES.name and "episodes" in path.parts:
             raise DatasetError(f"{path}: could not be written (No space left on device)")
         write(path, data)
 
-    monkeypatch.setattr(lerobot, "write_beside", full)
+    monkeypatch.setattr(lerobot, "write", full)
     with pytest.raises(DatasetError, match="No space left"):
         demos.make(replace(reach_recipe(), collect=(Collection(episodes=9),)), copy, progress=False)
     assert len(list((copy / "data/chunk-000").iterdir())) == 8

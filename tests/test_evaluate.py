@@ -276,7 +276,7 @@ def test_a_full_disk_is_told_and_the_old_results_stay(trained, tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(evaluate.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     assert on_reach(trained, "--horizon", 3, "--episodes", 1, "--out", out) == 1
     assert "No space left on device" in capsys.readouterr().out
     assert Path(f"{out}.json").read_bytes() == before and len(list(tmp_path.iterdir())) == 2

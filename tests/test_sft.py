@@ -194,7 +194,7 @@ def test_a_broken_training_state_is_named(trainer, tmp_path):
 def test_a_state_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "state.safetensors"
     run_state.save(path, {"w": torch.ones(3)}, {"step": 1})
-    monkeypatch.setattr(run_state.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(TrainingError, match="No space left on device.*last state is intact"):
         run_state.save(path, {"w": torch.zeros(3)}, {"step": 2})
     tensors, facts = run_state.load(path)

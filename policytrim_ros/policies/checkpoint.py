@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from policytrim_ros.core.contract import Contract, mismatches
+from policytrim_ros.files import replace_file
 from policytrim_ros.policies.autoregressive import AutoregressiveConfig, AutoregressivePolicy
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.parallel import ParallelConfig, ParallelPolicy
@@ -198,12 +199,9 @@ def record_evaluation(directory, evaluation: Mapping[str, Any]) -> None:
     """Replaces the evaluation summary in the manifest of an intact checkpoint (atomically)."""
     directory = Path(directory)
     manifest = sealed({**verify(directory), "evaluation": dict(evaluation)})
-    beside = directory / f".{MANIFEST}.{secrets.token_hex(4)}"
     try:
-        _write(beside, _json(manifest))
-        os.replace(beside, directory / MANIFEST)
+        replace_file(directory / MANIFEST, _json(manifest))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise CheckpointError(f"{directory / MANIFEST}: cannot be written ({error.strerror}); the old one is intact") from error
 
 

@@ -402,7 +402,7 @@ class DemonstrationWriter:
 
     def _write_header(self) -> None:
         text = json.dumps({**self._header, "failures": self.failures}, indent=1)
-        lerobot.write_beside(self.directory / HEADER, text.encode())
+        lerobot.write(self.directory / HEADER, text.encode())
 
 
 # -- reading --------------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import queue
 import shlex
 import signal
@@ -35,6 +34,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.replanning import ASYNC
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
+from policytrim_ros.files import replace_file
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.policies.policy import Observation
@@ -515,15 +515,10 @@ def write_reports(out, reports) -> None:
 
 
 def write_file(path, text: str) -> None:
-    """Writes ``text`` beside ``path`` and renames it. EvaluationError when the disk refuses; the old file is intact then."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """`replace_file` with a sentence: EvaluationError when the disk refuses; the old file is intact then."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text)
-        os.replace(beside, path)
+        replace_file(path, text.encode())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise EvaluationError(f"{path}: could not be written ({error.strerror}); what was there is intact") from error
 
 

@@ -29,6 +29,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from policytrim_ros.files import PARTIAL, replace_file
+
 VERSION = "v3.0"
 INFO, STATS, TASKS = Path("meta/info.json"), Path("meta/stats.json"), Path("meta/tasks.parquet")
 EPISODES = Path("meta/episodes/chunk-000/file-000.parquet")
@@ -47,7 +49,6 @@ BOOKKEEPING = {
 FACTS = "policytrim"
 """Column of meta/episodes that is ours: JSON; LeRobot hands it through."""
 
-PARTIAL = ".partial"
 DICTIONARY_BYTES = 2**30  # the default of 1 MB would end the sharing of repeated pictures early
 
 
@@ -58,18 +59,11 @@ class DatasetError(ValueError):
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def write_beside(path: Path, data) -> None:
-    """Writes bytes beside ``path`` and renames: whoever reads finds the old file or the new one. DatasetError on a full disk."""
-    beside = path.with_name(f".{path.name}{PARTIAL}")  # not *.parquet: LeRobot reads every such file
+def write(path: Path, data) -> None:
+    """`replace_file` with a sentence: DatasetError on a full disk."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace_file(path, data)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise DatasetError(
             f"{path}: could not be written ({error.strerror}); free some space and repeat, what was finished is kept"
         ) from error
@@ -341,7 +335,7 @@ class Writer:
         found = {name: {**stats, **computed}[name] for name in self.features}
         row.update({f"stats/{name}/{key}": value.tolist() for name, part in found.items() for key, value in part.items()})
         path = self.directory / data_file(self.info, row)
-        write_beside(path, parquet_bytes(table))
+        write(path, parquet_bytes(table))
         try:
             self._commit(row, found)
         except DatasetError:
@@ -376,7 +370,7 @@ class Writer:
                 raise DatasetError(
                     f"{self.directory}: meta/info.json is missing; restore it or choose another directory"
                 ) from None
-            write_beside(self.directory / INFO, json.dumps(self.info, indent=4).encode())
+            write(self.directory / INFO, json.dumps(self.info, indent=4).encode())
             return
         for key in ("features", "fps", "data_path", "chunks_size"):
             if self.info.get(key) != wanted[key]:
@@ -406,7 +400,7 @@ class Writer:
             if self._episodes is None
             else pa.concat_tables([self._episodes, table.cast(self._episodes.schema)]).combine_chunks()
         )
-        write_beside(self.directory / EPISODES, parquet_bytes(episodes))
+        write(self.directory / EPISODES, parquet_bytes(episodes))
         self._episodes = episodes
         self._count(row, found)
         self._write_summary()
@@ -417,16 +411,16 @@ class Writer:
 
     def _write_summary(self) -> None:
         stats = {name: {key: value.tolist() for key, value in part.items()} for name, part in self._stats.items()}
-        write_beside(self.directory / STATS, json.dumps(stats, indent=4).encode())
+        write(self.directory / STATS, json.dumps(stats, indent=4).encode())
         total = len(self)
         counts = {"total_episodes": total, "total_frames": self._frames, "total_tasks": len(self._tasks)}
         self.info = {**self.info, **counts, "splits": {"train": f"0:{total}"}}
-        write_beside(self.directory / INFO, json.dumps(self.info, indent=4).encode())
+        write(self.directory / INFO, json.dumps(self.info, indent=4).encode())
 
     def _task(self, sentence: str) -> int:
         if sentence not in self._tasks:
             tasks = {**self._tasks, sentence: len(self._tasks)}
-            write_beside(self.directory / TASKS, parquet_bytes(_tasks_table(tasks)))
+            write(self.directory / TASKS, parquet_bytes(_tasks_table(tasks)))
             self._tasks = tasks
         return self._tasks[sentence]
 

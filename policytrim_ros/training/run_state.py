@@ -7,13 +7,14 @@ tensors, facts = load(path)
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
+
+from policytrim_ros.files import replace_file
 
 
 class TrainingError(RuntimeError):
@@ -22,18 +23,10 @@ class TrainingError(RuntimeError):
 
 def save(path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
     """Replaces the state in ``path``. TrainingError when that fails (a full disk); the old state is intact then."""
-    path = Path(path)
-    beside = path.with_suffix(".new")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(tensors_to_bytes(plain, metadata={"facts": json.dumps(facts)}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        replace_file(path, tensors_to_bytes(plain, metadata={"facts": json.dumps(facts)}))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise TrainingError(
             f"{path}: could not be written ({error.strerror}); free some space and repeat the command, the last state is intact"
         ) from error
