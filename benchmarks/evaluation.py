@@ -24,11 +24,12 @@ import torch
 from policytrim_ros.core.contract import Contract, Normalisation
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
+from policytrim_ros.policies.objects import object_poses
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.tokenizer import train_tokenizer
 from policytrim_ros.training.evaluate import Bench, Workers, write_file
 from policytrim_ros.training.recipe import Evaluation, Pictures, commit, factory
-from policytrim_ros.training.rollout import object_poses, outcome_of
+from policytrim_ros.training.rollout import outcome_of
 
 ROOT = Path(__file__).resolve().parents[1]
 HORIZON = 5

@@ -8,7 +8,6 @@ prints one table and writes it to docs/results/inference_latency.md, with the ra
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -17,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.results import circumstances, in_words, leave
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ACTIONS, ChunkPolicy, Observation
-from policytrim_ros.training.recipe import commit
 
 WARM_UP = 10
 
@@ -108,25 +107,12 @@ def main() -> int:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     rows = measured(options)
-    head = {
-        "command": "python -m benchmarks.inference_latency " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 2),
-        "torch": torch.__version__,
-        "calls": options.calls,
-        "camera_size": options.camera_size,
-    }
-    text = table(rows, options.batch, options.threads)
+    head = circumstances("inference_latency", load, calls=options.calls, camera_size=options.camera_size)
     about = (
-        f"`{head['command']}`, commit {head['commit']}, {head['cores']} cores, load before {head['load_before']}, torch "
-        f"{head['torch']}, float32. One `predict` from pictures of {options.camera_size} px to actions in rad and m, "
+        f"{in_words(head)}, float32. One `predict` from pictures of {options.camera_size} px to actions in rad and m, "
         f"{options.calls} calls: p50 / p99 in ms. Batches are what evaluation and rollouts use."
     )
-    print(f"\n{text}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(f"# Inference latency\n\n{about}\n\n{text}\n")
+    leave(options.out, "Inference latency", about, table(rows, options.batch, options.threads), {**head, "rows": rows})
     return 0
 
 

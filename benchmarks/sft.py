@@ -9,7 +9,6 @@ its own, so that its peak memory is its own. Demonstrations are made up (noise o
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -20,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.results import circumstances, in_words, leave
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.types import READY
+from policytrim_ros.policies.objects import OBJECT_SLOTS
 from policytrim_ros.training import mixture
-from policytrim_ros.training.demos import OBJECT_SLOTS, DatasetError, Episode
-from policytrim_ros.training.recipe import Recipe, Source, commit, load_recipe
+from policytrim_ros.training.demos import DatasetError, Episode
+from policytrim_ros.training.recipe import Recipe, Source, load_recipe
 from policytrim_ros.training.sft import Trainer, memory_mb
 
 WARM_UP = 5
@@ -146,25 +147,13 @@ def main() -> int:
     except (ConfigError, DatasetError) as error:
         print(f"sft: {error}", file=sys.stderr)
         return 1
-    head = {
-        "command": "python -m benchmarks.sft " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 2),
-        "torch": torch.__version__,
-        "data": "the recipes' demonstrations" if options.real else "made up",
-        "steps": options.steps,
-    }
+    data = "the recipes' demonstrations" if options.real else "made up"
+    head = circumstances("sft", load, data=data, steps=options.steps)
     about = (
-        f"`{head['command']}`, commit {head['commit']}, {head['cores']} cores, load before {head['load_before']}, torch "
-        f"{head['torch']}; demonstrations: {head['data']}. {options.steps} steps of each cell after {WARM_UP}: forward and "
+        f"{in_words(head)}; demonstrations: {data}. {options.steps} steps of each cell after {WARM_UP}: forward and "
         "backward pass, optimiser, average. Making the batch (pictures, augmentation, pixels) is part of a step."
     )
-    text = table(rows)
-    print(f"\n{text}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.with_suffix(".json").write_text(json.dumps({**head, "rows": rows}, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(f"# Supervised fine-tuning\n\n{about}\n\n{text}\n")
+    leave(options.out, "Supervised fine-tuning", about, table(rows), {**head, "rows": rows})
     return 0
 
 

@@ -1,7 +1,8 @@
-"""Files that are there completely or not at all."""
+"""Files that are there completely or not at all, and what is in them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -26,3 +27,12 @@ def replace_file(path, data) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

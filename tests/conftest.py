@@ -15,3 +15,15 @@ os.environ.update(renderer())
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """Demonstrations of the stand-in task, for tests that only read them."""
+    from policy_samples import reach_recipe  # torch and the simulator's interfaces: not for tests that do without
+
+    from policytrim_ros.training import demos
+
+    directory = tmp_path_factory.mktemp("demos") / "reach"
+    demos.make(reach_recipe(), directory, progress=False)
+    return directory

@@ -13,6 +13,7 @@ from policy_samples import contract, observation, policy
 from safetensors.numpy import load_file, save_file
 
 from policytrim_ros.core.contract import robot_contract
+from policytrim_ros.files import sha256_of
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.policies.flow import FlowPolicy
@@ -205,7 +206,7 @@ def test_siglip_says_on_what_square_a_picture_lies(tmp_path):
 def test_the_digest_of_a_file_is_sha256(tmp_path):
     data = b"x" * (3 * 2**20 + 7)  # several pieces
     (tmp_path / "file").write_bytes(data)
-    assert checkpoint.sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
 
 
 # -- differences ----------------------------------------------------------------------------------------------------

@@ -20,13 +20,6 @@ from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.recipe import Collection
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("demos") / "reach"
-    demos.make(reach_recipe(), directory, progress=False)
-    return directory
-
-
 @pytest.fixture
 def copy(dataset, tmp_path):
     """A copy that a test may spoil."""

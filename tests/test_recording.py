@@ -69,6 +69,11 @@ class Robot:
         self.now += seconds
         self.recorder.advance(self.now)
 
+    def begin(self):
+        self.scene("ready")
+        self.recorder.on_consumed(Consumed(self.step, playing=False), self.now)
+        self.scene("running")
+
     def attempt(self, steps=40, outcome="success", tail=5, **play):
         self.scene("ready")
         self.recorder.on_controller("moving: go")
@@ -110,9 +115,7 @@ def test_the_tail_ends_by_itself():
     robot = Robot().attempt(tail=0)
     assert len(robot.kept[0].state) == 40
     long = Robot()
-    long.scene("ready")
-    long.recorder.on_consumed(Consumed(long.step, playing=False), long.now)
-    long.scene("running")
+    long.begin()
     long.play(10)
     long.scene("done", outcome="success")
     long.play(60)
@@ -129,9 +132,7 @@ def test_several_attempts_follow_each_other():
 
 def test_a_rest_between_two_chunks_has_no_rows():
     robot = Robot()
-    robot.scene("ready")
-    robot.recorder.on_consumed(Consumed(robot.step, playing=False), robot.now)
-    robot.scene("running")
+    robot.begin()
     for _ in range(4):
         robot.play(5)
         robot.wait(0.4)  # the policy looks and thinks
@@ -170,9 +171,7 @@ def test_an_attempt_that_is_no_demonstration_is_not_kept_and_says_why(arrange, w
 
 def test_an_attempt_in_which_the_arm_was_held_is_not_kept():
     robot = Robot()
-    robot.scene("ready")
-    robot.recorder.on_consumed(Consumed(robot.step, playing=False), robot.now)
-    robot.scene("running")
+    robot.begin()
     robot.play(10)
     robot.recorder.on_controller("holding: operator hold")
     robot.recorder.on_controller("moving: go")
@@ -185,9 +184,7 @@ def test_an_attempt_in_which_the_arm_was_held_is_not_kept():
 @pytest.mark.parametrize("end", [lambda r: r.recorder.close(), lambda r: r.scene("ready", scene_id=2)])
 def test_an_attempt_without_an_outcome_is_not_kept(end):
     robot = Robot()
-    robot.scene("ready")
-    robot.recorder.on_consumed(Consumed(robot.step, playing=False), robot.now)
-    robot.scene("running")
+    robot.begin()
     robot.play(10)
     robot.ending = True
     end(robot)
@@ -196,9 +193,7 @@ def test_an_attempt_without_an_outcome_is_not_kept(end):
 
 def test_ctrl_c_during_the_tail_keeps_the_episode():
     robot = Robot()
-    robot.scene("ready")
-    robot.recorder.on_consumed(Consumed(robot.step, playing=False), robot.now)
-    robot.scene("running")
+    robot.begin()
     robot.play(10)
     robot.scene("done", outcome="success")
     robot.recorder.close()

@@ -11,7 +11,8 @@ from reach_task import ReachEnv
 from policytrim_ros.core.executor import ChunkExecutor
 from policytrim_ros.core.replanning import Replanner
 from policytrim_ros.core.types import READY, Chunk
-from policytrim_ros.training.rollout import Conditions, RolloutError, Start, object_poses, play, play_together
+from policytrim_ros.policies.objects import object_poses
+from policytrim_ros.training.rollout import Conditions, RolloutError, Start, play, play_together
 
 STILL = np.array(READY, np.float32).astype(float)  # as proprioception reports it
 

@@ -6,7 +6,7 @@ from policy_samples import reach_recipe
 
 from policytrim_ros.core.kinematics import tool
 from policytrim_ros.core.types import READY
-from policytrim_ros.policies.policy import object_features
+from policytrim_ros.policies.objects import object_features
 from policytrim_ros.training.demos import DatasetError, Episode
 from policytrim_ros.training.samples import Samples, move
 

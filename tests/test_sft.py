@@ -28,13 +28,6 @@ OTHERS = {  # networks of the other families, small enough for a test
 }
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("demos") / "reach"
-    demos.make(reach_recipe(), directory, progress=False)
-    return directory
-
-
 @pytest.fixture
 def trainer(dataset, tmp_path):
     """A function that makes trainers of the stand-in task, each in a run of its own unless ``run`` names one."""

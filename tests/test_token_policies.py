@@ -279,6 +279,15 @@ def test_the_auxiliary_loss_is_left_out_where_positions_are_unknown_or_unwanted(
     assert not hasattr(blind, "locator")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_demonstrations_without_object_poses_can_be_learned_from(family):
+    policy = make(family)
+    inputs = policy.inputs(observation())
+    actions = torch.zeros(2, policy.config.horizon, 7)
+    losses = policy.losses(inputs, actions, generator=None, places=torch.full((2, 2, 6), torch.nan))
+    assert losses["locate"] == 0 and torch.isfinite(losses["action"])
+
+
 def test_the_regression_head_has_no_log_probability():
     policy = make(head="regression")
     inputs = policy.inputs(observation())

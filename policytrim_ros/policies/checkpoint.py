@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from policytrim_ros.core.contract import Contract, mismatches
-from policytrim_ros.files import replace_file
+from policytrim_ros.files import replace_file, sha256_of
 from policytrim_ros.policies.autoregressive import AutoregressiveConfig, AutoregressivePolicy
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.parallel import ParallelConfig, ParallelPolicy
@@ -210,15 +210,6 @@ def sealed(manifest: Mapping[str, Any]) -> dict:
     body = {key: value for key, value in manifest.items() if key != "seal"}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
     return {**body, "seal": hashlib.sha256(canonical).hexdigest()}
-
-
-def sha256_of(path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def some(names) -> str:

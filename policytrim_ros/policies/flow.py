@@ -21,12 +21,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.policies.policy import ACTIONS, OBJECT_FEATURES, STATE, ChunkPolicy, Inputs, noise
+from policytrim_ros.policies.objects import OBJECT_FEATURES, OBJECT_SLOTS
+from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
 from policytrim_ros.policies.tokenizer import IMAGE
 from policytrim_ros.policies.vision import KeypointTower
-
-OBJECT_SLOTS = 2
-"""Objects whose positions the auxiliary task asks for."""
 
 NOISE_STD = (0.08, 0.16)
 """Range of the learned standard deviation, as in the public configurations of Flow-Noise (piRL, arXiv 2510.25889)."""
@@ -266,8 +264,7 @@ class FlowPolicy(ChunkPolicy):
         |v(x_tau, tau) - (noise - action)|^2; and smooth L1 on the object positions when the policy has keypoints."""
         context, found = self.encode(inputs), {}
         if places is not None and context.keypoints is not None:
-            guess, known = self.locate(context.keypoints), torch.isfinite(places)
-            found["locate"] = F.smooth_l1_loss(guess[known], places[known], beta=0.1) if known.any() else guess.sum() * 0
+            found["locate"] = locate_loss(self.locate(context.keypoints), places)
         x0 = self.to_model(actions, inputs.state).repeat_interleave(repeats, 0)
         x0 = F.pad(x0, (0, self.width - ACTIONS))
         # Beta(1.5, 1) by inverting its distribution function: exact, and drawn from the given generator

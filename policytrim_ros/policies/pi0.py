@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from transformers import PI0Config, PI0ForConditionalGeneration
 
 from policytrim_ros.core.contract import Contract
+from policytrim_ros.files import sha256_of
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import CheckpointError
 from policytrim_ros.policies.flow import TRANSFORMER_KEYS, VISION_KEYS, FlowConfig, FlowPolicy, pi0_config
@@ -62,7 +63,7 @@ def import_pi0(directory, contract: Contract, out, made: Mapping[str, Any]) -> d
     origin = {
         "directory": directory.resolve().name,
         "chunk_size": chunk,
-        "files": {name: checkpoint.sha256_of(directory / name) for name in ("config.json", "tokenizer.json", *files)},
+        "files": {name: sha256_of(directory / name) for name in ("config.json", "tokenizer.json", *files)},
     }
     return checkpoint.save(out, policy, made={**made, "imported": origin})
 

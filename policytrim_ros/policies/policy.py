@@ -17,20 +17,17 @@ from typing import Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.core.kinematics import tools
 from policytrim_ros.core.types import JOINTS
+from policytrim_ros.policies.objects import object_features
 from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.policies.tokenizer import encode as encode_words
 
 ACTIONS = len(JOINTS)
 STATE = 2 * ACTIONS
-DECIMETRE = 0.1
-"""Positions are fed to networks, and asked of them, in units of 0.1 m: about one in size."""
-
-OBJECT_FEATURES = 13
 
 
 @dataclass(frozen=True)
@@ -215,30 +212,17 @@ class ChunkPolicy(nn.Module):
         return self.to_robot(self.sample(inputs, generators, steps), inputs.state).cpu().numpy()
 
 
-def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 13) float32, all zero where there is no object.
-
-    Present (1), position in base_link and in the tool's frame (3 + 3, in 0.1 m), first two columns of the rotation (6).
-    """
-    features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
-    there = np.isfinite(objects).all(axis=-1)
-    position, (w, x, y, z) = objects[..., :3].astype(np.float64), np.moveaxis(objects[..., 3:].astype(np.float64), -1, 0)
-    tool = tools(state[:, :6])
-    features[..., 0] = 1.0
-    features[..., 1:4] = position / DECIMETRE
-    features[..., 4:7] = (position - tool[:, None, :3, 3]) @ tool[:, :3, :3] / DECIMETRE
-    rotation = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
-    rotation += [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
-    features[..., 7:] = np.stack(rotation, axis=-1)
-    features[~there] = 0.0
-    return features
+def locate_loss(guess: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Smooth L1 of the auxiliary task on the positions that are known (places: NaN where not); 0 when none is."""
+    known = torch.isfinite(places)
+    return F.smooth_l1_loss(guess[known], places[known], beta=0.1) if known.any() else guess.sum() * 0
 
 
-def noise(shape: Sequence[int], generators=None, device="cpu") -> torch.Tensor:
-    """Standard normal noise (B, ...); row i is drawn by ``generators[i]``."""
+def noise(shape: Sequence[int], generators=None, device="cpu", draw=torch.randn) -> torch.Tensor:
+    """Noise (B, ...), standard normal or as ``draw`` has it; row i is drawn by ``generators[i]``."""
     if generators is None:
-        return torch.randn(shape, device=device)
-    return torch.stack([torch.randn(shape[1:], generator=generator, device=device) for generator in generators])
+        return draw(shape, device=device)
+    return torch.stack([draw(shape[1:], generator=generator, device=device) for generator in generators])
 
 
 def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:

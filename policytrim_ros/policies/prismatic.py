@@ -31,10 +31,8 @@ from transformers import (
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.policies.bins import BINS, padded, to_tokens, to_values
-from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs
-
-OBJECT_SLOTS = 2
-"""Objects whose positions the auxiliary task asks for."""
+from policytrim_ros.policies.objects import OBJECT_SLOTS
+from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -268,8 +266,7 @@ class PrismaticPolicy(ChunkPolicy):
         """The auxiliary loss, where the positions of the objects are known and wanted."""
         if places is None or not self.config.locate:
             return {}
-        there = places.isfinite()
-        return {"locate": F.smooth_l1_loss(self.locator(prefix.features)[there], places[there], beta=0.1)}
+        return {"locate": locate_loss(self.locator(prefix.features), places)}
 
     def log_prob(self, inputs: Inputs, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """(B, H): log-probability of ``tokens`` (B, H, 7), summed over the components of each action; with gradients."""
@@ -302,10 +299,7 @@ class PrismaticPolicy(ChunkPolicy):
         return index + self.config.vocabulary - BINS
 
     def _chances(self, inputs: Inputs, generators) -> torch.Tensor:
-        shape = (self.config.horizon, ACTIONS)
-        if generators is None:
-            return torch.rand((len(inputs), *shape), device=self.device)
-        return torch.stack([torch.rand(shape, generator=generator, device=self.device) for generator in generators])
+        return noise((len(inputs), self.config.horizon, ACTIONS), generators, self.device, torch.rand)
 
 
 def attention(mask: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:

@@ -33,6 +33,8 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import STATE_LAYOUT, implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
+from policytrim_ros.files import sha256_of
+from policytrim_ros.policies.objects import OBJECT_SLOTS, object_poses
 from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.training import lerobot
 from policytrim_ros.training.lerobot import DatasetError
@@ -49,7 +51,6 @@ STATE, ACTION, OBJECTS, SUCCESS, DONE = "observation.state", "action", "observat
 PICTURES = "observation.images."
 STATE_NAMES = [f"{part}.{joint}" for part in STATE_LAYOUT for joint in JOINTS]
 UNITS = {"joints": "rad", "gripper": "m", "objects": "m"}
-OBJECT_SLOTS = 2
 OBJECT_NAMES = [f"object{slot}.{part}" for slot in range(OBJECT_SLOTS) for part in ("x", "y", "z", "qw", "qx", "qy", "qz")]
 TAIL_STEPS = 20
 """Actions kept after success, so that the last chunks of an episode are whole."""
@@ -161,14 +162,6 @@ def mislead(env, demonstrator, rng) -> None:
             believed[name][:2] += offset
         state = env.proprioception()
         env.step(demonstrator.act(state[:7], state[7:], believed))
-
-
-def object_poses(objects) -> np.ndarray:
-    """(2, 7) poses of the first two objects by the environment's order; NaN where there is none."""
-    found = np.full((OBJECT_SLOTS, 7), np.nan, np.float32)
-    for slot, pose in enumerate(list(objects.values())[:OBJECT_SLOTS]):
-        found[slot] = pose
-    return found
 
 
 def make(recipe: Recipe, directory=None, processes: int = 1, progress=True) -> dict:
@@ -508,14 +501,10 @@ def _facts(directory, info, row, tasks, digest_of_file) -> dict:
 
 
 def _file_digest(path: Path) -> str:
-    found = hashlib.sha256()
     try:
-        with open(path, "rb") as stream:
-            while block := stream.read(2**20):
-                found.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}); restore the file or make the dataset again") from error
-    return found.hexdigest()
 
 
 def data_digest(index) -> str:
@@ -523,12 +512,12 @@ def data_digest(index) -> str:
     return hashlib.sha256("".join(sorted(entry["sha256"] for entry in index["episodes"])).encode()).hexdigest()
 
 
-def read_episodes(directory, cameras=None, progress=False):
+def read_episodes(directory, cameras=None, progress=False, index=None):
     """Yields every successful `Episode` by name, checked. DatasetError names the episode and what is wrong with it.
 
-    ``cameras``: those whose pictures are wanted; None: all, (): none.
+    ``cameras``: those whose pictures are wanted; None: all, (): none. ``index``: what `read_index` said, if it was asked.
     """
-    index = read_index(directory)
+    index = read_index(directory) if index is None else index
     if not index["episodes"]:
         raise DatasetError(f"{directory}: is empty; make some demonstrations with 'policytrim demos make'")
     cameras = tuple(index["cameras"] if cameras is None else cameras)
@@ -653,8 +642,7 @@ def main(args) -> int:
 
             recipe = load_recipe(args.recipe)
             directory = args.out or recipe.dataset
-            make(recipe, directory, args.processes)
-            print(summary(directory))
+            print(summary(make(recipe, directory, args.processes)))
     except (ConfigError, DatasetError) as error:
         print(f"demos: {error}")
         return 1
@@ -664,7 +652,7 @@ def main(args) -> int:
 def info(directory) -> str:
     """Reads and checks every episode; a few lines about them."""
     index = read_index(directory)
-    steps = [len(episode.state) for episode in read_episodes(directory, progress=True)]
+    steps = [len(episode.state) for episode in read_episodes(directory, progress=True, index=index)]
     size_mb = sum(file.stat().st_size for file in Path(directory).rglob("*") if file.is_file()) / 1e6
     cameras = ", ".join(
         f"{name} {shape[1]}x{shape[0]} ({index['info']['features'][PICTURES + name]['dtype']})"
@@ -673,7 +661,7 @@ def info(directory) -> str:
     )
     return "\n".join(
         [
-            summary(directory),
+            summary(index),
             f"LeRobotDataset {index['info']['codebase_version']}, {CONTROL_RATE_HZ:g} steps/s, cameras: {cameras or 'none'}",
             f"{sum(steps)} steps ({sum(steps) / CONTROL_RATE_HZ / 60:.1f} min), {size_mb:.1f} MB, data_sha256 {data_digest(index)}",
             f"{len(steps)} episodes are intact",
@@ -685,9 +673,8 @@ def kind_of(entry) -> tuple[str, str, str, str]:
     return tuple(entry[name] for name in ("task", "setting", "style", "start"))
 
 
-def summary(directory) -> str:
+def summary(index) -> str:
     """A table of the index: kind, kept, tried, mean steps of the kept ones."""
-    index = read_index(directory)
     lines = ["| task | setting | demonstrator | start | kept | tried | steps |", "| --- | --- | --- | --- | --- | --- | --- |"]
     kinds = sorted({kind_of(e) for e in index["episodes"] + index["failures"]})
     for kind in kinds:

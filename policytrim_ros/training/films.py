@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from policytrim_ros.core.types import CONTROL_RATE_HZ
+from policytrim_ros.training.rollout import outcome_of
 
 EVERY = 2
 """Control steps from one frame to the next."""
@@ -36,15 +37,14 @@ class Films:
     def __call__(self, start, env, result) -> None:
         if result is None:
             self._frames[id(env)] = []
-        over = result is not None and (result.success or result.failure or result.truncated)
+        outcome = outcome_of(result) if result else ""
         steps = result.steps if result else 0
-        if steps % EVERY and not over:
+        if steps % EVERY and not outcome:
             return
-        outcome = ("success" if result.success else "failure" if result.failure else "truncated") if over else ""
         pictures = env.images(self.cameras)
         frame = np.hstack([pictures[name] for name in self.cameras])
         self._frames[id(env)].append(labelled(frame, f"{start.seed}  step {steps}  {outcome}"))
-        if over:
+        if outcome:
             frames = self._frames.pop(id(env))
             write_film(
                 self.directory / f"{self.label}-{start.seed}-{outcome}.mp4", frames + frames[-1:] * int(LAST_FRAME_S * RATE_HZ)

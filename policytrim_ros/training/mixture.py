@@ -31,8 +31,8 @@ class Mixture:
 def load(recipe: Recipe, directories=None, progress=False) -> Mixture:
     """Reads the recipe's demonstrations, or those in ``directories``. DatasetError when they cannot be used."""
     sources = tuple(Source(str(directory)) for directory in directories) if directories else recipe.sources
-    sha256 = digest(sources)
-    return mix(*read(sources, recipe, progress), sources, recipe, sha256)
+    indexes = [read_index(source.directory) for source in sources]
+    return mix(*read(sources, indexes, recipe, progress), sources, recipe, digest(indexes))
 
 
 def mix(episodes, labels, sources: Sequence[Source], recipe: Recipe, sha256: str) -> Mixture:
@@ -49,17 +49,17 @@ def mix(episodes, labels, sources: Sequence[Source], recipe: Recipe, sha256: str
     )
 
 
-def digest(sources: Sequence[Source]) -> str:
+def digest(indexes: Sequence[dict]) -> str:
     """One SHA-256 for all demonstrations."""
-    parts = [data_digest(read_index(source.directory)) for source in sources]
+    parts = [data_digest(index) for index in indexes]
     return parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def read(sources: Sequence[Source], recipe: Recipe, progress: bool):
-    """(episodes, (number of the source, task) of each). DatasetError when the pictures are not those of the recipe."""
+def read(sources: Sequence[Source], indexes: Sequence[dict], recipe: Recipe, progress: bool):
+    """(episodes, (number of the source, task) of each); ``indexes``: one of each source. DatasetError when the pictures are not those of the recipe."""
     pictures, episodes, labels = recipe.pictures, [], []
-    for number, source in enumerate(sources):
-        for episode in read_episodes(source.directory, pictures.cameras, progress):
+    for number, (source, index) in enumerate(zip(sources, indexes, strict=True)):
+        for episode in read_episodes(source.directory, pictures.cameras, progress, index):
             for camera in pictures.cameras:
                 height, width = episode.images[camera].shape[1:3]
                 if (width, height) != (pictures.width, pictures.height):

@@ -22,7 +22,8 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
-from policytrim_ros.training.demos import OBJECT_SLOTS, TAIL_STEPS, Recording
+from policytrim_ros.policies.objects import OBJECT_SLOTS
+from policytrim_ros.training.demos import TAIL_STEPS, Recording
 
 CHUNKS_KEPT = 2000
 PERIOD_TOLERANCE = 0.2

@@ -29,6 +29,7 @@ from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
 from policytrim_ros.core.replanning import SYNC, Replanner
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
+from policytrim_ros.policies.objects import object_poses
 from policytrim_ros.policies.policy import Observation
 
 Look = Callable[[Observation, Sequence[int]], np.ndarray]
@@ -338,14 +339,6 @@ def observation(views) -> Observation:
         list(instruction),
         None if objects[0] is None else np.stack(objects),
     )
-
-
-def object_poses(objects, slots: int) -> np.ndarray:
-    """Name -> pose (7,) as (slots, 7) float32 in the environment's order; NaN where there is no object."""
-    found = np.full((slots, 7), np.nan, np.float32)
-    for slot, pose in enumerate(list(objects.values())[:slots]):
-        found[slot] = pose
-    return found
 
 
 def first_position(objects) -> np.ndarray:

@@ -19,8 +19,8 @@ import torch
 
 from policytrim_ros.core.contract import Normalisation
 from policytrim_ros.core.kinematics import tools
-from policytrim_ros.policies.policy import DECIMETRE, object_features
-from policytrim_ros.training.demos import OBJECT_SLOTS, DatasetError, Episode
+from policytrim_ros.policies.objects import DECIMETRE, OBJECT_SLOTS, object_features
+from policytrim_ros.training.demos import DatasetError, Episode
 from policytrim_ros.training.recipe import Training
 
 JOINT_FLOOR_RAD, GRIPPER_FLOOR_M, LAG_FLOOR_RAD, LAG_FLOOR_M = 0.03, 0.01, 0.02, 0.005
@@ -45,7 +45,7 @@ class Draw:
 @dataclass
 class Batch:
     """pictures (B, n, h, w, 3) uint8 and their brightness light (B, n), None without cameras; state (B, 14) and actions
-    (B, H, 7) rad, m; objects (B, slots, 13) from `policies.policy.object_features`, None without slots; places (B, 2, 6)
+    (B, H, 7) rad, m; objects (B, slots, 13) from `policies.objects.object_features`, None without slots; places (B, 2, 6)
     in 0.1 m, NaN = none, None without cameras."""
 
     pictures: torch.Tensor | None

@@ -449,7 +449,7 @@ EXAMPLES = """\
 A killed or interrupted run goes on where its state was saved last when the same command is repeated; the result is the same.
 
 examples:
-  policytrim train sft --recipe config/sft_piper.yaml
+  policytrim train sft --recipe config/sft_state.yaml
   policytrim train sft --recipe mine.yaml --from models/piper-pi0-tiny --out models/mine
   tensorboard --logdir runs
 

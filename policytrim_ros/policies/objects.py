@@ -1,0 +1,41 @@
+"""True poses of objects, as the simulator knows them and as policies are told them. Without torch: a recorder needs it, too."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from policytrim_ros.core.kinematics import tools
+
+OBJECT_SLOTS = 2
+"""Objects that demonstrations note and that the auxiliary task asks for: the first ones by the environment's order."""
+
+OBJECT_FEATURES = 13
+DECIMETRE = 0.1
+"""Positions are fed to networks, and asked of them, in units of 0.1 m: about one in size."""
+
+
+def object_poses(objects, slots: int = OBJECT_SLOTS) -> np.ndarray:
+    """Name -> pose (7,) as (slots, 7) float32 in the environment's order; NaN where there is no object."""
+    found = np.full((slots, 7), np.nan, np.float32)
+    for slot, pose in enumerate(list(objects.values())[:slots]):
+        found[slot] = pose
+    return found
+
+
+def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 13) float32, all zero where there is no object.
+
+    Present (1), position in base_link and in the tool's frame (3 + 3, in 0.1 m), first two columns of the rotation (6).
+    """
+    features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
+    there = np.isfinite(objects).all(axis=-1)
+    position, (w, x, y, z) = objects[..., :3].astype(np.float64), np.moveaxis(objects[..., 3:].astype(np.float64), -1, 0)
+    tool = tools(state[:, :6])
+    features[..., 0] = 1.0
+    features[..., 1:4] = position / DECIMETRE
+    features[..., 4:7] = (position - tool[:, None, :3, 3]) @ tool[:, :3, :3] / DECIMETRE
+    rotation = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
+    rotation += [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
+    features[..., 7:] = np.stack(rotation, axis=-1)
+    features[~there] = 0.0
+    return features
