@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from policy_samples import reach_recipe
+from scipy.spatial.transform import Rotation
 
 from policytrim_ros.core.kinematics import tool
 from policytrim_ros.core.types import READY
@@ -16,8 +17,9 @@ def episode(seed, steps=9, tail=4, size=(32, 18), objects=1, task="tape_box", in
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 256, (-(-steps // 2), size[1], size[0], 3), dtype=np.uint8)
     poses = np.full((steps, 2, 7), np.nan, np.float32)
+    turns = rng.normal(size=(steps, objects, 4))
     poses[:, :objects] = np.concatenate(
-        [rng.uniform(0.1, 0.4, (steps, objects, 3)), np.tile([1, 0, 0, 0], (steps, objects, 1))], -1
+        [rng.uniform(0.1, 0.4, (steps, objects, 3)), turns / np.linalg.norm(turns, axis=-1, keepdims=True)], -1
     )
     return Episode(
         f"{task}-{seed}",
@@ -50,7 +52,10 @@ def test_objects_are_placed_where_they_were_when_the_picture_was_taken(episodes)
     batch = Samples(episodes, ("front",), horizon=6).plain(np.array([9 + 3]))
     base, pose = episodes[1].objects[2, 0, :3].astype(float), tool(episodes[1].state[2, :6])
     expected = np.concatenate([base, pose[:3, :3].T @ (base - pose[:3, 3])]) * 10
-    assert np.allclose(batch.places[0, 0].numpy(), expected, atol=1e-5)
+    assert np.allclose(batch.places[0, 0, :6].numpy(), expected, atol=1e-5)
+    turned = Rotation.from_quat(np.roll(episodes[1].objects[2, 0, 3:], -1)).as_matrix()  # scipy has w last
+    directions = [turned[:, 0], turned[:, 2], pose[:3, :3].T @ turned[:, 0], pose[:3, :3].T @ turned[:, 2]]
+    assert np.allclose(batch.places[0, 0, 6:].numpy(), np.concatenate(directions), atol=1e-5)
     assert np.isnan(batch.places[0, 1].numpy()).all()  # there is no second object
 
 

@@ -29,7 +29,12 @@ class V4l2Camera:
     """
 
     def __init__(
-        self, name: str, path: str, width: int = 640, height: int = 480, fps: int = 30,
+        self,
+        name: str,
+        path: str,
+        width: int = 640,
+        height: int = 480,
+        fps: int = 30,
         open_capture: Callable[[str], cv2.VideoCapture] = open_v4l2,
     ):
         self.name, self.path = name, path

@@ -326,8 +326,12 @@ class Newest:
     """
 
     def __init__(self, node, kind, topics: dict[str, str]):
-        self._node = rclpy.create_node(f"{node.get_name()}_states", namespace=node.get_namespace(), start_parameter_services=False)
-        self._readers = {name: self._node.create_subscription(kind, topic, lambda message: None, NEWEST) for name, topic in topics.items()}
+        self._node = rclpy.create_node(
+            f"{node.get_name()}_states", namespace=node.get_namespace(), start_parameter_services=False
+        )
+        self._readers = {
+            name: self._node.create_subscription(kind, topic, lambda message: None, NEWEST) for name, topic in topics.items()
+        }
         self._kept = dict.fromkeys(topics)
 
     def take(self, name: str):

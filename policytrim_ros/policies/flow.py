@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.policies.objects import OBJECT_FEATURES, OBJECT_SLOTS
+from policytrim_ros.policies.objects import DIRECTIONS, OBJECT_FEATURES, OBJECT_SLOTS
 from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
 from policytrim_ros.policies.tokenizer import IMAGE
 from policytrim_ros.policies.vision import KeypointTower
@@ -168,7 +168,7 @@ class FlowPolicy(ChunkPolicy):
             paligemma.multi_modal_projector = nn.Identity()
             paligemma.vision_tower = KeypointTower(cameras, config.keypoints, config.tokens_per_camera, config.hidden)
             width = cameras * 3 * config.keypoints
-            self.locator = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * 6))
+            self.locator = nn.Sequential(nn.Linear(width, 128), nn.GELU(), nn.Linear(128, OBJECT_SLOTS * DIRECTIONS.stop))
         elif cameras:
             if max(sides) > (canvas := sizes.vlm_config.vision_config.image_size):
                 raise ValueError(f"the pictures of the contract do not fit this network's {canvas}x{canvas} px")
@@ -256,12 +256,12 @@ class FlowPolicy(ChunkPolicy):
         return noise((batch, self.config.horizon, self.width), generators, self.device)
 
     def locate(self, keypoints: torch.Tensor) -> torch.Tensor:
-        """Where the objects seem to be, an auxiliary task: (B, 2, 6) positions in the base and the tool frame, in 0.1 m."""
-        return self.locator(keypoints.flatten(1)).unflatten(-1, (OBJECT_SLOTS, 6))
+        """Where the objects seem to be and how they seem to lie, an auxiliary task: (B, 2, 18) as `objects.object_places`."""
+        return self.locator(keypoints.flatten(1)).unflatten(-1, (OBJECT_SLOTS, DIRECTIONS.stop))
 
     def losses(self, inputs: Inputs, actions, *, generator, repeats: int = 1, places=None) -> dict[str, torch.Tensor]:
         """Flow matching with tau ~ 0.001 + 0.999 Beta(1.5, 1) as in pi0, ``repeats`` (noise, tau) for each encoded prefix:
-        |v(x_tau, tau) - (noise - action)|^2; and smooth L1 on the object positions when the policy has keypoints."""
+        |v(x_tau, tau) - (noise - action)|^2; and smooth L1 on where the objects are when the policy has keypoints."""
         context, found = self.encode(inputs), {}
         if places is not None and context.keypoints is not None:
             found["locate"] = locate_loss(self.locate(context.keypoints), places)

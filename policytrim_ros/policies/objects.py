@@ -13,6 +13,9 @@ OBJECT_FEATURES = 13
 DECIMETRE = 0.1
 """Positions are fed to networks, and asked of them, in units of 0.1 m: about one in size."""
 
+POSITIONS, DIRECTIONS = slice(0, 6), slice(6, 18)
+"""Parts of `object_places`."""
+
 
 def object_poses(objects, slots: int = OBJECT_SLOTS) -> np.ndarray:
     """Name -> pose (7,) as (slots, 7) float32 in the environment's order; NaN where there is no object."""
@@ -29,13 +32,31 @@ def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
     """
     features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
     there = np.isfinite(objects).all(axis=-1)
-    position, (w, x, y, z) = objects[..., :3].astype(np.float64), np.moveaxis(objects[..., 3:].astype(np.float64), -1, 0)
-    tool = tools(state[:, :6])
     features[..., 0] = 1.0
-    features[..., 1:4] = position / DECIMETRE
-    features[..., 4:7] = (position - tool[:, None, :3, 3]) @ tool[:, :3, :3] / DECIMETRE
-    rotation = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
-    rotation += [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
-    features[..., 7:] = np.stack(rotation, axis=-1)
+    features[..., 1:7] = object_places(objects, state)[..., POSITIONS]
+    features[..., 7:] = np.concatenate(axes(objects)[:2], axis=-1)
     features[~there] = 0.0
     return features
+
+
+def object_places(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
+    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 18) float32, what the auxiliary task asks for; NaN: no object.
+
+    Position in base_link and in the tool's frame (3 + 3, in 0.1 m); the object's x and z axis (where a handle points, and
+    the axis of what is round) in base_link and in the tool's frame (6 + 6).
+    """
+    tool, position = tools(state[:, :6]), objects[..., :3].astype(np.float64)
+    turn = tool[:, :3, :3]
+    x, _, z = axes(objects)
+    found = [position / DECIMETRE, (position - tool[:, None, :3, 3]) @ turn / DECIMETRE, x, z, x @ turn, z @ turn]
+    return np.concatenate(found, axis=-1).astype(np.float32)
+
+
+def axes(poses: np.ndarray) -> list[np.ndarray]:
+    """x, y and z axis (..., 3) of poses (..., 7)."""
+    w, x, y, z = np.moveaxis(poses[..., 3:].astype(np.float64), -1, 0)
+    return [
+        np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], axis=-1),
+        np.stack([2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)], axis=-1),
+        np.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], axis=-1),
+    ]

@@ -22,7 +22,7 @@ from torch import nn
 
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.core.types import JOINTS
-from policytrim_ros.policies.objects import object_features
+from policytrim_ros.policies.objects import DIRECTIONS, POSITIONS, object_features
 from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.policies.tokenizer import encode as encode_words
 
@@ -123,7 +123,7 @@ class ChunkPolicy(nn.Module):
     # -- what a family adds -------------------------------------------------------------------------------------
 
     def losses(self, inputs: Inputs, actions, *, generator, repeats: int = 1, places=None) -> dict[str, torch.Tensor]:
-        """Scalars to minimise: "action", and "locate" when ``places`` (B, 2, 6) in 0.1 m (NaN: none) are given and wanted.
+        """Scalars to minimise: "action", and "locate" when ``places`` (B, 2, 18), `objects.object_places`, are given and wanted.
 
         actions (B, H, 7) absolute rad, m; ``generator`` draws whatever is random; ``repeats``: random draws for each row
         that share its encoded observation.
@@ -213,9 +213,14 @@ class ChunkPolicy(nn.Module):
 
 
 def locate_loss(guess: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Smooth L1 of the auxiliary task on the positions that are known (places: NaN where not); 0 when none is."""
-    known = torch.isfinite(places)
-    return F.smooth_l1_loss(guess[known], places[known], beta=0.1) if known.any() else guess.sum() * 0
+    """Smooth L1 of the auxiliary task: mean over the positions that are known (places: NaN where not) plus mean over the
+    directions; of the positions alone when ``guess`` (B, slots, 6) has no more. 0 when none is known."""
+    places, total = places[..., : guess.shape[-1]], guess.sum() * 0
+    for part in (POSITIONS, DIRECTIONS):
+        known = torch.isfinite(places[..., part])
+        if known.any():
+            total = total + F.smooth_l1_loss(guess[..., part][known], places[..., part][known], beta=0.1)
+    return total
 
 
 def noise(shape: Sequence[int], generators=None, device="cpu", draw=torch.randn) -> torch.Tensor:

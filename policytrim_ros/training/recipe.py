@@ -82,7 +82,7 @@ class Training(Config):
     weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
     gradient_clip: float = option(1.0, "largest norm of the gradient", low=1e-3, high=1e3)
     ema: float = option(0.995, "decay of the weight average that is saved", low=0, high=0.99999)
-    locate_weight: float = option(1.0, "weight of the auxiliary object-position loss", low=0, high=100)
+    locate_weight: float = option(1.0, "weight of the auxiliary loss on where the objects are", low=0, high=100)
     held_out: float = option(0.08, "share of the episodes kept for validation", low=0, high=0.5)
     evaluate_every: int = option(250, "steps between two held-out losses", low=1, high=1_000_000)
     patience: int = option(0, "held-out evaluations without improvement before stopping (0: never)", low=0, high=1000)

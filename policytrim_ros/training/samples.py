@@ -18,8 +18,7 @@ import numpy as np
 import torch
 
 from policytrim_ros.core.contract import Normalisation
-from policytrim_ros.core.kinematics import tools
-from policytrim_ros.policies.objects import DECIMETRE, OBJECT_SLOTS, object_features
+from policytrim_ros.policies.objects import OBJECT_SLOTS, object_features, object_places
 from policytrim_ros.training.demos import DatasetError, Episode
 from policytrim_ros.training.recipe import Training
 
@@ -45,8 +44,8 @@ class Draw:
 @dataclass
 class Batch:
     """pictures (B, n, h, w, 3) uint8 and their brightness light (B, n), None without cameras; state (B, 14) and actions
-    (B, H, 7) rad, m; objects (B, slots, 13) from `policies.objects.object_features`, None without slots; places (B, 2, 6)
-    in 0.1 m, NaN = none, None without cameras."""
+    (B, H, 7) rad, m; objects (B, slots, 13) from `policies.objects.object_features`, None without slots; places (B, 2, 18)
+    from `object_places`, NaN = none, None without cameras."""
 
     pictures: torch.Tensor | None
     light: torch.Tensor | None
@@ -189,11 +188,9 @@ class Samples:
         return pictures
 
     def _places(self, taken) -> np.ndarray:
-        """(B, 2, 6): where the objects are in the picture of each sample of ``taken``, seen from base and tool, in 0.1 m."""
+        """(B, 2, 18): where the objects are, and how they lie, in the picture of each sample of ``taken``: `object_places`."""
         moment = self.first[taken] + self.picture_step[taken]
-        base, pose = self.objects[moment, :OBJECT_SLOTS, :3].astype(np.float64), tools(self.state[moment, :6])
-        near = (base - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        return (np.concatenate([base, near], axis=-1) / DECIMETRE).astype(np.float32)
+        return object_places(self.objects[moment, :OBJECT_SLOTS], self.state[moment])
 
 
 def move(picture: np.ndarray, dy: int, dx: int, out: np.ndarray) -> None:
