@@ -1,6 +1,6 @@
 """Speed and memory of supervised fine-tuning: samples/s, ms a step and peak memory for each recipe, threads and accumulation.
 
-    python -m benchmarks.sft config/sft_piper_1.yaml config/sft_state.yaml --threads 1 2 --accumulate 1 4
+    python -m benchmarks.sft config/sft_piper.yaml config/sft_state.yaml --threads 1 2 --accumulate 1 4
 
 prints one table and writes it to docs/results/sft.md, with the raw figures in .json beside it. Every cell is a process of
 its own, so that its peak memory is its own. Demonstrations are made up (noise of the recipe's sizes) unless --real.

@@ -3,7 +3,7 @@
 An action is an absolute 7-vector (six joints in rad, full gripper stroke in m) for the end of the control step. The
 controller walks the straight line between two actions at the physics rate, passes every point through the limits of
 `core.motion.limited_step` and feeds position and velocity to the joint drives. A batch on the GPU uses the mirror of that
-function in torch; a single scene on the CPU uses the function itself, which costs less than half there.
+function in torch; a single scene on the CPU uses the function itself and walks all five physics steps at once.
 
 Gripper: both fingers get the same target. From 0.07 m down to GRIP_STROKE the stroke is split evenly; below, the targets
 run up to GRIP_DEPTH past the closed position, so that a commanded stroke of 0 presses with about 200 N/m x
@@ -140,17 +140,38 @@ class LimitedJointController(BaseController):
         self._substep = 0
 
     def before_simulation_step(self):
-        span = self._goal - self._start
-        goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
-        self._substep = min(self._substep + 1, self._sim_steps)
-        dt = 1.0 / (self._control_freq * self._sim_steps)
-        now = (self.setpoint, self.setpoint_velocity, goal, span * self._control_freq)
         if self.scene.gpu_sim_enabled:
-            self.setpoint, self.setpoint_velocity = limited_step(*now, dt, self._v_max, self._a_max)
+            span = self._goal - self._start
+            goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
+            now = (self.setpoint, self.setpoint_velocity, goal, span * self._control_freq)
+            self.setpoint, self.setpoint_velocity = limited_step(*now, self._dt, self._v_max, self._a_max)
+            self.drive(self.setpoint, self.setpoint_velocity)
         else:
-            after = motion.limited_step(*(value.numpy() for value in now), dt, V_MAX, A_MAX)
-            self.setpoint, self.setpoint_velocity = (torch.from_numpy(value.astype(np.float32)) for value in after)
-        self.drive(self.setpoint, self.setpoint_velocity)
+            if self._substep == 0:
+                self._path = self._walk()
+            self.setpoint, self.setpoint_velocity, *targets = (part[self._substep] for part in self._path)
+            self._drive_one(*targets)
+        self._substep += 1
+
+    @property
+    def _dt(self):
+        return 1.0 / (self._control_freq * self._sim_steps)
+
+    def _walk(self):
+        """All physics steps of this control step at once, for a single scene on the CPU: setpoint and its velocity (steps,
+        1, 7), then drive targets of the joints, positions and velocities (steps lists of 8)."""
+        start, goal = self._start.numpy(), self._goal.numpy()
+        span = goal - start
+        shares = (np.arange(self._sim_steps) / self._sim_steps).astype(np.float32)
+        goals, goal_velocity = start + span * shares[:, None, None], span * np.float32(self._control_freq)
+        after, x, v = [], self.setpoint.numpy(), self.setpoint_velocity.numpy()
+        for passed in goals:
+            moved = motion.limited_step(x, v, passed, goal_velocity, self._dt, V_MAX, A_MAX)
+            x, v = (value.astype(np.float32) for value in moved)
+            after.append((x, v))
+        position, velocity = (np.stack(values) for values in zip(*after))
+        targets = (value[:, 0].tolist() for value in finger_targets(position, velocity))
+        return torch.from_numpy(position), torch.from_numpy(velocity), *targets
 
     def drive(self, position, velocity):
         """Sets the drive targets of the next physics step: position and velocity (n, 7) in project units."""
@@ -160,14 +181,17 @@ class LimitedJointController(BaseController):
             self.articulation.set_joint_drive_velocity_targets(velocity, self.joints, self.active_joint_indices)
             self.scene.px.gpu_apply_articulation_target_position()
             self.scene.px.gpu_apply_articulation_target_velocity()
-            return
+        else:
+            self._drive_one(*(target[0].tolist() for target in finger_targets(position.numpy(), velocity.numpy())))
+
+    def _drive_one(self, positions, velocities):
+        """The same in the one scene of the CPU, for the 8 joints of the model."""
         if not hasattr(self, "_drives"):  # the engine's own joints: ManiSkill's wrappers cost a few times more
             by_name = {joint.name.split("/")[-1]: joint for joint in self.articulation._objs[0].active_joints}
             self._drives = [by_name[joint._objs[0].name.split("/")[-1]] for joint in self.joints]
-        position, velocity = finger_targets(position.numpy(), velocity.numpy())
-        for joint, p, v in zip(self._drives, position[0].tolist(), velocity[0].tolist()):
-            joint.set_drive_target(p)
-            joint.set_drive_velocity_target(v)
+        for joint, position, velocity in zip(self._drives, positions, velocities):
+            joint.set_drive_target(position)
+            joint.set_drive_velocity_target(velocity)
 
     def get_state(self) -> dict:
         return {

@@ -11,6 +11,8 @@ A control step is five physics steps of 10 ms and one `control_tick`. The real-t
 
 from __future__ import annotations
 
+import functools
+import gc
 import multiprocessing
 import traceback
 from dataclasses import dataclass
@@ -51,6 +53,7 @@ def _make_base(task, setting, cameras, image_size, num_envs, sim_backend):
     settings = SETTINGS + (("shared",) if task in SHARED else ())
     if setting not in settings:
         raise ValueError(f"setting '{setting}' does not exist for {task}; choose one of {', '.join(settings)}")
+    _settle()
     render = "none" if not cameras else "sapien_cuda" if torch.cuda.is_available() else "sapien_cpu"
     return gymnasium.make(
         GYM_IDS[task].replace("-v1", "-Shared-v1") if setting == "shared" else GYM_IDS[task],
@@ -63,6 +66,14 @@ def _make_base(task, setting, cameras, image_size, num_envs, sim_backend):
         sim_backend=sim_backend,
         render_backend=render,
     ).unwrapped
+
+
+@functools.cache
+def _settle() -> None:
+    """Puts everything imported so far out of the garbage collector's sight: ManiSkill collects garbage whenever it builds a
+    scene, and looking through the objects of torch and transformers took it half of an evaluation's resets."""
+    gc.collect()
+    gc.freeze()
 
 
 class TaskEnv:
@@ -222,7 +233,10 @@ class TaskEnv:
         pictures = {}
         for name in self.cameras:
             lens = self._lens(name)
-            color, position = lens.get_picture("Color"), lens.get_picture("PositionSegmentation")  # int16, mm, camera looks along -z
+            color, position = (
+                lens.get_picture("Color"),
+                lens.get_picture("PositionSegmentation"),
+            )  # int16, mm, camera looks along -z
             pictures[name] = np.ascontiguousarray(color[..., :3]), np.negative(position[..., 2]).astype(np.uint16)
         return pictures
 

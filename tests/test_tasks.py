@@ -1,5 +1,7 @@
 """The tasks: success and failure are what they say, state can be saved exactly, the target moves once, limits hold."""
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -222,23 +224,31 @@ def test_the_limited_step_in_torch_equals_the_one_in_numpy():
         assert np.allclose(e, a.numpy(), atol=1e-12)
 
 
+@contextmanager
+def setpoints_of(controller):
+    """Gathers (position, velocity), each (7,), that the controller commands in every physics step."""
+    gathered, before = [], controller.before_simulation_step
+
+    def watched():
+        before()
+        gathered.append((controller.setpoint[0].numpy().copy(), controller.setpoint_velocity[0].numpy().copy()))
+
+    controller.before_simulation_step = watched
+    try:
+        yield gathered
+    finally:
+        del controller.before_simulation_step
+
+
 def test_setpoints_keep_the_motion_limits_whatever_the_actions_are():
     env = env_of("flip_mug")
     env.reset(3)
-    controller, random, speeds = env._controller, np.random.default_rng(0), []
-    drive = controller.drive
-
-    def watched(position, velocity):
-        speeds.append(velocity[0].numpy().astype(float))
-        drive(position, velocity)
-
-    controller.drive = watched
-    try:
+    random = np.random.default_rng(0)
+    with setpoints_of(env._controller) as gathered:
         for _ in range(30):
             env.step(random.uniform(LIMITS[:, 0], LIMITS[:, 1]))
-    finally:
-        del controller.drive
-    speeds = np.array(speeds)
+    speeds = np.array([velocity for _, velocity in gathered], dtype=float)
+    assert len(speeds) == 30 * SUBSTEPS
     assert np.all(np.abs(speeds) <= V_MAX + 1e-4)
     assert np.all(np.abs(np.diff(speeds, axis=0)) / 0.01 <= A_MAX + 1e-2)
 
@@ -249,18 +259,8 @@ def test_substeps_of_the_real_time_world_equal_the_control_step():
     actions = reach(5, 30)
     saved = env.save()
     env.restore(saved)
-    controller, driven = env._controller, []
-    drive = controller.drive
-
-    def watched(position, velocity):
-        driven.append((position[0].numpy().copy(), velocity[0].numpy().copy()))
-        drive(position, velocity)
-
-    controller.drive = watched
-    try:
+    with setpoints_of(env._controller) as driven:
         expected = record(env, actions)
-    finally:
-        del controller.drive
     env.restore(saved)
     actual = []
     for i in range(len(actions)):

@@ -45,13 +45,16 @@ class HangMug(TabletopEnv):
 
     def placed(self):
         rack, mug = (self.actors[name].pose.raw_pose for name in ("rack", "mug"))
+        high = mug[:, 2] > 0.045
+        if not high.any():
+            return high
         start = rack[:, :3] + rack.new_tensor(PEG_ROOT)  # the rack is never turned
         root, tip = to_local(mug, start), to_local(mug, start + PEG_LENGTH * rack.new_tensor(PEG_DIRECTION))
         crosses = root[:, 1] * tip[:, 1] < 0
         share = root[:, 1] / torch.where(crosses, root[:, 1] - tip[:, 1], torch.ones_like(root[:, 1]))
         hit = root + share[:, None] * (tip - root)
         inside = (hit[:, 0] > 0.026) & (hit[:, 0] < 0.062) & ((hit[:, 2] - HOLE[2]).abs() < 0.021)
-        return crosses & inside & (mug[:, 2] > 0.045)
+        return crosses & inside & high
 
     def grasp_distance(self):
         return distance_to_body(self.actors["mug"].pose.raw_pose, self.agent.tcp_position)
