@@ -25,7 +25,7 @@ from policytrim_ros.share import share
 TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic")
 EMULATED_SERIALS = {"front": "emulated-front", "wrist": "emulated-wrist"}
-DEMONSTRATORS = ("clean", "hesitant")
+DEMONSTRATORS = ("clean", "slow", "hesitant")
 LAVAPIPE = ("lvp_icd.json", "lvp_icd.x86_64.json", "lvp_icd.aarch64.json")
 """Names that Mesa's packages have given to the description of its software renderer."""
 
@@ -58,7 +58,7 @@ class LaunchArguments(Config):
     seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
     checkpoint: str = argument(
         "",
-        "directory of the policy, or demonstrator:clean|hesitant (simulation); empty: the project's own "
+        "directory of the policy, or demonstrator:clean|slow|hesitant (simulation); empty: the project's own "
         "for the task, in simulation the clean demonstrator where there is none",
     )
     horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)

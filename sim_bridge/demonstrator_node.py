@@ -1,4 +1,4 @@
-"""Process `demonstrator_node`: a scripted demonstrator in the place of inference (checkpoint demonstrator:clean|hesitant).
+"""Process `demonstrator_node`: a scripted demonstrator in the place of inference (checkpoint demonstrator:clean|slow|hesitant).
 
     controller/consumed: step k begins --> act(measured, setpoint, objects) --> chunk for step k+1
 
@@ -43,7 +43,7 @@ class DemonstratorConfig(Config):
     """How the scripted demonstrator moves."""
 
     style: str = option(
-        "clean", "clean: without detours; hesitant: slow, with pauses, jitter and overshoot", choices=tuple(STYLES)
+        "clean", "clean: without detours; slow: the same at half the speed; hesitant: slow, with pauses, jitter and overshoot", choices=tuple(STYLES)
     )
 
 

@@ -220,7 +220,7 @@ def test_a_bad_launch_argument_is_refused_in_one_sentence(values, said):
     "arguments, said",
     [
         (dict(sim=False, checkpoint="demonstrator:clean", cameras="front=1"), "demonstrators know the simulated scene"),
-        (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, hesitant"),
+        (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, slow, hesitant"),
         (dict(checkpoint="/nowhere"), "no manifest.json there"),
     ],
 )

@@ -31,7 +31,7 @@ def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
         execution_horizon=recipe.execution_horizon,
         tasks=tuple(tasks),
         instructions=tuple(instructions),
-        normalisation=samples.normalisation(),
+        normalisation=samples.normalisation(recipe.training.action_quantile),
     )
     kind = checkpoint.FAMILIES[recipe.family].policy
     with torch.random.fork_rng(devices=[]):
@@ -70,7 +70,7 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
         contract,
         tasks=tuple(dict.fromkeys((*contract.tasks, *tasks))),
         instructions=tuple(dict.fromkeys((*contract.instructions, *instructions))),
-        normalisation=samples.normalisation() if recipe.renormalise else contract.normalisation,
+        normalisation=samples.normalisation(recipe.training.action_quantile) if recipe.renormalise else contract.normalisation,
     )
     child = type(policy)(policy.config, contract, policy.tokenizer)
     child.load_state_dict(policy.state_dict())

@@ -31,7 +31,7 @@ class Collection(Config):
 
     task: str = option("tape_box", "task to demonstrate")
     setting: str = option("standard", "whether the target is moved during the approach", choices=SETTINGS)
-    style: str = option("hesitant", "demonstrator", choices=("clean", "hesitant"))
+    style: str = option("hesitant", "demonstrator", choices=("clean", "slow", "hesitant"))
     start: str = option(
         "ready",
         "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on"
@@ -82,6 +82,13 @@ class Training(Config):
     weight_decay: float = option(1e-4, "decoupled weight decay", low=0, high=1)
     gradient_clip: float = option(1.0, "largest norm of the gradient", low=1e-3, high=1e3)
     ema: float = option(0.995, "decay of the weight average that is saved", low=0, high=0.99999)
+    action_quantile: float = option(
+        0.01,
+        "share of the demonstrated actions beyond either end of the normalised range; 0 for tokens: the first and the last "
+        "bin take all that lies beyond, and then look likelier than any other",
+        low=0,
+        high=0.2,
+    )
     locate_weight: float = option(1.0, "weight of the auxiliary loss on where the objects are", low=0, high=100)
     held_out: float = option(0.08, "share of the episodes kept for validation", low=0, high=0.5)
     evaluate_every: int = option(250, "steps between two held-out losses", low=1, high=1_000_000)
@@ -161,7 +168,9 @@ class Evaluation(Config):
     )
     action_noise_rad: float = option(0.0, "standard deviation of noise on every played joint target", low=0, high=0.5, unit="rad")
     instruction: str = option("", "what the policy is told in place of the task's own sentence (empty: the task's own)")
-    demonstrator: str = option("", "play this scripted demonstrator in place of a policy", choices=("", "clean", "hesitant"))
+    demonstrator: str = option(
+        "", "play this scripted demonstrator in place of a policy", choices=("", "clean", "slow", "hesitant")
+    )
 
 
 @dataclass(frozen=True)

@@ -157,15 +157,19 @@ class Samples:
             [self.instructions[episode] for episode in self.episode[index]],
         )
 
-    def normalisation(self) -> dict[str, Normalisation]:
-        """q01/q99 of the state features (14,) and of the relative actions (H, 7), with a floor for idle joints."""
+    def normalisation(self, action_quantile: float = 0.01) -> dict[str, Normalisation]:
+        """q01/q99 of the state features (14,) and ends of the relative actions (H, 7), with a floor for idle joints;
+        ``action_quantile`` of the actions lie beyond each end."""
         index = np.arange(0, len(self), max(1, len(self) // 20_000))
         state = self.state[index].astype(np.float64)
         features = np.concatenate([state[:, :7], state[:, 7:] - state[:, :7]], axis=1)
         actions = self.chunk(index).astype(np.float64)
         actions[..., :6] -= state[:, None, 7:13]
         joints, lags = [JOINT_FLOOR_RAD] * 6 + [GRIPPER_FLOOR_M], [LAG_FLOOR_RAD] * 6 + [LAG_FLOOR_M]
-        return {"state": _quantiles(features, np.array(joints + lags)), "actions": _quantiles(actions, np.array(joints))}
+        return {
+            "state": _quantiles(features, 0.01, np.array(joints + lags)),
+            "actions": _quantiles(actions, action_quantile, np.array(joints)),
+        }
 
     def _take_pictures(self, episodes) -> None:
         shapes = {episode.images[camera].shape[1:] for episode in episodes for camera in self.cameras}
@@ -205,8 +209,8 @@ def move(picture: np.ndarray, dy: int, dx: int, out: np.ndarray) -> None:
     out[:top], out[bottom:] = out[top], out[bottom - 1]
 
 
-def _quantiles(values: np.ndarray, floor: np.ndarray) -> Normalisation:
-    low, high = np.quantile(values, [0.01, 0.99], axis=0)
+def _quantiles(values: np.ndarray, beyond: float, floor: np.ndarray) -> Normalisation:
+    low, high = np.quantile(values, [beyond, 1.0 - beyond], axis=0)
     middle, half = (low + high) / 2, np.maximum(high - low, floor) / 2
     return Normalisation(_nested(middle - half), _nested(middle + half))
 

@@ -1,4 +1,4 @@
-"""Scripted solutions of the tasks, clean and hesitant; see base.py for how they are driven."""
+"""Scripted solutions of the tasks, clean, slow and hesitant; see base.py for how they are driven."""
 
 from sim_bridge.demonstrators.base import STYLES, Demonstrator
 from sim_bridge.demonstrators.flip_mug import FlipMugDemonstrator
@@ -9,7 +9,7 @@ DEMONSTRATORS = {"tape_box": TapeBoxDemonstrator, "flip_mug": FlipMugDemonstrato
 
 
 def make_demonstrator(task: str, style: str = "clean") -> Demonstrator:
-    """The demonstrator of ``task`` in ``style`` ("clean" or "hesitant"); ValueError names what exists."""
+    """The demonstrator of ``task`` in ``style`` ("clean", "slow" or "hesitant"); ValueError names what exists."""
     if task not in DEMONSTRATORS:
         raise ValueError(f"task '{task}' has no demonstrator; choose one of {', '.join(DEMONSTRATORS)}")
     if style not in STYLES:

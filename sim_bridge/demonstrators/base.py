@@ -72,6 +72,7 @@ class Style:
 
 STYLES = {
     "clean": Style(),
+    "slow": Style(speed=(0.5, 0.5)),
     "hesitant": Style(speed=(0.5, 0.8), pause=0.5, back_out=0.4, back_outs=2, overshoot=0.4, jitter=0.008),
 }
 
