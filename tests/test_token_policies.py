@@ -414,7 +414,13 @@ def test_published_weights_are_copied_and_what_is_ours_is_named():
     sizes = {**{name: getattr(policy.config, name) for name in OPENVLA_7B}, "vocabulary": policy.config.vocabulary}
     tensors = {name: torch.randn(shape) for name, shape in published_shapes(sizes).items()}
     kept = load_published(policy, tensors)
-    assert {name.split(".")[0] for name in kept} == {"locator", "placeholders", "proprio_projector", "action_head"}
+    assert {name.split(".")[0] for name in kept} == {
+        "locator",
+        "place_projector",
+        "placeholders",
+        "proprio_projector",
+        "action_head",
+    }
     attention = policy.vision_backbone.featurizer.encoder.layer[1].attention
     qkv = tensors["vision_backbone.featurizer.blocks.1.attn.qkv.weight"]
     assert torch.equal(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]), qkv)

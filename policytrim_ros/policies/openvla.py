@@ -38,7 +38,7 @@ OPENVLA_7B = {
 }
 """Configuration of openvla/openvla-7b (dinosiglip-vit-so-224px, Llama 2 7B)."""
 
-OURS = ("locator.", "placeholders")
+OURS = ("locator.", "place_projector.", "placeholders")
 """Parameters that no published network has."""
 
 DINO, SIGLIP = "vision_backbone.featurizer.", "vision_backbone.fused_featurizer."

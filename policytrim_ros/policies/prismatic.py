@@ -61,7 +61,7 @@ class PrismaticConfig(Config):
     key_value_heads: int = setting(4, "key/value heads of the language model", low=1, high=128)
     vocabulary: int = setting(320, "text ids: words first, the 256 action tokens last", low=BINS + 4, high=300_000)
     proprio: bool = setting(True, "whether the joint state enters, as one token (OpenVLA-OFT; OpenVLA itself sees pictures only)")
-    locate: bool = setting(True, "whether the auxiliary task (ours) is part of the network: where the objects are")
+    locate: bool = setting(True, "whether the network is asked where the objects are (ours), and its answer is one more token")
     temperature: float = setting(0.0, "of the sampled action tokens in deployment; 0: the most likely ones", low=0, high=10)
 
 
@@ -117,11 +117,11 @@ class Projector(nn.Module):
 
 
 class ProprioProjector(nn.Module):
-    """Normalised joint state (B, 14) -> one language token (B, D) (OpenVLA-OFT)."""
+    """Normalised joint state (B, 14) -> one language token (B, D) (OpenVLA-OFT). Ours: located positions in the same way."""
 
-    def __init__(self, hidden: int):
+    def __init__(self, hidden: int, width: int = STATE):
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(STATE, hidden), nn.Linear(hidden, hidden)
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, hidden)
 
     def forward(self, state: torch.Tensor) -> torch.Tensor:
         return self.fc2(F.gelu(self.fc1(state)))
@@ -153,11 +153,11 @@ class Locator(nn.Module):
 
 @dataclass
 class Prefix:
-    """Everything before the action positions: tokens (B, L, D), mask (B, L) and patch features (B, n, P, C)."""
+    """Everything before the action positions: tokens (B, L, D), mask (B, L); located (B, 2, 6) positions in 0.1 m or None."""
 
     tokens: torch.Tensor
     mask: torch.Tensor
-    features: torch.Tensor
+    located: torch.Tensor | None
 
 
 class PrismaticPolicy(ChunkPolicy):
@@ -195,6 +195,7 @@ class PrismaticPolicy(ChunkPolicy):
         if config.locate:
             grid = config.image_size // config.patch_size
             self.locator = Locator(len(contract.cameras), self.vision_backbone.width, grid)
+            self.place_projector = ProprioProjector(config.hidden, OBJECT_SLOTS * 6)
 
     # -- what a family adds -------------------------------------------------------------------------------------
 
@@ -212,6 +213,9 @@ class PrismaticPolicy(ChunkPolicy):
 
     # -- network ------------------------------------------------------------------------------------------------
 
+    def state_features(self, state: torch.Tensor) -> torch.Tensor:
+        return super().state_features(state).clamp(-1.0, 1.0)  # as published
+
     @staticmethod
     def prompt(instruction: str) -> str:
         # the last blank is Llama's token 29871, which the published code appends to every prompt
@@ -228,12 +232,15 @@ class PrismaticPolicy(ChunkPolicy):
             pixels = F.interpolate(pixels, (side, side), mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         features = self.vision_backbone(pixels).unflatten(0, inputs.pixels.shape[:2])
         embedded = self.language_model.get_input_embeddings()(inputs.ids)
-        seen = [self.projector(features).flatten(1, 2)]
+        seen, located = [self.projector(features).flatten(1, 2)], None
+        if self.config.locate:
+            located = self.locator(features)
+            seen.append(self.place_projector(located.flatten(1))[:, None])
         if self.config.proprio:
             seen.append(self.proprio_projector(self.state_features(inputs.state))[:, None])
         tokens = torch.cat([embedded[:, :1], *seen, embedded[:, 1:]], dim=1)
         added = inputs.words.new_ones(len(inputs), tokens.shape[1] - inputs.ids.shape[1])
-        return Prefix(tokens, torch.cat([added, inputs.words], dim=1), features)
+        return Prefix(tokens, torch.cat([added, inputs.words], dim=1), located)
 
     def transform(self, tokens: torch.Tensor, mask: torch.Tensor, *, causal: bool) -> torch.Tensor:
         """Hidden states (B, L, D) of a whole sequence; where ``mask`` (B, L) is 0 there is padding, which nobody sees."""
@@ -264,9 +271,7 @@ class PrismaticPolicy(ChunkPolicy):
 
     def locating(self, prefix: Prefix, places) -> dict[str, torch.Tensor]:
         """The auxiliary loss, where the positions of the objects are known and wanted."""
-        if places is None or not self.config.locate:
-            return {}
-        return {"locate": locate_loss(self.locator(prefix.features), places)}
+        return {} if places is None or prefix.located is None else {"locate": locate_loss(prefix.located, places)}
 
     def log_prob(self, inputs: Inputs, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """(B, H): log-probability of ``tokens`` (B, H, 7), summed over the components of each action; with gradients."""
