@@ -52,6 +52,9 @@ PICTURES = "observation.images."
 STATE_NAMES = [f"{part}.{joint}" for part in STATE_LAYOUT for joint in JOINTS]
 UNITS = {"joints": "rad", "gripper": "m", "objects": "m"}
 OBJECT_NAMES = [f"object{slot}.{part}" for slot in range(OBJECT_SLOTS) for part in ("x", "y", "z", "qw", "qx", "qy", "qz")]
+KEPT = 0.9
+"""Share of the disturbance that is left after one control step."""
+
 TAIL_STEPS = 20
 """Actions kept after success, so that the last chunks of an episode are whole."""
 
@@ -100,13 +103,20 @@ class Episode:
 # -- making ---------------------------------------------------------------------------------------------------------
 
 
-def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str = "ready") -> tuple[Recording | None, dict]:
-    """Lets the demonstrator act once; (recording or None when it failed, facts: outcome, steps, instruction)."""
+def record_episode(
+    env, demonstrator, seed: int, pictures: Pictures, start: str = "ready", disturbance_rad: float = 0.0
+) -> tuple[Recording | None, dict]:
+    """Lets the demonstrator act once; (recording or None when it failed, facts: outcome, steps, instruction).
+
+    ``disturbance_rad``: standard deviation of a slow random motion of the joints that is laid over what the demonstrator
+    does but is not in the recorded actions: they lead back to its path (DART, Laskey et al. 2017).
+    """
     env.reset(seed)
     demonstrator.reset(seed)
     if start != "ready":
         (displace if start == "displaced" else mislead)(env, demonstrator, np.random.default_rng((seed, 5)))
         demonstrator.reset(seed)
+    random, disturbance = np.random.default_rng((seed, 7)), np.zeros(7)
     images = {name: [] for name in pictures.cameras}
     image_steps, states, actions, objects = [], [], [], []
 
@@ -120,7 +130,8 @@ def record_episode(env, demonstrator, seed: int, pictures: Pictures, start: str 
         states.append(state)
         actions.append(action)
         objects.append(object_poses(things))
-        return env.step(action)
+        disturbance[:6] = KEPT * disturbance[:6] + np.sqrt(1 - KEPT**2) * disturbance_rad * random.normal(size=6)
+        return env.step(action + disturbance)
 
     result = step()
     while not (result.success or result.failure or result.truncated):
@@ -244,7 +255,9 @@ def _attempt(recipe: Recipe, collection: Collection, seed: int) -> tuple[Encoded
             image_size=(pictures.camera_width, pictures.camera_height),
         )
     demonstrator = factory(recipe.demonstrator)(collection.task, collection.style)
-    recording, facts = record_episode(_environments[key], demonstrator, seed, recipe.pictures, collection.start)
+    recording, facts = record_episode(
+        _environments[key], demonstrator, seed, recipe.pictures, collection.start, collection.disturbance_rad
+    )
     return None if recording is None else encode(recording), facts
 
 

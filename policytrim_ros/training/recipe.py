@@ -38,6 +38,13 @@ class Collection(Config):
         " wrong object poses). What comes before it knows better is not recorded: it teaches recovery, not mistakes",
         choices=("ready", "displaced", "mistaken"),
     )
+    disturbance_rad: float = option(
+        0.0,
+        "standard deviation of a slow random motion laid over the demonstrator's; the recorded actions lead back to its path",
+        low=0,
+        high=0.2,
+        unit="rad",
+    )
     episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
     first_seed: int = option(0, "seed of the first attempt; the next attempts count up", low=0, high=2_000_000_000)
 
