@@ -143,6 +143,20 @@ def test_a_recovery_is_recorded_from_where_the_arm_was_left(start):
     assert same(demos.episode_of(recording), demos.episode_of(again))  # the seed decides everything
 
 
+def test_a_disturbance_moves_the_arm_and_is_not_in_the_actions():
+    env, pictures = ReachEnv("tape_box", image_size=(64, 36)), reach_recipe().pictures
+
+    def strayed(seed, disturbance_rad):
+        """How far (steps, 6) the arm of this environment was from where it had been told to be."""
+        recording, _ = demos.record_episode(env, ReachDemonstrator(), seed, pictures, "ready", disturbance_rad)
+        return recording.state[1:, :6] - recording.actions[: len(recording.state) - 1, :6]
+
+    calm, first, again = strayed(1, 0.0), strayed(1, 0.004), strayed(1, 0.004)
+    assert np.array_equal(first, again) and np.abs(calm).max() < 1e-6
+    together = np.concatenate([strayed(seed, 0.004) for seed in (0, 1, 2, 3, 5, 6, 7, 8)])
+    assert 0.002 < together.std() < 0.006 and np.abs(together[0]).max() > 0
+
+
 # -- interrupted, crowded, full -------------------------------------------------------------------------------------
 
 

@@ -119,6 +119,7 @@ def test_pictures_larger_than_the_network_s_are_refused():
     [
         (dict(vision="eagle"), "keypoints"),
         (dict(prompt="do it"), "prompt"),
+        (dict(key_value_heads=3), "does not divide heads"),
         (dict(pi0={"text": {}, "vision": {}, "expert": {}, "auto_map": {"AutoModel": "evil.Model"}}), "auto_map"),
         (dict(pi0={"text": {"_attn_implementation": "evil/kernels"}, "vision": {}, "expert": {}}), "_attn_implementation"),
         (dict(pi0={"text": {}, "vision": {}}), "expert"),

@@ -307,7 +307,13 @@ def test_an_autoregressive_policy_decides_one_action_at_a_time():
 
 
 @pytest.mark.parametrize(
-    "changes, words", [({"vocabulary": 270}, "room for 14"), ({"image_size": 33}, "multiple"), ({"cameras": ()}, "camera")]
+    "changes, words",
+    [
+        ({"vocabulary": 270}, "room for 14"),
+        ({"image_size": 33}, "does not divide image_size"),
+        ({"key_value_heads": 3}, "does not divide heads"),
+        ({"cameras": ()}, "camera"),
+    ],
 )
 def test_a_network_that_cannot_work_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):

@@ -65,6 +65,8 @@ class FlowConfig(Config):
         super().__post_init__()
         if "{}" not in self.prompt:
             raise ConfigError(f"FlowConfig.prompt = {self.prompt!r}: must hold {{}}, the place of the instruction")
+        if self.heads % self.key_value_heads:
+            raise ConfigError(f"FlowConfig.key_value_heads = {self.key_value_heads}: does not divide heads = {self.heads}")
         if not self.pi0:
             return
         parts = {"pi0": (self.pi0, PI0_KEYS)}

@@ -28,7 +28,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from policytrim_ros.core.config import Config, setting
+from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.policies.bins import BINS, padded, to_tokens, to_values
 from policytrim_ros.policies.objects import OBJECT_SLOTS
@@ -63,6 +63,20 @@ class PrismaticConfig(Config):
     proprio: bool = setting(True, "whether the joint state enters, as one token (OpenVLA-OFT; OpenVLA itself sees pictures only)")
     locate: bool = setting(True, "whether the network is asked where the objects are (ours), and its answer is one more token")
     temperature: float = setting(0.0, "of the sampled action tokens in deployment; 0: the most likely ones", low=0, high=10)
+
+    def __post_init__(self):
+        super().__post_init__()
+        groups = (
+            ("hidden", "heads"),
+            ("heads", "key_value_heads"),
+            ("dino_hidden", "dino_heads"),
+            ("siglip_hidden", "siglip_heads"),
+        )
+        for whole, part in (*groups, ("image_size", "patch_size")):
+            if getattr(self, whole) % getattr(self, part):
+                raise ConfigError(
+                    f"{type(self).__name__}.{part} = {getattr(self, part)}: does not divide {whole} = {getattr(self, whole)}"
+                )
 
 
 class FusedTowers(nn.Module):
@@ -174,8 +188,6 @@ class PrismaticPolicy(ChunkPolicy):
                 f"the tokenizer knows {tokenizer.get_vocab_size()} words, "
                 f"the network has room for {config.vocabulary - BINS} beside {BINS} action tokens"
             )
-        if config.image_size % config.patch_size:
-            raise ValueError(f"image_size = {config.image_size} is not a multiple of patch_size = {config.patch_size}")
         self.vision_backbone = FusedTowers(config)
         self.projector = Projector(self.vision_backbone.width, config.hidden)
         self.language_model = LlamaForCausalLM(
