@@ -1,0 +1,134 @@
+"""How a policy explores, and how likely what it did is under other weights: one interface for all families.
+
+    exploration = explore(policy, Sampler("sde", joint=True))
+    x, trace = exploration.act(policy, inputs, generators)             # normalised actions (B, H, 7) and how they came about
+    log_prob, kl = exploration.measure(policy, trace, reference)       # (B, H) each, with gradient
+
+A flow policy explores by a stochastic sampler (policies/samplers.py), a token policy by drawing its tokens. With
+``frozen_prefix`` a flow policy's prefix is encoded once, when it acts, and only its action expert learns: what it saw needs
+not be kept, nor seen again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from policytrim_ros.policies import samplers
+from policytrim_ros.policies.flow import Context, FlowPolicy
+from policytrim_ros.policies.policy import ChunkPolicy, Inputs
+from policytrim_ros.policies.samplers import Chain, Sampler
+
+
+@dataclass(frozen=True)
+class Trace:
+    """B chunks: what was seen (`Inputs`, or a `Context` where the prefix is frozen), what was drawn (a `Chain`, or tokens
+    (B, H, 7)), and log_prob (B, H) of every action position when it was drawn."""
+
+    seen: Inputs | Context
+    drawn: Chain | torch.Tensor
+    log_prob: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_prob)
+
+    def rows(self, index) -> "Trace":
+        """The chosen rows, in the order of ``index``: a minibatch."""
+        drawn = self.drawn[index] if isinstance(self.drawn, torch.Tensor) else self.drawn.rows(index)
+        return Trace(self.seen.rows(index), drawn, self.log_prob[index])
+
+    @staticmethod
+    def cat(traces: Sequence["Trace"]) -> "Trace":
+        """Traces of one exploration one after another."""
+        seen = [trace.seen for trace in traces]
+        drawn = [trace.drawn for trace in traces]
+        return Trace(
+            cat_inputs(seen) if isinstance(seen[0], Inputs) else Context.cat(seen),
+            torch.cat(drawn) if isinstance(drawn[0], torch.Tensor) else Chain.cat(drawn),
+            torch.cat([trace.log_prob for trace in traces]),
+        )
+
+
+@dataclass(frozen=True)
+class FlowExploration:
+    """Flow-SDE, Flow-CPS or Flow-Noise."""
+
+    sampler: Sampler
+    frozen_prefix: bool = False
+
+    @torch.no_grad()
+    def act(self, policy: FlowPolicy, inputs: Inputs, generators=None) -> tuple[torch.Tensor, Trace]:
+        context = policy.encode(inputs)
+        chain = samplers.rollout(policy, context, policy.noise(len(inputs), generators), self.sampler, generators)
+        return chain.actions, Trace(context if self.frozen_prefix else inputs, chain, chain.log_prob)
+
+    def measure(self, policy, trace: Trace, reference=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """log_prob (B, H) now, and KL(policy || reference) (B, H), mean over dimensions (0 without a reference)."""
+        steps = self._transitions(policy, trace)
+        found = steps.log_prob()
+        if reference is None:
+            return found, torch.zeros_like(found)
+        with torch.no_grad():
+            other = self._transitions(reference, trace)
+        return found, steps.kl(other)
+
+    def parameters(self, policy: FlowPolicy) -> dict[str, nn.Parameter]:
+        """What learns, by name."""
+        prefix = ("pi0.model.vlm.", "object_embedding.", "slot_embedding", "locator.")
+        return {
+            name: parameter
+            for name, parameter in policy.named_parameters()
+            if not (self.frozen_prefix and name.startswith(prefix)) and not name.startswith("locator.")
+        }
+
+    def _transitions(self, policy, trace):
+        context = trace.seen if self.frozen_prefix else policy.encode(trace.seen)
+        return samplers.transitions(policy, context, trace.drawn, self.sampler)
+
+
+@dataclass(frozen=True)
+class TokenExploration:
+    """Action tokens drawn at a temperature."""
+
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def act(self, policy, inputs: Inputs, generators=None) -> tuple[torch.Tensor, Trace]:
+        tokens, x, found = policy.act(inputs, generators, self.temperature)
+        return x, Trace(inputs, tokens, found)
+
+    def measure(self, policy, trace: Trace, reference=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """log_prob (B, H) now, and an unbiased estimate of KL(policy || reference) per dimension from what was drawn
+        (Schulman's k3), 0 without a reference."""
+        found = policy.log_prob(trace.seen, trace.drawn, self.temperature)
+        if reference is None:
+            return found, torch.zeros_like(found)
+        with torch.no_grad():
+            other = reference.log_prob(trace.seen, trace.drawn, self.temperature)
+        behind = (other - found) / trace.drawn.shape[-1]
+        return found, behind.exp() - behind - 1.0
+
+    def parameters(self, policy) -> dict[str, nn.Parameter]:
+        """What learns, by name."""
+        return {name: parameter for name, parameter in policy.named_parameters() if not name.startswith("locator.")}
+
+
+def explore(policy: ChunkPolicy, sampler: Sampler = Sampler(), temperature: float = 1.0, frozen_prefix: bool = False):
+    """The exploration of the policy's family."""
+    return FlowExploration(sampler, frozen_prefix) if policy.family == "flow" else TokenExploration(temperature)
+
+
+def cat_inputs(parts: Sequence[Inputs]) -> Inputs:
+    """Observations one after another; shorter instructions are padded, and the padding masked, on the right."""
+    length = max(part.ids.shape[1] for part in parts)
+    values = {}
+    for spec in fields(Inputs):
+        tensors = [getattr(part, spec.name) for part in parts]
+        if spec.name in ("ids", "words"):
+            tensors = [F.pad(tensor, (0, length - tensor.shape[1])) for tensor in tensors]
+        values[spec.name] = None if tensors[0] is None else torch.cat(tensors)
+    return Inputs(**values)
