@@ -1,64 +1,36 @@
 """Speed of evaluation: lanes, batches and processes against a plain loop over one environment, with one and the same policy.
 
-    python -m benchmarks.evaluation [--checkpoint models/piper-pi0-tiny] [--episodes 8] [--out docs/results/evaluation_speed]
+    python -m benchmarks.evaluation [models/piper-state-tiny models/piper-pi0-tiny] [--episodes 16]
 
 The plain loop is what one writes first: one environment, rendered at every control step, the policy asked for one
 observation at a time. Everything else is `policytrim eval` with so many processes and lanes. All play the same seeds, h = 5,
-after a warm-up; the cells of a table are measured in turn, in --rounds rounds, and the fastest round counts. Two cameras: the
-given checkpoint. State: an untrained flow policy of the default size that is told the objects' poses, in episodes that
-therefore last to the limit of 450 steps.
+after a warm-up; the cells of a table are measured in turn, in --rounds rounds, and the fastest round counts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from policytrim_ros.core.contract import Contract, Normalisation
+from benchmarks.results import circumstances, in_words, leave
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.objects import object_poses
 from policytrim_ros.policies.policy import Observation
-from policytrim_ros.policies.tokenizer import train_tokenizer
-from policytrim_ros.training.evaluate import Bench, Workers, write_file
-from policytrim_ros.training.recipe import Evaluation, Pictures, commit, factory
+from policytrim_ros.training.evaluate import Bench, Workers
+from policytrim_ros.training.recipe import Evaluation, Pictures, factory
 from policytrim_ros.training.rollout import outcome_of
 
 ROOT = Path(__file__).resolve().parents[1]
 HORIZON = 5
-CELLS = ((1, 1), (1, 4), (1, 8), (2, 4))
+CELLS = ((1, 1), (1, 4), (1, 16), (2, 8))
 """(processes, lanes)."""
 
 SIZE = (212, 120)
-SENTENCE = "put the tape into the box"
-
-
-def state_checkpoint(directory) -> Path:
-    """An untrained policy without cameras, H = 15, that hardly moves the arm."""
-    normal = {
-        "state": Normalisation((-1.0,) * 14, (2.0,) * 14),
-        "actions": Normalisation(((-0.02,) * 6 + (0.0,),) * 15, ((0.02,) * 6 + (0.07,),) * 15),
-    }
-    terms = Contract(
-        (),
-        object_slots=2,
-        prediction_horizon=15,
-        execution_horizon=5,
-        tasks=("tape_box",),
-        instructions=(SENTENCE,),
-        normalisation=normal,
-    )
-    torch.manual_seed(0)
-    path = Path(directory) / "state"
-    checkpoint.save(path, FlowPolicy(FlowConfig(horizon=15), terms, train_tokenizer([SENTENCE])), made={})
-    return path
 
 
 class PlainLoop:
@@ -141,28 +113,23 @@ def table(tables: dict[str, list[dict]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default=str(ROOT / "models" / "piper-pi0-tiny"), help="a policy with cameras")
-    parser.add_argument("--episodes", type=int, default=8, help="episodes in every cell (default 8)")
+    default = [ROOT / "models" / name for name in ("piper-state-tiny", "piper-pi0-tiny")]
+    parser.add_argument("checkpoints", nargs="*", type=Path, default=default, help="default: the two baselines")
+    parser.add_argument("--episodes", type=int, default=16, help="episodes in every cell (default 16)")
     parser.add_argument("--rounds", type=int, default=2, help="rounds; the fastest counts (default 2)")
     parser.add_argument(
-        "--out", default=str(ROOT / "docs" / "results" / "evaluation_speed"), help="path of the results without suffix"
+        "--out", type=Path, default=ROOT / "docs" / "results" / "evaluation_speed", help="results, without suffix"
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        tables = {
-            "state": measure(state_checkpoint(folder), options.episodes, options.rounds),
-            "two cameras": measure(options.checkpoint, options.episodes, options.rounds),
-        }
-    load = os.getloadavg()
-    note = (
-        f"`python -m benchmarks.evaluation --episodes {options.episodes} --rounds {options.rounds}` at commit {commit()}; "
-        f"{os.cpu_count()} cores, load average at the end {load[1]:.1f} (5 minutes), pictures {SIZE[0]}x{SIZE[1]}, h = {HORIZON}, "
-        f"cameras: {Path(options.checkpoint).name}. Rates fall with whatever else runs; ratios are from one run."
+    load = os.getloadavg()[0]
+    tables = {path.name: measure(path, options.episodes, options.rounds) for path in options.checkpoints}
+    head = circumstances("evaluation", load, episodes=options.episodes, rounds=options.rounds)
+    about = (
+        f"{in_words(head)}. TapeBox, h = {HORIZON}, {options.episodes} episodes a cell, the fastest of {options.rounds} rounds, pictures "
+        f"{SIZE[0]}x{SIZE[1]}. Rates fall with whatever else runs; ratios are from one run."
     )
-    write_file(f"{options.out}.json", json.dumps({"note": note, "tables": tables}, indent=1))
-    write_file(f"{options.out}.md", f"# Speed of evaluation\n\n{note}\n\n{table(tables)}\n")
-    print(table(tables))
+    leave(options.out, "Speed of evaluation", about, table(tables), {**head, "tables": tables})
     return 0
 
 
