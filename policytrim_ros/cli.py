@@ -313,16 +313,18 @@ class Demos(Delegate):
 class Train:
     """train a policy; the same command resumes after an interruption"""
 
-    methods = {"sft": "policytrim_ros.training.sft"}
+    methods = {
+        "sft": ("policytrim_ros.training.sft", "imitate the demonstrations of a recipe"),
+        "trim": ("policytrim_ros.training.trim", "make a checkpoint finish in fewer steps with fewer calls (PolicyTrim)"),
+    }
 
     def add_arguments(self, parser) -> None:
         methods = parser.add_subparsers(dest="method", required=True, metavar="METHOD")
-        importlib.import_module(self.methods["sft"]).add_arguments(
-            methods.add_parser("sft", help="imitate the demonstrations of a recipe")
-        )
+        for name, (module, words) in self.methods.items():
+            importlib.import_module(module).add_arguments(methods.add_parser(name, help=words))
 
     def run(self, options) -> int:
-        return importlib.import_module(self.methods[options.method]).main(options)
+        return importlib.import_module(self.methods[options.method][0]).main(options)
 
 
 class Evaluate(Delegate):

@@ -94,7 +94,7 @@ def lanes(count=4):
 def test_a_group_shares_its_scene_and_keeps_what_was_executed():
     made = policy().eval()
     exploration = explore(made, Sampler("sde", joint=True))
-    groups = [Group(1, (2, 4, 6), draw=100), Group(2, (6, 6), draw=200)]
+    groups = [Group("tape_box", 1, (2, 4, 6), draw=100), Group("tape_box", 2, (6, 6), draw=200)]
     # the small policy of the tests sees two cameras
     rollouts = collect(lanes(), made, exploration, groups, cameras=("front", "wrist"))
     assert [len(group) for group in rollouts.results] == [3, 2]
@@ -118,12 +118,12 @@ def test_a_group_shares_its_scene_and_keeps_what_was_executed():
 def test_rollouts_depend_on_their_numbers_alone():
     made = policy().eval()
     exploration = explore(made, Sampler("sde", joint=True))
-    groups = [Group(1, (3,) * 4, draw=100), Group(2, (3,) * 4, draw=104)]
+    groups = [Group("tape_box", 1, (3,) * 4, draw=100), Group("tape_box", 2, (3,) * 4, draw=104)]
     wide, narrow = (collect(lanes(count), made, exploration, groups, cameras=("front", "wrist")) for count in (8, 1))
     steps = [[[result.steps for result in group] for group in rollouts.results] for rollouts in (wide, narrow)]
     assert steps[0] == steps[1]
     with pytest.raises(ValueError, match="same number"):
-        collect(lanes(), made, exploration, [groups[0], Group(2, (3,), draw=101)], cameras=("front", "wrist"))
+        collect(lanes(), made, exploration, [groups[0], Group("tape_box", 2, (3,), draw=101)], cameras=("front", "wrist"))
 
 
 def test_what_pays_becomes_more_likely():

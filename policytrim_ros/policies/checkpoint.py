@@ -87,6 +87,7 @@ def save(
         _write(beside / TOKENIZER, policy.tokenizer.to_str(pretty=True).encode())
         _write(beside / PROCESSOR, _json(policy.processor()))
         save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
+        shutil.copymode(beside / CONFIG, beside / WEIGHTS)  # safetensors lets the owner alone read it
         _flush(beside / WEIGHTS)
         manifest = sealed(
             {

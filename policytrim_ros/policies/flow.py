@@ -122,6 +122,10 @@ class Context:
         """Every row ``times`` times in a row (B -> B * times), gradients included."""
         return self.each(lambda tensor: tensor.repeat_interleave(times, 0))
 
+    def to(self, device) -> "Context":
+        """The same on another device."""
+        return self.each(lambda tensor: tensor.to(device))
+
     def detach(self) -> "Context":
         """The same without gradient to the prefix: what a frozen prefix costs nothing to keep."""
         return self.each(torch.Tensor.detach)

@@ -13,7 +13,7 @@ Pictures may arrive at any size of the contract's aspect ratio: `ChunkPolicy.inp
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,10 +81,18 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.state)
 
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Inputs":
+        """The inputs with ``change`` applied to every tensor."""
+        values = (getattr(self, spec.name) for spec in fields(self))
+        return Inputs(*(None if value is None else change(value) for value in values))
+
     def rows(self, index) -> "Inputs":
         """The chosen rows, in the order of ``index``."""
-        values = (getattr(self, spec.name) for spec in fields(self))
-        return Inputs(*(None if value is None else value[index] for value in values))
+        return self.each(lambda tensor: tensor[index])
+
+    def to(self, device) -> "Inputs":
+        """The same on another device."""
+        return self.each(lambda tensor: tensor.to(device))
 
 
 class ChunkPolicy(nn.Module):

@@ -41,6 +41,10 @@ class Trace:
         drawn = self.drawn[index] if isinstance(self.drawn, torch.Tensor) else self.drawn.rows(index)
         return Trace(self.seen.rows(index), drawn, self.log_prob[index])
 
+    def to(self, device) -> "Trace":
+        """The same on another device."""
+        return Trace(self.seen.to(device), self.drawn.to(device), self.log_prob.to(device))
+
     @staticmethod
     def cat(traces: Sequence["Trace"]) -> "Trace":
         """Traces of one exploration one after another."""

@@ -35,11 +35,16 @@ def horizon_figure(path, reports: Sequence[dict], label: Callable[[dict], str]) 
         axes.grid(alpha=0.3)
         axes.set_xticks(sorted({r["horizon"] for r in reports}))
     rate.legend(fontsize="small")
+    save_figure(figure, path)
+    return True
+
+
+def save_figure(figure, path) -> None:
+    """Writes a matplotlib figure as PNG, beside and renamed."""
     path = Path(path)
     beside = path.with_name(f".{path.name}.partial.png")
     figure.savefig(beside, dpi=120)
     beside.replace(path)
-    return True
 
 
 def _line(axes, name, points) -> None:

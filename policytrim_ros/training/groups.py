@@ -1,6 +1,6 @@
 """Groups of rollouts to learn from: G episodes from one initial state each, every chunk kept with its probability.
 
-    rollouts = collect(envs, policy, exploration, [Group(seed=7, horizons=(5, 10, 15, 5, 10, 15, 5, 10), draw=0)], cameras=(...))
+    rollouts = collect(envs, policy, exploration, [Group("tape_box", 7, horizons=(5, 10, 15, 5), draw=0)], cameras=(...))
     experience = rollouts.experience(advantages)         # one advantage for every episode; None: its group taught nothing
 
 Episodes run through the robot's own executor (`rollout.play`): sync, without latency. A member's horizon is its start's;
@@ -9,7 +9,7 @@ the policy predicts all H actions and the first h are executed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Sequence
 
 import numpy as np
@@ -18,14 +18,15 @@ import torch
 from policytrim_ros.policies.policy import ChunkPolicy, Observation
 from policytrim_ros.training.exploration import Trace
 from policytrim_ros.training.grpo import Experience
-from policytrim_ros.training.rollout import LOOKS_PER_EPISODE, Conditions, EpisodeResult, Start, play
+from policytrim_ros.training.rollout import LOOKS_PER_EPISODE, Conditions, EpisodeResult, Start, play, play_together
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rollouts of the scene of ``seed``, one for each of ``horizons``. Member i explores by ``draw + i``: members that
-    should differ need numbers of their own, in every group of a run."""
+    """Rollouts of ``task`` in the scene of ``seed``, one for each of ``horizons``. Member i explores by ``draw + i``: members
+    that should differ need numbers of their own, in every group of a run."""
 
+    task: str
     seed: int
     horizons: tuple[int, ...]
     draw: int
@@ -43,6 +44,28 @@ class Rollouts:
     trace: Trace
     episode: np.ndarray
     executed: np.ndarray
+
+    @staticmethod
+    def cat(parts: Sequence["Rollouts"]) -> "Rollouts":
+        """Groups played apart, one part after another."""
+        before = np.cumsum([0, *(sum(map(len, part.results)) for part in parts)])
+        return Rollouts(
+            [group for part in parts for group in part.results],
+            Trace.cat([part.trace for part in parts]),
+            np.concatenate([part.episode + first for part, first in zip(parts, before)]),
+            np.concatenate([part.executed for part in parts]),
+        )
+
+    def ordered(self, numbers: Sequence[int]) -> "Rollouts":
+        """The same with the groups in another order: the one that is now i-th becomes the ``numbers[i]``-th."""
+        place = np.argsort(numbers)  # where the group is now that comes first, second, ...
+        starts = np.cumsum([0, *map(len, self.results)])
+        members = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in place])
+        return Rollouts([self.results[i] for i in place], self.trace, np.argsort(members)[self.episode], self.executed)
+
+    def to(self, device) -> "Rollouts":
+        """The same with its tensors on ``device``."""
+        return replace(self, trace=self.trace.to(device))
 
     def experience(self, advantages: Sequence[np.ndarray | None]) -> Experience | None:
         """The chunks of the groups that have advantages (G,); None when no group has."""
@@ -70,7 +93,7 @@ def collect(
     object_slots: int = 0,
     conditions: Conditions = Conditions(),
 ) -> Rollouts:
-    """Plays all members of ``groups`` in the lanes ``envs`` and keeps what the policy drew."""
+    """Plays all members of ``groups``, of one task, in the lanes ``envs`` (or one vector environment) and keeps what the policy drew."""
     traces: list[Trace] = []
     place: dict[int, int] = {}  # seed of a look -> row of all traces
 
@@ -88,7 +111,8 @@ def collect(
     if len(number) < len(starts):
         raise ValueError("two members of these groups explore by the same number; give every group draws of its own")
     found: list[EpisodeResult | None] = [None] * len(starts)
-    for start, result in play(envs, starts, look, conditions, cameras=cameras, object_slots=object_slots):
+    played = play_together if hasattr(envs, "num_envs") else play
+    for start, result in played(envs, starts, look, conditions, cameras=cameras, object_slots=object_slots):
         found[number[start.sampler_seed]] = result
     trace = Trace.cat(traces)
     executed = np.zeros(trace.log_prob.shape, dtype=bool)

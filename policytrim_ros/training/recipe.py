@@ -244,12 +244,7 @@ def load_recipe(path) -> Recipe:
     ``dataset`` may be one directory or a list of directories, or of {directory, weight}; ``network`` is read as the
     configuration of ``family``.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings")
+    values = read_mapping(path)
     try:
         family = values.get("family", "flow")
         if family not in FAMILIES:
@@ -262,13 +257,24 @@ def load_recipe(path) -> Recipe:
         sections = (("pictures", Pictures), ("network", FAMILIES[family].config), ("lora", Lora), ("training", Training))
         for key, kind in sections:
             if key in values:
-                values[key] = kind.from_mapping(_tupled(values[key]))
+                values[key] = kind.from_mapping(tupled(values[key]))
         for key, kind in (("collect", Collection), ("evaluation", Evaluation), ("datasets", Source)):
             if key in values:
-                values[key] = tuple(kind.from_mapping(_tupled(entry)) for entry in values[key])
+                values[key] = tuple(kind.from_mapping(tupled(entry)) for entry in values[key])
         return Recipe.from_mapping(values)
     except (ConfigError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def read_mapping(path) -> dict:
+    """The settings in a YAML file; ConfigError when it cannot be read or holds something else."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings")
+    return values
 
 
 def factory(dotted: str):
@@ -280,7 +286,8 @@ def factory(dotted: str):
         raise ConfigError(f"'{dotted}' cannot be imported ({error}); install what it needs or correct the name") from error
 
 
-def _tupled(mapping):
+def tupled(mapping) -> dict:
+    """``mapping`` with every list as a tuple, as frozen settings have them; ConfigError when it is no mapping."""
     if not isinstance(mapping, dict):
         raise ConfigError(f"expected a mapping of settings, not {mapping!r}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}

@@ -3,8 +3,8 @@
 A group is G rollouts from one initial state: success (G,) bool, steps (G,) S of each, gamma (G,) its acceptance ratio h / H.
 
     stage 1  extension(...)      succ (1 + beta gamma)                       longer chunks pay when they succeed
-    stage 2  step_saving(...)    succ (1 + R_step - P_stab)                  fewer steps than the budget S_base pay
-             R_step = max(0, S_base - S) / S_base
+    stage 2  step_saving(...)    succ (1 + eta R_step - P_stab)              fewer steps than the budget S_base pay
+             R_step = max(0, S_base - S) / S_base                            eta = 1; 0 pays for success alone (a control)
              P_stab = lambda tanh(|S - mu| / max(sigma, floor))              mu, sigma of S over the group's successes
 
 Both are divided by the most that can be earned, so that every reward lies in [0, 1]. ``form``: "paper" as above; "code" as the
@@ -33,6 +33,7 @@ class RewardConfig(Config):
 
     form: str = setting("paper", "the paper's formulas or those of its public code", choices=FORMS)
     beta: float = setting(0.8, "weight of the acceptance ratio in stage 1 (code: coefficient of h / 20)", low=0, high=100)
+    saving: float = setting(1.0, "eta, weight of the steps saved in stage 2 (0: success alone counts)", low=0, high=100)
     stability: float = setting(0.15, "lambda, weight of the penalty on steps far from the group's mean in stage 2", low=0, high=1)
     sigma_floor: float = setting(
         5.0, "smallest standard deviation of steps that counts", low=1e-6, high=1000, unit="control steps"
@@ -49,8 +50,9 @@ def extension(success, gamma, horizon: int, config: RewardConfig = RewardConfig(
 
 def step_saving(success, steps, budget: float, config: RewardConfig = RewardConfig()) -> np.ndarray:
     """Stage 2: rewards (G,) in [0, 1]. ``steps`` (G,) and ``budget`` S_base in control steps."""
-    saved = np.maximum(0.0, budget - np.asarray(steps, dtype=np.float64)) / budget
-    return np.where(success, np.maximum(0.0, 1.0 + saved - instability(success, steps, config)), 0.0) / 2.0
+    saved = config.saving * np.maximum(0.0, budget - np.asarray(steps, dtype=np.float64)) / budget
+    earned = np.maximum(0.0, 1.0 + saved - instability(success, steps, config))
+    return np.where(success, earned, 0.0) / (1.0 + config.saving)
 
 
 def instability(success, steps, config: RewardConfig = RewardConfig()) -> np.ndarray:

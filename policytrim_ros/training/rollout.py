@@ -64,8 +64,9 @@ class Start:
 class Conditions:
     """How episodes are played: mode (sync, async), latency from look to arrival (s), noise on played joint targets (rad).
 
-    ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.15 s), so that an
-    episode does not depend, in its last bits, on what was played before it.
+    ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.01 s), so that an
+    episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
+    after so many control steps is truncated.
     """
 
     mode: str = SYNC
@@ -73,6 +74,7 @@ class Conditions:
     action_noise_rad: float = 0.0
     hide_target: bool = False
     rebuild: bool = False
+    limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class _Lane:
     """An environment and the player of the episode in it."""
 
     def __init__(self, env, start: Start, conditions: Conditions, watch):
-        self.env, self._watch, self.ended = env, watch, None
+        self.env, self._watch, self._limit, self.ended = env, watch, conditions.limit, None
         if start.state is None:
             env.reset(start.seed, conditions.rebuild)
         else:
@@ -258,7 +260,7 @@ class _Lane:
         """Lets one control step pass; True when the episode has ended (then `ended` holds its result)."""
         result = self.env.step(self.player.target)
         self.player.passed()
-        if outcome := outcome_of(result):
+        if outcome := outcome_of(result, self._limit):
             self.ended = self.player.result(outcome, moved(self._placed, first_position(self.env.objects())))
         if self._watch:
             self._watch(self.player.start, self.env, result)
@@ -319,15 +321,16 @@ def _play_batch(vec, batch, look, conditions, cameras, object_slots):
         results = vec.step(targets)
         for lane, player in list(running.items()):
             player.passed()
-            if outcome := outcome_of(results[lane]):
+            if outcome := outcome_of(results[lane], conditions.limit):
                 end = first_position(_rows(vec.objects(), vec.num_envs)[lane])
                 yield player.start, player.result(outcome, moved(first_position(placed[lane]), end))
                 del running[lane]
 
 
-def outcome_of(result) -> str:
-    """success, failure or truncated; empty while the episode goes on."""
-    return "success" if result.success else "failure" if result.failure else "truncated" if result.truncated else ""
+def outcome_of(result, limit: int = 0) -> str:
+    """success, failure or truncated (by the task, or after ``limit`` > 0 control steps); empty while the episode goes on."""
+    over = result.truncated or 0 < limit <= result.steps
+    return "success" if result.success else "failure" if result.failure else "truncated" if over else ""
 
 
 def observation(views) -> Observation:

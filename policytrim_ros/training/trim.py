@@ -1,0 +1,615 @@
+"""PolicyTrim (arXiv 2606.22540): a checkpoint in, one that needs fewer calls and fewer steps out, with the evidence.
+
+    1  baseline     its success and steps at its own h, on selection scenes; S_base = alpha x mean S, of every task by itself
+    2  extension    stage 1: groups of rollouts with different h, `rewards.extension`
+    3  selection    h: the longest whose success rate is within ``tolerance`` of the best one's, on selection scenes
+    4  saving       stage 2: all rollouts at that h, `rewards.step_saving`; the stage 1 policy is the reference
+    5  evidence     baseline and trimmed policy on scenes that neither training nor selection has seen, compared in pairs
+    6  checkpoint   with h and the evidence in its manifest; published only if it is an improvement
+
+An improvement: the success rate is non-inferior (margin and confidence of the recipe), and the intervals of the differences
+in calls and in steps lie below zero, all tasks together.
+
+Scenes: training draws seeds from TRAINING_SEED on, selection from SELECTION_SEED, evidence from evaluate.FIRST_SEED. An
+iteration depends on recipe and number alone: a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import signal
+import time
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.files import sha256_of
+from policytrim_ros.policies import checkpoint
+from policytrim_ros.training import evaluate, rewards, run_state
+from policytrim_ros.training.compare import compare
+from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
+from policytrim_ros.training.exploration import explore
+from policytrim_ros.training.fleet import BACKENDS, Fleet, Grounds
+from policytrim_ros.training.groups import Group, Rollouts
+from policytrim_ros.training.grpo import Optimizer
+from policytrim_ros.training.recipe import Evaluation, Pictures, commit
+from policytrim_ros.training.run_state import TrainingError
+from policytrim_ros.training.sft import SELECTION_SEED, memory_mb
+from policytrim_ros.training.trim_recipe import Stage, TrimRecipe, load_trim, parse_change
+
+STATE_FILE = "trim_state.safetensors"
+TRAINING_SEED, TRAINING_SCENES = 2_000_000, 1_000_000_000
+STAGES = ("extension", "saving")
+PHASES = ("baseline", "extension", "selection", "saving", "evidence")
+SAVE_EVERY_S = 30.0
+RECENT = 8
+"""Iterations whose mean the progress bar shows."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class Trimming:
+    """One run of the pipeline in ``run_dir``: curves, the state to resume from, evaluations, the candidate checkpoint.
+
+    ``processes`` and ``lanes``: workers and the environments of each; ``ray``: see `fleet.Fleet`; ``say``: gets a sentence
+    whenever a phase ends. ConfigError or CheckpointError when recipe and baseline do not fit together.
+    """
+
+    def __init__(
+        self,
+        recipe: TrimRecipe,
+        run_dir="runs/trim",
+        *,
+        processes: int = 1,
+        lanes: int = 8,
+        backend: str = "cpu",
+        device: str = "cpu",
+        ray: str = "",
+        progress: bool = True,
+        say: Callable[[str], None] = print,
+    ):
+        self.recipe, self.run_dir, self.progress, self.say = recipe, Path(run_dir), progress, say
+        self.policy, manifest = checkpoint.load(recipe.parent, device=device)
+        self.parent = manifest["files"]["model.safetensors"]
+        contract = self.policy.contract
+        self.tasks = recipe.tasks or contract.tasks
+        if unknown := [task for task in self.tasks if task not in contract.tasks]:
+            raise ConfigError(
+                f"TrimRecipe.tasks: {recipe.parent} was not trained for {unknown[0]}, but {', '.join(contract.tasks)}"
+            )
+        self.base_horizon, self.longest = contract.execution_horizon, contract.prediction_horizon
+        for name in STAGES:
+            if max(getattr(recipe, name).horizons, default=1) > self.longest:
+                raise ConfigError(f"TrimRecipe.{name}.horizons: the checkpoint predicts only H = {self.longest} actions")
+        if recipe.horizon > self.longest:
+            raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
+        if self.policy.family == "flow" and recipe.sampler.method == "noise" and not self.policy.config.noise_head:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                self.policy.add_noise_head()
+        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix)
+        learning = self.exploration.parameters(self.policy)
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in learning)
+        size = recipe.camera_width, recipe.camera_height
+        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend)
+        self._fleet_options = dict(processes=processes, ray=ray)
+        self.bench = evaluate.Bench(
+            recipe.environment,
+            pictures=Pictures(camera_width=size[0], camera_height=size[1]),
+            lanes=lanes,
+            processes=processes,
+            device=device,
+        )
+        self._fleet, self._workers = None, None
+        self.stop_requested = False
+        self.optimizer = Optimizer(self.policy, self.exploration, recipe.grpo)
+        self.reference = None
+        # what a state file holds beside weights
+        self.phase, self.iteration, self.elapsed_s = PHASES[0], 0, 0.0
+        self.budgets: dict[str, float] = {}
+        self.horizon = 0
+        self.history: list[dict] = []
+        self.checks: list[dict] = []
+        self.best: dict | None = None
+        self.ended: dict[str, str] = {}
+        self._best_weights: dict[str, torch.Tensor] = {}
+
+    # -- the pipeline -------------------------------------------------------------------------------------------
+
+    def run(self) -> dict:
+        """Runs or resumes the pipeline to its end and returns the evidence (`evidence.judge`). Interrupted when asked to stop."""
+        try:
+            self._resume()
+            with self._board() as self.board:
+                while self.phase in PHASES[:-1]:
+                    getattr(self, f"_{self.phase}")()
+                    self._enter(PHASES[PHASES.index(self.phase) + 1])
+                return self._evidence()
+        except OSError as error:
+            raise TrainingError(
+                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, "
+                "the last state is intact"
+            ) from error
+        except evaluate.EvaluationError as error:
+            raise TrainingError(str(error)) from error
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends all worker processes."""
+        for workers in filter(None, (self._fleet, self._workers)):
+            workers.close()
+        self._fleet = self._workers = None
+
+    def _enter(self, phase: str) -> None:
+        self.phase, self.iteration, self.best, self._best_weights = phase, 0, None, {}
+        self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
+        self.reference = None
+        self.save_state()
+
+    def _baseline(self) -> None:
+        rows = self._play(self.recipe.parent, "baseline", [self.base_horizon], self.recipe.selection_episodes)
+        for row in rows:
+            if not row["successes"]:
+                raise TrainingError(
+                    f"{self.recipe.parent} never succeeded at {row['task']} in {row['n']} episodes; there is nothing to trim"
+                )
+            self.budgets[row["task"]] = self.recipe.alpha * row["steps_success"][0]
+        told = ", ".join(f"{task} {budget:.0f}" for task, budget in self.budgets.items())
+        self.say(f"baseline at h = {self.base_horizon}: {_words(rows)}; S_base: {told}")
+
+    def _extension(self) -> None:
+        sweep = rewards.sweep(self.base_horizon, self.longest)
+        self._train(self.recipe.extension, self.recipe.extension.horizons or sweep)
+
+    def _selection(self) -> None:
+        self.horizon = self.recipe.horizon
+        if not self.horizon:
+            candidates = sorted({*rewards.sweep(self.base_horizon, self.longest), *self.recipe.extension.horizons})
+            directory = self._candidate()
+            found = {h: self._play(directory, "selection", [h], self.recipe.selection_episodes) for h in candidates}
+            rates = {h: _rate(rows) for h, rows in found.items()}
+            self.horizon = select(rates, self.recipe.tolerance)
+            for h in candidates:
+                self.say(f"selection: h = {h}: {_words(found[h])}")
+        self.say(f"h = {self.horizon} from here on")
+
+    def _saving(self) -> None:
+        if self.recipe.grpo.kl:
+            self.reference = deepcopy(self.policy).requires_grad_(False)
+        self._train(self.recipe.saving, self.recipe.saving.horizons or (self.horizon,))
+
+    def _evidence(self) -> dict:
+        recipe = self.recipe
+        trimmed = self._candidate("trimmed")
+        before = self._play(recipe.parent, "evidence", [self.base_horizon], recipe.evaluation_episodes, evaluate.FIRST_SEED)
+        after = self._play(trimmed, "evidence", [self.horizon], recipe.evaluation_episodes, evaluate.FIRST_SEED)
+        evidence = judge(before, after, recipe.margin, recipe.confidence)
+        made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}
+        summary = evaluate.summary([*before, *after])
+        checkpoint.save(trimmed, self._deployed(), made=made, evaluation=summary, overwrite=True)
+        evaluate.write_file(self.run_dir / "evidence.md", evidence_page(recipe, evidence, before, after, self.checks))
+        learning_figure(self.run_dir / "learning.png", self.history, self.checks)
+        return evidence
+
+    # -- one stage ----------------------------------------------------------------------------------------------
+
+    def _train(self, stage: Stage, horizons) -> None:
+        """Updates until the stage's end; the policy is then the best one that was checked."""
+        if not stage.iterations:
+            return
+        checked = max(horizons)
+        if self.iteration == 0 and self.best is None:
+            self._check(checked)
+        saved, mark = time.monotonic(), time.monotonic()
+        with tqdm(
+            total=stage.iterations,
+            initial=self.iteration,
+            unit="iteration",
+            desc=self.phase,
+            disable=not self.progress,
+            smoothing=0.1,
+        ) as bar:
+            while self.iteration < stage.iterations and self.phase not in self.ended:
+                figures = self._iterate(stage, horizons)
+                self.iteration += 1
+                now = time.monotonic()
+                self.elapsed_s, mark = self.elapsed_s + now - mark, now
+                self.history.append({"phase": self.phase, "iteration": self.iteration, **figures})
+                bar.update()
+                bar.set_postfix_str(self._recently())
+                self._log("train", figures)
+                if self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations:
+                    self._check(checked)
+                    self._judge_check(stage)
+                    self.elapsed_s, mark = self.elapsed_s + time.monotonic() - mark, time.monotonic()
+                if self._out_of_time():
+                    self._end("the wall-clock budget is used up")
+                if self.stop_requested or now - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
+                    self.save_state()
+                    saved = now
+                if self.stop_requested:
+                    raise Interrupted(f"stopped in {self.phase} after iteration {self.iteration}; the same command resumes")
+        if self.iteration % self.recipe.check_every and self.iteration < stage.iterations:  # out of time between two checks
+            self._check(checked)
+        self._set_weights(self._best_weights)
+        why = self.ended.get(self.phase, "all iterations done")
+        self.say(f"{self.phase}: {why}; the best of {self.iteration} was after {self.best['iteration']}: {self.best['words']}")
+
+    def _iterate(self, stage: Stage, horizons) -> dict[str, float]:
+        """Plays the groups of this iteration and learns from them."""
+        began = time.monotonic()
+        groups = self.groups(stage, horizons)
+        limits = {task: math.ceil(self.recipe.limit * budget) for task, budget in self.budgets.items()}
+        rollouts = self.fleet.collect(groups, limits)
+        played = time.monotonic()
+        experience = rollouts.experience(self.advantages(groups, rollouts))
+        figures = _figures_of(rollouts) | {"rollout_s": played - began, "groups_used": 0.0}
+        if experience is not None:
+            rng = np.random.default_rng((self.recipe.seed, 5, PHASES.index(self.phase), self.iteration))
+            before = self._weights()
+            try:
+                figures |= self.optimizer.update(experience, rng, self.reference)
+            except FloatingPointError as error:
+                self._set_weights(self._best_weights or before)
+                self._end(f"{error}: back to the best policy; a lower grpo.learning_rate may help")
+            figures["groups_used"] = float(np.mean([a is not None for a in self.advantages(groups, rollouts)]))
+        figures["update_s"] = time.monotonic() - played
+        figures["memory_mb"] = memory_mb(self.policy.device)
+        return figures
+
+    def groups(self, stage: Stage, horizons) -> list[Group]:
+        """The groups of this iteration: scenes never seen in selection or evidence, tasks in turn."""
+        where = PHASES.index(self.phase)
+        rng = np.random.default_rng((self.recipe.seed, 4, where, self.iteration))
+        seeds = TRAINING_SEED + rng.integers(TRAINING_SCENES, size=stage.groups)
+        draws = rng.integers(2**40, size=stage.groups)  # sampler seeds are some thousand times these
+        members = tuple(horizons[i % len(horizons)] for i in range(stage.group_size))
+        first = self.iteration * stage.groups
+        return [
+            Group(self.tasks[(first + g) % len(self.tasks)], int(seeds[g]), members, int(draws[g]) * stage.group_size)
+            for g in range(stage.groups)
+        ]
+
+    def advantages(self, groups, rollouts: Rollouts) -> list[np.ndarray | None]:
+        """Of every group (G,), None where it teaches nothing."""
+        config, found = self.recipe.reward, []
+        for group, results in zip(groups, rollouts.results):
+            success = np.array([result.outcome == "success" for result in results])
+            if self.phase == "extension":
+                reward = rewards.extension(success, np.array(group.horizons) / self.longest, self.longest, config)
+            else:
+                steps = np.array([result.steps for result in results])
+                reward = rewards.step_saving(success, steps, self.budgets[group.task], config)
+            found.append(rewards.advantages(reward, success, config))
+        return found
+
+    # -- checks -------------------------------------------------------------------------------------------------
+
+    def _check(self, horizon: int) -> None:
+        """Success and steps at ``horizon`` on selection scenes; the best policy so far is remembered."""
+        directory = self._candidate()
+        rows = self._play(directory, None, [horizon], self.recipe.check_episodes)
+        check = {
+            "phase": self.phase,
+            "iteration": self.iteration,
+            "horizon": horizon,
+            "minutes": round(self.elapsed_s / 60, 2),
+            "success_rate": _rate(rows),
+            "steps": float(np.mean([row["steps_all"][0] for row in rows])),
+            "steps_success": float(np.mean([row["steps_success"][0] for row in rows if row["successes"]] or [math.nan])),
+            "calls": float(np.mean([row["calls_all"][0] for row in rows])),
+            "words": _words(rows),
+        }
+        if not math.isfinite(check["steps_success"]):
+            check["steps_success"] = None
+        self.checks.append(check)
+        self._log(
+            "check", {key: check[key] for key in ("success_rate", "steps", "steps_success", "calls") if check[key] is not None}
+        )
+        if self.best is None or self._better(check, self.best):
+            self.best, self._best_weights = check, self._weights()
+
+    def _better(self, check: dict, best: dict) -> bool:
+        """Stage 1 wants success at its longest horizon; stage 2 fewer steps at a success rate that the recipe's margin allows."""
+        if self.phase == "extension":
+            return (check["success_rate"], -check["steps"]) > (best["success_rate"], -best["steps"])
+        enough = self._first_check()["success_rate"] - self.recipe.margin
+        if check["success_rate"] < enough:
+            return False
+        return best["success_rate"] < enough or check["steps"] < best["steps"]
+
+    def _judge_check(self, stage: Stage) -> None:
+        """Ends the stage when the policy has collapsed or stopped getting better."""
+        check = self.checks[-1]
+        if check["success_rate"] < self._first_check()["success_rate"] - self.recipe.collapse:
+            self._end(f"collapse to a success rate of {check['success_rate']:.2f}")
+        elif stage.patience and self.iteration - self.best["iteration"] >= stage.patience * self.recipe.check_every:
+            self._end(f"no better policy in {stage.patience} checks")
+
+    def _first_check(self) -> dict:
+        return next(check for check in self.checks if check["phase"] == self.phase)
+
+    def _end(self, why: str) -> None:
+        self.ended.setdefault(self.phase, why)
+
+    def _out_of_time(self) -> bool:
+        """The budget is shared by the stages in proportion to their iterations; what stage 1 leaves over goes to stage 2."""
+        if not self.recipe.minutes:
+            return False
+        both = self.recipe.extension.iterations + self.recipe.saving.iterations
+        share = self.recipe.extension.iterations / both if self.phase == "extension" else 1.0
+        return self.elapsed_s >= 60 * self.recipe.minutes * share
+
+    # -- evaluation ---------------------------------------------------------------------------------------------
+
+    def _play(self, directory, name: str | None, horizons, episodes: int, first_seed: int = SELECTION_SEED) -> list[dict]:
+        """Reports of ``directory`` on all tasks; those that have a ``name`` are kept in the run and not played again."""
+        bench = replace(self.bench, first_seed=first_seed)
+        rows = [Evaluation(task, self.recipe.task_setting, episodes, horizon) for horizon in horizons for task in self.tasks]
+        weights = checkpoint.read_manifest(directory)["files"]["model.safetensors"]
+        path = self.run_dir / f"{name}.json"
+        kept = evaluate.read_reports(path) if name and path.exists() else []
+        found = []
+        if self._workers is None:
+            self._workers = evaluate.Workers(bench)
+        for row in rows:
+            wanted = evaluate.identity(row, bench, weights)
+            report = next((r for r in kept if all(r.get(key) == value for key, value in wanted.items())), None)
+            if report is None:
+                self._stop_here()
+                report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=self.progress and bool(name))
+                report["command"] = f"policytrim train trim ({self.recipe.name})"
+                if name:
+                    kept.append(report)
+                    evaluate.write_reports(self.run_dir / name, kept)
+            found.append(report)
+        return found
+
+    def _stop_here(self) -> None:
+        if self.stop_requested:
+            self.save_state()
+            raise Interrupted(f"stopped in {self.phase}; the same command resumes")
+
+    # -- policies -----------------------------------------------------------------------------------------------
+
+    @property
+    def fleet(self) -> Fleet:
+        """The workers, started when they are first needed."""
+        if self._fleet is None:
+            self._fleet = Fleet(self._grounds, self.policy, self.exploration, **self._fleet_options)
+        return self._fleet
+
+    def _deployed(self):
+        """The present policy with the h it is trained for in its contract."""
+        policy = self.policy
+        contract = replace(policy.contract, execution_horizon=self.horizon or self.base_horizon)
+        child = type(policy)(policy.config, contract, policy.tokenizer)
+        child.load_state_dict(policy.state_dict())
+        return child
+
+    def _candidate(self, name: str = "candidate") -> Path:
+        """The present policy as a checkpoint in the run's directory."""
+        checkpoint.save(self.run_dir / name, self._deployed(), made=self._made(), overwrite=True)
+        return self.run_dir / name
+
+    def _made(self) -> dict:
+        recipe = self.recipe
+        return {
+            "recipe": recipe.name,
+            "recipe_sha256": recipe.digest,
+            "method": "trim",
+            "settings": asdict(recipe),
+            "seed": recipe.seed,
+            "phase": self.phase,
+            "iteration": self.iteration,
+            "iterations": {stage: sum(entry["phase"] == stage for entry in self.history) for stage in STAGES},
+            "minutes": round(self.elapsed_s / 60, 2),
+            "step_budget": {task: round(budget, 2) for task, budget in self.budgets.items()},
+            "execution_horizon": [self.base_horizon, self.horizon or self.base_horizon],
+            "ended": dict(self.ended),
+            "commit": commit(),
+            "parent": self.parent,
+            "torch": torch.__version__,
+        }
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """A copy of what learns."""
+        return {name: parameter.detach().clone() for name, parameter in self.optimizer.trained.items()}
+
+    def _set_weights(self, weights) -> None:
+        with torch.no_grad():
+            for name, parameter in self.optimizer.trained.items():
+                parameter.copy_(weights[name])
+
+    # -- resuming -----------------------------------------------------------------------------------------------
+
+    def save_state(self) -> None:
+        """Everything that the next iteration depends on."""
+        tensors = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
+        for name, parameter in self.optimizer.trained.items():
+            tensors[f"model.{name}"] = parameter
+            if self.reference is not None:
+                tensors[f"reference.{name}"] = self.reference.get_parameter(name)
+            if state := self.optimizer.adam.state.get(parameter):
+                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+                tensors[f"adam_step.{name}"] = torch.as_tensor(state["step"])
+        facts = {"recipe": self.recipe.digest, "parent": self.parent, "updates": self.optimizer.updates}
+        facts |= {name: getattr(self, name) for name in REMEMBERED}
+        run_state.save(self.run_dir / STATE_FILE, tensors, facts)
+
+    def _resume(self) -> None:
+        path = self.run_dir / STATE_FILE
+        saved = run_state.load(path)
+        if saved is None:
+            return
+        tensors, facts = saved
+        if [facts.get("recipe"), facts.get("parent")] != [self.recipe.digest, self.parent]:
+            raise TrainingError(
+                f"{path}: belongs to other settings or to another baseline; give another --run, or delete {self.run_dir} to "
+                "start again"
+            )
+        for name in REMEMBERED:
+            setattr(self, name, facts[name])
+        self.optimizer.updates = facts["updates"]
+        trained = self.optimizer.trained
+        self._set_weights({name: tensors[f"model.{name}"] for name in trained})
+        self._best_weights = {
+            name: tensors[f"best.{name}"].to(self.policy.device) for name in trained if f"best.{name}" in tensors
+        }
+        if any(name.startswith("reference.") for name in tensors):
+            self.reference = deepcopy(self.policy).requires_grad_(False)
+            with torch.no_grad():
+                for name in trained:
+                    self.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
+        for name, parameter in trained.items():
+            if f"exp_avg.{name}" in tensors:
+                self.optimizer.adam.state[parameter] = {
+                    "step": tensors[f"adam_step.{name}"],
+                    **{key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")},
+                }
+
+    # -- curves -------------------------------------------------------------------------------------------------
+
+    def _board(self):
+        from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        return SummaryWriter(self.run_dir, purge_step=len(self.history) + 1 if self.history else None)
+
+    def _log(self, group: str, values) -> None:
+        for name, value in values.items():
+            self.board.add_scalar(f"{self.phase}/{group}/{name}", value, self.iteration)
+
+    def _recently(self) -> str:
+        recent = [entry for entry in self.history if entry["phase"] == self.phase][-RECENT:]
+        rate, steps = (np.mean([entry[key] for entry in recent]) for key in ("success_rate", "steps"))
+        return f"SR={rate:.2f} S={steps:.0f} best: {self.best['words']}"
+
+
+REMEMBERED = ("phase", "iteration", "elapsed_s", "budgets", "horizon", "history", "checks", "best", "ended")
+"""Attributes of `Trimming` that a state file holds as JSON."""
+
+
+def select(rates: dict[int, float], tolerance: float) -> int:
+    """The longest horizon whose success rate is within ``tolerance`` of the best one's."""
+    best = max(rates.values())
+    return max(h for h, rate in rates.items() if rate >= best - tolerance - 1e-9)
+
+
+def _rate(rows) -> float:
+    """Success rate over all tasks, each counting the same."""
+    return float(np.mean([row["success_rate"] for row in rows]))
+
+
+def _words(rows) -> str:
+    """Success, steps and calls of each task, shortly."""
+    cells = []
+    for row in rows:
+        steps = "-" if row["steps_success"] is None else f"{row['steps_success'][0]:.0f}"
+        cells.append(f"{row['task']} SR {row['success_rate']:.2f} S {steps}")
+    return ", ".join(cells)
+
+
+def _figures_of(rollouts: Rollouts) -> dict[str, float]:
+    """Success rate, steps (of all, of successes) and calls of an iteration's rollouts."""
+    results = [result for group in rollouts.results for result in group]
+    won = [result.steps for result in results if result.outcome == "success"]
+    figures = {
+        "success_rate": len(won) / len(results),
+        "steps": float(np.mean([result.steps for result in results])),
+        "calls": float(np.mean([result.calls for result in results])),
+        "control_steps": float(sum(result.control_steps for result in results)),
+    }
+    return figures | ({"steps_success": float(np.mean(won))} if won else {})
+
+
+# -- command line ---------------------------------------------------------------------------------------------------
+
+EXAMPLES = """\
+A killed or interrupted run goes on when the same command is repeated; the result is the same. The trimmed checkpoint appears
+at --out only if it is an improvement: success not worse by the margin, fewer calls, fewer steps, on scenes never seen before.
+Exit code 0: improvement; 3: finished, but none (the checkpoint stays in the run's directory); 130: interrupted.
+
+examples:
+  policytrim train trim --recipe config/trim_state.yaml --processes 2
+  policytrim train trim --checkpoint models/piper-pi0-tiny --task tape_box --minutes 60 --out models/mine
+  policytrim train trim --recipe config/trim_state.yaml --set extension.iterations=0 --run runs/without-stage-1
+  tensorboard --logdir runs
+"""
+
+
+def add_arguments(parser) -> None:
+    """``policytrim train trim``."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EXAMPLES
+    parser.add_argument("--recipe", help="recipe file, config/trim_*.yaml (default: the defaults of all settings)")
+    parser.add_argument("--checkpoint", help="the baseline that is trimmed (default: the recipe's)")
+    parser.add_argument("--task", nargs="+", help="tasks to trim it on (default: the recipe's, else the checkpoint's)")
+    parser.add_argument("--out", help="directory of the trimmed checkpoint (default: the recipe's)")
+    parser.add_argument("--run", help="directory of curves and resumable state (default: runs/<name>)")
+    parser.add_argument("--minutes", type=float, help="wall-clock budget of the two stages together")
+    parser.add_argument("--seed", type=int, help="seed of scenes, exploration and order")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the recipe, e.g. saving.iterations=20"
+    )
+    parser.add_argument("--processes", type=int, default=1, choices=range(1, 257), metavar="N", help="rollout processes (1)")
+    parser.add_argument("--lanes", type=int, default=8, choices=range(1, 4097), metavar="N", help="environments of each (8)")
+    parser.add_argument(
+        "--backend", default="cpu", choices=BACKENDS, help="single environments on the CPU, or ManiSkill's GPU backend"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device of the policy")
+    parser.add_argument("--ray", default="", metavar="ADDRESS", help="play rollouts on a Ray cluster: its address, or 'local'")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority by so much (0 to 19)")
+
+
+def recipe_of(args) -> TrimRecipe:
+    """The recipe of a command line. ConfigError when something does not fit."""
+    changes = dict(parse_change(text) for text in args.set)
+    given = {"parent": args.checkpoint, "tasks": args.task, "checkpoint": args.out, "minutes": args.minutes, "seed": args.seed}
+    return load_trim(args.recipe, {**changes, **{name: value for name, value in given.items() if value is not None}})
+
+
+def main(args) -> int:
+    """Runs or resumes; see EXAMPLES for the exit codes; 1 after one sentence about what went wrong."""
+    torch.set_num_threads(1)
+    try:
+        if args.nice:
+            os.nice(args.nice)
+        recipe = recipe_of(args)
+        run_dir = args.run or f"runs/{recipe.name}"
+        options = dict(processes=args.processes, lanes=args.lanes, backend=args.backend, device=args.device, ray=args.ray)
+        trimming = Trimming(recipe, run_dir, **options, say=lambda text: print(f"trim: {text}", flush=True))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: setattr(trimming, "stop_requested", True))
+        evidence = trimming.run()
+    except Interrupted as reason:
+        print(f"trim: {reason}")
+        return 130
+    except (ConfigError, TrainingError, checkpoint.CheckpointError) as error:
+        print(f"trim: {error}")
+        return 1
+    print(f"\n{evidence['table']}\n\ntrim: {evidence['verdict']}")
+    print(f"trim: {run_dir}/evidence.md, {run_dir}/learning.png")
+    if not evidence["improvement"]:
+        print(f"trim: not published; the checkpoint stays in {run_dir}/trimmed")
+        return 3
+    publish(f"{run_dir}/trimmed", recipe.checkpoint)
+    print(f"trim: {recipe.checkpoint}: h = {trimming.horizon}")
+    return 0
+
+
+def publish(source, target) -> None:
+    """Puts a copy of a finished checkpoint in its place, as a whole."""
+    policy, manifest = checkpoint.load(source)
+    checkpoint.save(target, policy, made=manifest["made"], evaluation=manifest["evaluation"], overwrite=True)

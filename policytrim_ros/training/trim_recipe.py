@@ -1,0 +1,141 @@
+"""A recipe of trimming: one YAML file, or the defaults and a few options, from which a trimmed checkpoint can be made again.
+
+    recipe = load_trim("config/trim_state.yaml", {"saving.iterations": 20, "reward.stability": 0})
+
+Everything has a default that small networks on a CPU want; the paper's values for large ones stand in the documentation of
+each option.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Mapping
+
+import yaml
+
+from policytrim_ros.core.config import Config, ConfigError
+from policytrim_ros.core.config import setting as option
+from policytrim_ros.policies.samplers import Sampler
+from policytrim_ros.training.grpo import GrpoConfig
+from policytrim_ros.training.recipe import SETTINGS, TASKS, read_mapping, tupled
+from policytrim_ros.training.rewards import RewardConfig
+
+
+@dataclass(frozen=True)
+class Stage(Config):
+    """One of the two stages: how long, and how much is played for every update."""
+
+    iterations: int = option(40, "updates; 0 leaves the stage out", low=0, high=100_000)
+    groups: int = option(8, "groups, each from one initial state, in an iteration", low=1, high=4096)
+    group_size: int = option(8, "G, rollouts of a group", low=2, high=256)
+    horizons: tuple = option(
+        (),
+        "execution horizons that the members of a group take in turn; empty: stage 1 sweeps evenly from the baseline's h to H, "
+        "stage 2 keeps the selected h",
+        low=1,
+        high=100,
+    )
+    patience: int = option(0, "checks without a better policy before the stage ends (0: never)", low=0, high=1000)
+
+
+@dataclass(frozen=True)
+class TrimRecipe(Config):
+    """Everything that makes a trimmed checkpoint out of a baseline."""
+
+    name: str = option("trimmed", "name of the run")
+    parent: str = option("models/piper-state-tiny", "the baseline: the checkpoint that is trimmed")
+    checkpoint: str = option("models/trimmed", "directory of the trimmed checkpoint")
+    tasks: tuple = option((), "tasks to trim it on (empty: the parent's)", choices=None)
+    task_setting: str = option("standard", "task setting to train in", choices=SETTINGS)
+    seed: int = option(0, "seed of scenes, exploration and order", low=0, high=2_000_000)
+    environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
+    camera_width: int = option(212, "width at which pictures are rendered", low=32, high=1920, unit="px")
+    camera_height: int = option(120, "height at which pictures are rendered", low=32, high=1080, unit="px")
+
+    alpha: float = option(1.3, "S_base / mean S of the baseline's successes: the step budget", low=1, high=10)
+    horizon: int = option(0, "h of stage 2 and of the trimmed policy (0: selected after stage 1)", low=0, high=100)
+    tolerance: float = option(
+        0.03,
+        "loss of success rate against the best horizon that the selected one, the longest within it, may show",
+        low=0,
+        high=1,
+    )
+    limit: float = option(
+        1.5, "rollouts that take longer than so many S_base are given up (0: the task's own limit)", low=0, high=100
+    )
+    extension: Stage = field(default_factory=lambda: Stage(iterations=20), metadata={})
+    saving: Stage = field(default_factory=lambda: Stage(iterations=80), metadata={})
+    reward: RewardConfig = field(default_factory=RewardConfig, metadata={})
+    grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={})
+    sampler: Sampler = field(default_factory=lambda: Sampler("cps", joint=True), metadata={})
+    temperature: float = option(1.0, "of the tokens that a token policy draws while it explores", low=0.01, high=10)
+    frozen_prefix: bool = option(
+        True, "flow: what encodes the observation stays as it is and only the action expert learns: half the time of an update"
+    )
+
+    check_every: int = option(10, "iterations between two evaluations on scenes that are never trained on", low=1, high=10_000)
+    check_episodes: int = option(32, "episodes of each task in such a check", low=1, high=10_000)
+    selection_episodes: int = option(100, "episodes of each task that measure the baseline and select h", low=1, high=100_000)
+    evaluation_episodes: int = option(200, "episodes of each task in the final evaluation", low=1, high=100_000)
+    margin: float = option(0.05, "loss of success rate that would matter", low=0.001, high=0.5)
+    confidence: float = option(0.95, "of the statement about it", low=0.5, high=0.999)
+    collapse: float = option(
+        0.15,
+        "a check whose success rate is so far below the stage's first ends the stage and returns to the best",
+        low=0.01,
+        high=1,
+    )
+    minutes: float = option(0.0, "wall-clock budget of the two stages together (0: none)", low=0, high=100_000, unit="min")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for task in self.tasks:
+            if task not in TASKS:
+                raise ConfigError(f"TrimRecipe.tasks: task '{task}' does not exist; choose from {', '.join(TASKS)}")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that shapes the weights."""
+        shaping = {key: value for key, value in asdict(self).items() if key not in ("name", "checkpoint", "parent", "minutes")}
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+SECTIONS = {spec.name: type(getattr(TrimRecipe(), spec.name)) for spec in fields(TrimRecipe) if isinstance(getattr(TrimRecipe(), spec.name), Config)}  # fmt: skip
+
+
+def load_trim(path=None, changes: Mapping[str, Any] | None = None) -> TrimRecipe:
+    """The recipe in ``path`` (None: the defaults) with ``changes``, dotted names of options and their values, made.
+
+    ConfigError names file, key, value and what is allowed.
+    """
+    where = path or "--set"
+    try:
+        values = read_mapping(path) if path else {}
+        for name, value in (changes or {}).items():
+            section, _, key = name.rpartition(".")
+            if section:
+                if section not in SECTIONS:
+                    raise ConfigError(f"there is no section '{section}'; there are {', '.join(SECTIONS)}")
+                values[section] = {**values.get(section, {}), key: value}
+            else:
+                values[key] = value
+        for name in SECTIONS:
+            if name in values:
+                defaults = {spec.name: getattr(getattr(TrimRecipe(), name), spec.name) for spec in fields(SECTIONS[name])}
+                values[name] = SECTIONS[name].from_mapping({**defaults, **tupled(values[name])})
+        return TrimRecipe.from_mapping(tupled(values))
+    except (ConfigError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """``saving.iterations=20`` -> (name, value); ConfigError when it is not of this form."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"--set {text}: expected NAME=VALUE, for example saving.iterations=20")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value cannot be read ({error})") from error

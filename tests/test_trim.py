@@ -1,0 +1,292 @@
+"""The pipeline of trimming on a stand-in task: exact when resumed, honest about improvement, clear about what cannot work."""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from policy_samples import reach_recipe
+
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.policies import checkpoint
+from policytrim_ros.policies.samplers import Sampler
+from policytrim_ros.training import evidence, run_state, sft, trim
+from policytrim_ros.training.exploration import explore
+from policytrim_ros.training.fleet import Fleet, Grounds
+from policytrim_ros.training.groups import Group
+from policytrim_ros.training.run_state import TrainingError
+from policytrim_ros.training.trim import Interrupted, Trimming, select
+from policytrim_ros.training.trim_recipe import load_trim, parse_change
+
+LITTLE = {
+    "environment": "reach_task:ReachEnv",
+    "camera_width": 64,
+    "camera_height": 36,
+    "check_every": 2,
+    "collapse": 1.0,
+    "check_episodes": 4,
+    "selection_episodes": 6,
+    "evaluation_episodes": 6,
+    "grpo.learning_rate": 3e-4,
+    "extension.iterations": 2,
+    "extension.groups": 2,
+    "extension.group_size": 3,
+    "saving.iterations": 4,
+    "saving.groups": 2,
+    "saving.group_size": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def baseline(dataset, tmp_path_factory):
+    """A policy of the stand-in task that reaches the dot most of the time."""
+    directory = tmp_path_factory.mktemp("baseline")
+    recipe = reach_recipe(steps=150, batch=16, learning_rate=3e-3, evaluate_every=1000, save_every=1000, warmup_steps=10)
+    trainer = sft.Trainer(recipe, dataset, directory / "run", progress=False, device="cpu")
+    trainer.run()
+    trainer.save_checkpoint(directory / "reach")
+    return directory / "reach"
+
+
+def made(baseline, run, **changes):
+    recipe = load_trim(None, {**LITTLE, "parent": str(baseline), **changes})
+    return Trimming(recipe, run, lanes=4, progress=False, say=lambda text: None)
+
+
+@pytest.fixture
+def trimming(baseline, tmp_path):
+    """A function that makes runs of the pipeline in ``run``."""
+    return lambda run="run", **changes: made(baseline, tmp_path / run, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(baseline, tmp_path_factory):
+    """(a run that was never interrupted, what it found, its weights before)."""
+    one = made(baseline, tmp_path_factory.mktemp("whole"))
+    before = weights(one)
+    return one, one.run(), before
+
+
+def weights(trimming):
+    return torch.cat([parameter.detach().flatten() for parameter in trimming.policy.parameters()])
+
+
+def test_it_runs_through_all_phases_and_leaves_its_evidence(whole):
+    one, found, before = whole
+    assert one.phase == "evidence" and one.horizon in (5, 6) and set(one.budgets) == {"tape_box"}
+    assert [entry["iteration"] for entry in one.history] == [1, 2, 1, 2, 3, 4]
+    assert not torch.equal(before, weights(one)) or one.best["iteration"] == 0
+    policy, manifest = checkpoint.load(one.run_dir / "trimmed")
+    assert policy.contract.execution_horizon == one.horizon and manifest["made"]["parent"] == one.parent
+    assert manifest["made"]["improvement"] is found["improvement"] and manifest["made"]["verdict"] == found["verdict"]
+    assert len(manifest["evaluation"]["rows"]) == 2
+    assert found["verdict"][1:] in (one.run_dir / "evidence.md").read_text()
+    assert (one.run_dir / "learning.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, trimming, stop_after):
+    whole, _, _ = whole
+    broken = trimming()
+    iterate, count = broken._iterate, iter(range(1, 100))
+
+    def stopping(*arguments):
+        figures = iterate(*arguments)
+        broken.stop_requested = next(count) == stop_after
+        return figures
+
+    broken._iterate = stopping
+    with pytest.raises(Interrupted, match="the same command resumes"):
+        broken.run()
+    again = trimming()
+    found = again.run()
+    assert len(again.history) == 6 and torch.equal(weights(again), weights(whole))
+    untimed = [{key: value for key, value in check.items() if key != "minutes"} for check in again.checks]
+    assert untimed == [{key: value for key, value in check.items() if key != "minutes"} for check in whole.checks]
+    assert found["rows"] == again.run()["rows"]  # a finished run only says again what it found
+
+
+def test_other_settings_do_not_continue_a_run(trimming):
+    one = trimming()
+    one.save_state()
+    with pytest.raises(TrainingError, match="belongs to other settings"):
+        trimming(**{"reward.stability": 0.0}).run()
+
+
+def test_two_processes_play_what_one_plays(baseline):
+    policy, _ = checkpoint.load(baseline)
+    exploration = explore(policy, Sampler("cps", joint=True), frozen_prefix=True)
+    grounds = Grounds("reach_task:ReachEnv", image_size=(64, 36), lanes=4)
+    groups = [Group("tape_box", seed, (2, 4, 6), draw=10 * seed) for seed in range(3)]
+    here, there = Fleet(grounds, policy, exploration), Fleet(grounds, policy, exploration, processes=2)
+    try:
+        ours, theirs = here.collect(groups), there.collect(groups)
+        assert ours.results == theirs.results
+        for i in range(9):  # the chunks may come in another order, but belong to the same episodes
+            mine, other = (
+                rollouts.trace.log_prob[torch.from_numpy(np.flatnonzero(rollouts.episode == i))] for rollouts in (ours, theirs)
+            )
+            assert torch.allclose(mine.sort(0).values, other.sort(0).values, atol=1e-4)
+        with pytest.raises(TrainingError, match="rollout process failed: ValueError: .*same number"):
+            there.collect([groups[0], groups[1], groups[0]])
+        there._workers[1]._process.kill()
+        with pytest.raises(TrainingError, match="ended with exit code -9; the same command resumes"):
+            there.collect(groups)
+    finally:
+        there.close()
+
+
+def test_groups_are_scenes_of_training_alone_and_tasks_take_turns(trimming):
+    one = trimming()
+    one.tasks, one.phase = ("tape_box", "flip_mug", "hang_mug"), "saving"
+    seen = []
+    for one.iteration in range(20):
+        groups = one.groups(one.recipe.saving, (5, 6))
+        assert all(group.horizons == (5, 6, 5) and group.seed >= trim.TRAINING_SEED for group in groups)
+        seen += groups
+    assert [group.task for group in seen[:4]] == ["tape_box", "flip_mug", "hang_mug", "tape_box"]
+    draws = {group.draw + member for group in seen for member in range(3)}
+    assert len(draws) == 3 * len(seen) and len({group.seed for group in seen}) == len(seen)
+
+
+def test_a_collapsed_policy_is_given_up_for_the_best(trimming):
+    one = trimming(**{"extension.iterations": 0, "saving.iterations": 6, "saving.groups": 4, "collapse": 0.2, "check_every": 4})
+    iterate = one._iterate
+
+    def ruin(*arguments):
+        figures = iterate(*arguments)
+        if one.iteration == 3:
+            with torch.no_grad():
+                for parameter in one.optimizer.trained.values():
+                    parameter.normal_(0, 3)
+        return figures
+
+    one._iterate = ruin
+    one.run()
+    assert "collapse" in one.ended["saving"] and len(one.history) == 4
+    assert max(parameter.abs().max() for parameter in one.optimizer.trained.values()) < 3  # the ruin is gone
+
+
+def test_the_wall_clock_budget_ends_a_stage(trimming):
+    one = trimming(**{"minutes": 1e-4})
+    one.run()
+    assert len(one.history) == 2 and set(one.ended.values()) == {"the wall-clock budget is used up"}
+
+
+@pytest.mark.parametrize("family", ["parallel", "autoregressive"])
+def test_token_policies_are_trimmed_too(family, dataset, tmp_path):
+    from dataclasses import replace
+
+    from policytrim_ros.policies.checkpoint import FAMILIES
+
+    network = dict(hidden=16, feed_forward=16, layers=2, heads=2, key_value_heads=2)
+    network |= {} if family == "autoregressive" else {"horizon": 6}
+    recipe = replace(
+        reach_recipe(steps=60, batch=16, learning_rate=3e-3, flow_samples=1),
+        family=family,
+        network=FAMILIES[family].config(**network),
+        execution_horizon=1,
+    )
+    trainer = sft.Trainer(recipe, dataset, tmp_path / "sft", progress=False, device="cpu")
+    trainer.run()
+    trainer.save_checkpoint(tmp_path / "parent")
+    little = {**LITTLE, "parent": str(tmp_path / "parent"), "extension.iterations": 0, "horizon": recipe.network.horizon}
+    one = Trimming(load_trim(None, little), tmp_path / "run", progress=False, lanes=4, say=lambda text: None)
+    try:
+        one.run()
+    except TrainingError as error:
+        assert "never succeeded" in str(error)  # so little training may not be enough
+    else:
+        assert len(one.history) == 4
+
+
+# -- judgement ------------------------------------------------------------------------------------------------------
+
+
+def rows(outcomes, steps, calls, horizon=5, task="tape_box"):
+    episodes = [
+        {"seed": seed, "outcome": outcome, "steps": s, "calls": c}
+        for seed, (outcome, s, c) in enumerate(zip(outcomes, steps, calls))
+    ]
+    return {"task": task, "horizon": horizon, "episodes_list": episodes}
+
+
+def test_fewer_steps_and_calls_at_equal_success_are_an_improvement():
+    won = ["success"] * 97 + ["truncated"] * 3
+    before, after = (
+        rows(won, [200 + i % 7 for i in range(100)], [40] * 100),
+        rows(won, [100 + i % 5 for i in range(100)], [7] * 100),
+    )
+    found = evidence.judge([before], [after], 0.05, 0.95)
+    assert found["improvement"] and found["verdict"].startswith("an improvement: success 0.970 -> 0.970")
+    assert found["rows"][0]["steps"]["ratio"][0] == pytest.approx(2.0, abs=0.1)
+    assert found["rows"][0]["calls"]["ratio"][0] == pytest.approx(40 / 7)
+
+
+@pytest.mark.parametrize(
+    "successes, steps, calls, reason",
+    [(80, 100, 7, "success may be lower by up to"), (97, 200, 7, "steps are not shown"), (97, 100, 40, "calls are not shown")],
+)
+def test_anything_less_is_none(successes, steps, calls, reason):
+    before = rows(["success"] * 97 + ["truncated"] * 3, [200] * 100, [40] * 100)
+    after = rows(["success"] * successes + ["truncated"] * (100 - successes), [steps] * 100, [calls] * 100)
+    found = evidence.judge([before], [after], 0.05, 0.95)
+    assert not found["improvement"] and reason in found["verdict"]
+
+
+def test_few_episodes_are_not_enough():
+    before, after = rows(["success"] * 10, [200] * 10, [40] * 10), rows(["success"] * 10, [100] * 10, [7] * 10)
+    assert not evidence.judge([before], [after], 0.05, 0.95)["improvement"]
+    assert "success may be lower" in evidence.judge([before], [after], 0.05, 0.95)["verdict"]
+
+
+def test_the_longest_horizon_within_the_tolerance_is_selected():
+    assert select({5: 0.9, 10: 0.88, 15: 0.80}, 0.03) == 10
+    assert select({5: 0.9, 10: 0.7, 15: 0.9}, 0.0) == 15
+    assert select({5: 0.9, 10: 0.7, 15: 0.6}, 0.03) == 5
+
+
+# -- settings and the command line ----------------------------------------------------------------------------------
+
+
+def test_settings_come_from_a_file_and_are_changed_by_name(tmp_path):
+    path = tmp_path / "trim.yaml"
+    path.write_text("name: mine\nsaving: {iterations: 7}\nreward: {form: code}\ntasks: [tape_box]\n")
+    recipe = load_trim(path, dict([parse_change("saving.groups=3"), parse_change("reward.stability=0")]))
+    assert (recipe.saving.iterations, recipe.saving.groups, recipe.reward.form, recipe.reward.stability) == (7, 3, "code", 0)
+    assert recipe.tasks == ("tape_box",) and recipe.digest != load_trim(path).digest
+    assert load_trim(path).extension.iterations == load_trim().extension.iterations
+    for change, words in [
+        ("saving.iteration=3", "unknown key 'iteration'"),
+        ("nothing.iterations=3", "there is no section 'nothing'"),
+        ("tasks=[tape]", "task 'tape' does not exist"),
+        ("alpha=0.5", "allowed range is 1 to 10"),
+        ("alpha", "expected NAME=VALUE"),
+    ]:
+        with pytest.raises(ConfigError, match=words.replace("[", r"\[")):
+            load_trim(path, dict([parse_change(change)]))
+
+
+def test_what_does_not_fit_the_checkpoint_is_refused(trimming):
+    with pytest.raises(ConfigError, match="was not trained for flip_mug, but tape_box"):
+        trimming(tasks=["flip_mug"])
+    with pytest.raises(ConfigError, match="predicts only H = 6"):
+        trimming(**{"saving.horizons": [9]})
+    with pytest.raises(ConfigError, match="predicts only H = 6"):
+        trimming(horizon=9)
+
+
+def test_the_command_says_what_came_of_it(baseline, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    trim.add_arguments(parser)
+    changes = [f"{name}={json.dumps(value)}" for name, value in LITTLE.items()]
+    words = ["--checkpoint", str(baseline), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out"), "--set", *changes]
+    code = trim.main(parser.parse_args(words))
+    said = capsys.readouterr().out
+    assert code in (0, 3) and (code == 0) == (tmp_path / "out").exists()
+    assert "trim: baseline at h = 5" in said and ("an improvement" in said or "not published" in said)
+    assert trim.main(parser.parse_args(["--checkpoint", str(tmp_path)])) == 1
+    assert "is not a checkpoint" in capsys.readouterr().out
+    tensors, facts = run_state.load(tmp_path / "run" / trim.STATE_FILE)
+    assert facts["phase"] == "evidence" and tensors
