@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import shutil
 import signal
 import time
 from copy import deepcopy
@@ -32,10 +31,8 @@ import torch
 from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.files import sha256_of
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.training import evaluate, rewards, run_state
-from policytrim_ros.training.compare import compare
 from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
 from policytrim_ros.training.exploration import explore
 from policytrim_ros.training.fleet import BACKENDS, Fleet, Grounds
@@ -255,8 +252,10 @@ class Trimming:
         limits = {task: math.ceil(self.recipe.limit * budget) for task, budget in self.budgets.items()}
         rollouts = self.fleet.collect(groups, limits)
         played = time.monotonic()
-        experience = rollouts.experience(self.advantages(groups, rollouts))
-        figures = _figures_of(rollouts) | {"rollout_s": played - began, "groups_used": 0.0}
+        advantages = self.advantages(groups, rollouts)
+        experience = rollouts.experience(advantages)
+        used = float(np.mean([values is not None for values in advantages]))
+        figures = _figures_of(rollouts) | {"rollout_s": played - began, "groups_used": used}
         if experience is not None:
             rng = np.random.default_rng((self.recipe.seed, 5, PHASES.index(self.phase), self.iteration))
             before = self._weights()
@@ -265,7 +264,6 @@ class Trimming:
             except FloatingPointError as error:
                 self._set_weights(self._best_weights or before)
                 self._end(f"{error}: back to the best policy; a lower grpo.learning_rate may help")
-            figures["groups_used"] = float(np.mean([a is not None for a in self.advantages(groups, rollouts)]))
         figures["update_s"] = time.monotonic() - played
         figures["memory_mb"] = memory_mb(self.policy.device)
         return figures
