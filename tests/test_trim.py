@@ -206,7 +206,7 @@ def test_token_policies_are_trimmed_too(family, dataset, tmp_path):
 
 def rows(outcomes, steps, calls, horizon=5, task="tape_box"):
     episodes = [
-        {"seed": seed, "outcome": outcome, "steps": s, "calls": c}
+        {"seed": seed, "outcome": outcome, "steps": s, "calls": c, "seconds": s / 20}
         for seed, (outcome, s, c) in enumerate(zip(outcomes, steps, calls))
     ]
     return {"task": task, "horizon": horizon, "episodes_list": episodes}

@@ -137,6 +137,12 @@ def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tu
     return policy.to(device).eval().requires_grad_(False), manifest
 
 
+def copy(source, directory) -> dict:
+    """Writes the checkpoint in ``source`` once more, as a whole, in place of what ``directory`` may hold; returns its manifest."""
+    policy, manifest = load(source)
+    return save(directory, policy, made=manifest["made"], evaluation=manifest["evaluation"], overwrite=True)
+
+
 def verify(directory) -> dict:
     """The manifest of an intact checkpoint: format, version, family and the SHA-256 of every file. CheckpointError otherwise."""
     directory = Path(directory)

@@ -184,6 +184,12 @@ class ChunkPolicy(nn.Module):
         """Token ids and mask (B, L) of B sentences."""
         return tuple(torch.from_numpy(array).to(self.device) for array in encode_words(self.tokenizer, instruction))
 
+    def under(self, contract: Contract) -> "ChunkPolicy":
+        """A copy of this policy with another contract, in training mode and with gradients as a new one."""
+        copy = type(self)(self.config, contract, self.tokenizer)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
     # -- units --------------------------------------------------------------------------------------------------
 
     def state_features(self, state: torch.Tensor) -> torch.Tensor:

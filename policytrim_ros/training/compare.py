@@ -48,25 +48,35 @@ def compare(a: dict, b: dict, margin: float = 0.05, confidence: float = 0.95) ->
     """
     if problem := misfits(a, b):
         raise EvaluationError(f"the rows cannot be paired: {'; '.join(problem)}; evaluate both in the same scenes")
-    before, after = ({e["seed"]: e for e in row["episodes_list"]} for row in (a, b))
-    pairs = [(before[seed], after[seed]) for seed in sorted(before)]
-    won = [tuple(e["outcome"] == "success" for e in pair) for pair in pairs]
-    counts = [sum(w == kind for w in won) for kind in ((True, True), (True, False), (False, True), (False, False))]
-    two_sided = paired_difference(*counts, confidence)
-    bound = paired_difference(*counts, 2 * confidence - 1)[1]
-    both = [pair for pair, kind in zip(pairs, won) if all(kind)]
     return {
         "a": _facts(a),
         "b": _facts(b),
         "task": a["task"],
         "setting": a["setting"],
         "differ_in": differing(a, b),
+        **compare_pairs(pairs_of(a, b), margin, confidence),
+    }
+
+
+def pairs_of(a: dict, b: dict) -> list[tuple[dict, dict]]:
+    """The episodes of two rows that met the same scenes, by seed."""
+    before, after = ({e["seed"]: e for e in row["episodes_list"]} for row in (a, b))
+    return [(before[seed], after[seed]) for seed in sorted(before)]
+
+
+def compare_pairs(pairs, margin: float, confidence: float) -> dict:
+    """What `compare` says of the pairs (episode of A, episode of B), which may come from several rows."""
+    won = [tuple(e["outcome"] == "success" for e in pair) for pair in pairs]
+    counts = [sum(w == kind for w in won) for kind in ((True, True), (True, False), (False, True), (False, False))]
+    bound = paired_difference(*counts, 2 * confidence - 1)[1]
+    both = [pair for pair, kind in zip(pairs, won) if all(kind)]
+    return {
         "pairs": len(pairs),
         "both_succeed": counts[0],
         "only_a": counts[1],
         "only_b": counts[2],
         "neither": counts[3],
-        "success_difference": list(two_sided),
+        "success_difference": list(paired_difference(*counts, confidence)),
         "mcnemar_p": mcnemar(counts[1], counts[2]),
         "margin": margin,
         "confidence": confidence,

@@ -590,7 +590,7 @@ def run(args) -> int:
     out = Path(args.out) if args.out else None
     reports = read_reports(f"{out}.json") if out and Path(f"{out}.json").exists() else []
     wanted = [identity(row, bench, None if row.demonstrator else weights) for row in rows]
-    todo = [row for row, key in zip(rows, wanted) if not any(_same(r, key) for r in reports)]
+    todo = [row for row, key in zip(rows, wanted) if not any(same(r, key) for r in reports)]
     if len(todo) < len(rows):
         print(f"{len(rows) - len(todo)} of {len(rows)} rows are in {out}.json already")
     command = "policytrim " + shlex.join(sys.argv[1:])
@@ -604,7 +604,7 @@ def run(args) -> int:
         interrupted = True
     finally:
         workers.close()
-    asked = [r for key in wanted for r in reports if _same(r, key)]
+    asked = [r for key in wanted for r in reports if same(r, key)]
     if asked:
         print(table(asked))
     if out and horizon_figure(f"{out}.png", reports, _line_label):
@@ -617,7 +617,8 @@ def run(args) -> int:
     return 0
 
 
-def _same(report, key) -> bool:
+def same(report: dict, key: dict) -> bool:
+    """Whether ``report`` is that of the row with this `identity`."""
     return all(report.get(name) == value for name, value in key.items())
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Sequence
 
-import numpy as np
-
-from policytrim_ros.core.statistics import bootstrap_mean, bootstrap_ratio, paired_difference
+from policytrim_ros.training.compare import compare_pairs, pairs_of
 from policytrim_ros.training.evaluate import READING, table
 from policytrim_ros.training.figures import save_figure
 
@@ -20,7 +18,9 @@ def judge(before: Sequence[dict], after: Sequence[dict], margin: float, confiden
     """
     pairs = {a["task"]: (a, b) for a in before for b in after if a["task"] == b["task"]}
     rows = [_compared(task, [pair], margin, confidence) for task, pair in pairs.items()]
-    whole = _compared("all", list(pairs.values()), margin, confidence) if len(pairs) > 1 else rows[0]
+    if len(rows) > 1:
+        rows.append(_compared("all", list(pairs.values()), margin, confidence))
+    whole = rows[-1]
     reasons = []
     if not whole["non_inferior"]:
         reasons.append(f"success may be lower by up to {-100 * whole['lower_bound']:.1f} points (margin {100 * margin:g})")
@@ -32,7 +32,7 @@ def judge(before: Sequence[dict], after: Sequence[dict], margin: float, confiden
         f"success {whole['success'][0]:.3f} -> {whole['success'][1]:.3f} (loss at most {max(0.0, -100 * whole['lower_bound']):.1f} "
         f"points), "
         + ", ".join(
-            f"{name} {whole[name]['before']:.1f} -> {whole[name]['after']:.1f} ({whole[name]['ratio'][0]:.2f} times fewer)"
+            f"{name} {whole[name]['a']:.1f} -> {whole[name]['b']:.1f} ({whole[name]['ratio'][0]:.2f} times fewer)"
             for name in ("steps", "calls")
             if whole[name]
         )
@@ -43,42 +43,25 @@ def judge(before: Sequence[dict], after: Sequence[dict], margin: float, confiden
         "verdict": verdict,
         "margin": margin,
         "confidence": confidence,
-        "rows": [*rows, whole] if len(pairs) > 1 else rows,
-        "table": _table([*rows, whole] if len(pairs) > 1 else rows),
+        "rows": rows,
+        "table": _table(rows),
     }
 
 
-def _compared(task: str, pairs, margin: float, confidence: float) -> dict:
-    episodes = []
-    for a, b in pairs:
-        theirs = {episode["seed"]: episode for episode in b["episodes_list"]}
-        episodes += [(episode, theirs[episode["seed"]]) for episode in a["episodes_list"]]
-    won = [tuple(episode["outcome"] == "success" for episode in pair) for pair in episodes]
-    counts = [sum(w == kind for w in won) for kind in ((True, True), (True, False), (False, True), (False, False))]
-    bound = paired_difference(*counts, 2 * confidence - 1)[1]
-    both = [pair for pair, kind in zip(episodes, won) if all(kind)]
+def _compared(task: str, rows, margin: float, confidence: float) -> dict:
+    """What `compare` says of all pairs of the ``rows``, (before, after) of each task, for the table."""
+    found = compare_pairs([pair for a, b in rows for pair in pairs_of(a, b)], margin, confidence)
+    n, both = found["pairs"], found["both_succeed"]
     return {
         "task": task,
-        "n": len(episodes),
-        "horizon": [pairs[0][0]["horizon"], pairs[0][1]["horizon"]],
-        "success": [sum(w[side] for w in won) / len(won) for side in (0, 1)],
-        "difference": list(paired_difference(*counts, confidence)),
-        "lower_bound": bound,
-        "non_inferior": bound > -margin,
-        **{name: _quantity(both, name, confidence) for name in ("steps", "calls")},
-    }
-
-
-def _quantity(both, name: str, confidence: float) -> dict | None:
-    """Means over the pairs in which both succeed, mean difference and ratio before / after with intervals."""
-    if not both:
-        return None
-    before, after = (np.array([pair[side][name] for pair in both], dtype=float) for side in (0, 1))
-    return {
-        "before": before.mean(),
-        "after": after.mean(),
-        "difference": list(bootstrap_mean(after - before, confidence)),
-        "ratio": list(bootstrap_ratio(before, after, confidence)),
+        "n": n,
+        "horizon": [row["horizon"] for row in rows[0]],
+        "success": [(both + found["only_a"]) / n, (both + found["only_b"]) / n],
+        "difference": found["success_difference"],
+        "lower_bound": found["lower_bound"],
+        "non_inferior": found["non_inferior"],
+        "steps": found["quantities"]["control steps S"]["both_succeed"],
+        "calls": found["quantities"]["calls N"]["both_succeed"],
     }
 
 
@@ -96,7 +79,7 @@ def _table(rows) -> str:
         for name in ("steps", "calls"):
             found = row[name]
             cells += (
-                [f"{found['before']:.1f} -> {found['after']:.1f}", "{:.2f} [{:.2f}, {:.2f}]".format(*found["ratio"])]
+                [f"{found['a']:.1f} -> {found['b']:.1f}", "{:.2f} [{:.2f}, {:.2f}]".format(*found["ratio"])]
                 if found
                 else ["-", "-"]
             )
@@ -145,8 +128,7 @@ def learning_figure(path, history: Sequence[dict], checks: Sequence[dict]) -> No
         return
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    place = {(entry["phase"], entry["iteration"]): i + 1 for i, entry in enumerate(history)}
-    firsts = {entry["phase"]: place[entry["phase"], entry["iteration"]] - 1 for entry in reversed(history)}
+    firsts = {entry["phase"]: i for i, entry in reversed(list(enumerate(history)))}  # how many iterations came before a stage
     at = [firsts[check["phase"]] + check["iteration"] for check in checks]
     for axis, key, words in ((axes[0], "success_rate", "success rate"), (axes[1], "steps", "control steps S (all episodes)")):
         axis.plot(range(1, len(history) + 1), [entry[key] for entry in history], alpha=0.4, label="rollouts (exploring)")

@@ -82,12 +82,9 @@ class FlowExploration:
 
     def parameters(self, policy: FlowPolicy) -> dict[str, nn.Parameter]:
         """What learns, by name."""
-        prefix = ("pi0.model.vlm.", "object_embedding.", "slot_embedding", "locator.")
-        return {
-            name: parameter
-            for name, parameter in policy.named_parameters()
-            if not (self.frozen_prefix and name.startswith(prefix)) and not name.startswith("locator.")
-        }
+        prefix = ("pi0.model.vlm.", "object_embedding.", "slot_embedding") if self.frozen_prefix else ()
+        fixed = ("locator.", *prefix)
+        return {name: parameter for name, parameter in policy.named_parameters() if not name.startswith(fixed)}
 
     def _transitions(self, policy, trace):
         context = trace.seen if self.frozen_prefix else policy.encode(trace.seen)

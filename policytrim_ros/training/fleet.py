@@ -1,11 +1,12 @@
 """Workers that play rollouts: in this process, in several of this machine, or as Ray actors on several machines.
 
-    fleet = Fleet(Stage(...), policy, exploration, processes=2)
+    fleet = Fleet(Grounds(...), policy, exploration, processes=2)
     rollouts = fleet.collect(groups, limits={"tape_box": 300})     # with the policy's present weights
     fleet.close()
 
 Groups are dealt out in turn and what is played does not depend on how fast a worker is, so that an iteration is a function
-of weights and groups for a given number of workers.
+of weights and groups for a given number of workers. What passes between them is pickled, by value: a worker is a child of
+this process, or an actor of a cluster that is trusted like this machine. Nothing from a file or a checkpoint is unpickled.
 """
 
 from __future__ import annotations

@@ -111,8 +111,8 @@ def collect(
     if len(number) < len(starts):
         raise ValueError("two members of these groups explore by the same number; give every group draws of its own")
     found: list[EpisodeResult | None] = [None] * len(starts)
-    played = play_together if hasattr(envs, "num_envs") else play
-    for start, result in played(envs, starts, look, conditions, cameras=cameras, object_slots=object_slots):
+    episodes = play_together if hasattr(envs, "num_envs") else play
+    for start, result in episodes(envs, starts, look, conditions, cameras=cameras, object_slots=object_slots):
         found[number[start.sampler_seed]] = result
     trace = Trace.cat(traces)
     executed = np.zeros(trace.log_prob.shape, dtype=bool)

@@ -88,7 +88,7 @@ class Optimizer:
         self.adam = torch.optim.AdamW(
             self.trained.values(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
-        self.updates = 0
+        self.updates = self.steps = 0  # an update is one optimiser step for every minibatch
 
     def update(self, experience: Experience, rng: np.random.Generator, reference=None) -> dict[str, float]:
         """One pass (or ``epochs``) over the experience; mean figures. FloatingPointError when something is not finite: the
@@ -108,6 +108,7 @@ class Optimizer:
                 if not (torch.isfinite(loss) and torch.isfinite(norm)):
                     raise FloatingPointError(f"loss {loss.item()}, gradient {norm.item()} in update {self.updates}")
                 self.adam.step()
+                self.steps += 1
                 for name, value in {"loss": loss.item(), "gradient_norm": norm.item(), **figures}.items():
                     gathered.setdefault(name, []).append(value)
         self.updates += 1

@@ -72,9 +72,7 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
         instructions=tuple(dict.fromkeys((*contract.instructions, *instructions))),
         normalisation=samples.normalisation(recipe.training.action_quantile) if recipe.renormalise else contract.normalisation,
     )
-    child = type(policy)(policy.config, contract, policy.tokenizer)
-    child.load_state_dict(policy.state_dict())
-    return child, manifest["files"]["model.safetensors"]
+    return policy.under(contract), manifest["files"]["model.safetensors"]
 
 
 def offered(recipe: Recipe) -> Contract:

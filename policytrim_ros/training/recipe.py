@@ -235,7 +235,7 @@ class Recipe(Config):
             if key not in ("name", "dataset", "datasets", "checkpoint", "parent", "evaluation", "collect")
         }
         shaping["weights"] = [source.weight for source in self.sources]
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        return digest_of(shaping)
 
 
 def load_recipe(path) -> Recipe:
@@ -264,6 +264,11 @@ def load_recipe(path) -> Recipe:
         return Recipe.from_mapping(values)
     except (ConfigError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def digest_of(settings: dict) -> str:
+    """SHA-256 of settings (JSON values), whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def read_mapping(path) -> dict:

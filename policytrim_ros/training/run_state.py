@@ -7,14 +7,18 @@ tensors, facts = load(path)
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
 from policytrim_ros.files import replace_file
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names that AdamW gives its moments."""
 
 
 class TrainingError(RuntimeError):
@@ -30,6 +34,36 @@ def save(path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) ->
         raise TrainingError(
             f"{path}: could not be written ({error.strerror}); free some space and repeat the command, the last state is intact"
         ) from error
+
+
+@contextmanager
+def curves_in(run_dir) -> Iterator[None]:
+    """Turns an OSError of what else a run writes, its curves, into a TrainingError; states have sentences of their own."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{error.filename or run_dir}: {error.strerror}; free some space and repeat the command, the last state is intact"
+        ) from error
+
+
+def moments(optimizer: torch.optim.AdamW, trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:
+    """What AdamW remembers of the parameters that it has moved, by name, for `save`."""
+    known = {name: optimizer.state[parameter] for name, parameter in trained.items() if optimizer.state.get(parameter)}
+    return {f"{key}.{name}": state[key] for name, state in known.items() for key in MOMENTS}
+
+
+def restore_moments(
+    optimizer: torch.optim.AdamW, trained: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, torch.Tensor], steps: int
+) -> None:
+    """Inverse of `moments`, after ``steps`` optimiser steps."""
+    for name, parameter in trained.items():
+        if f"{MOMENTS[0]}.{name}" in tensors:
+            where = parameter.device if optimizer.defaults["fused"] else "cpu"
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(steps), device=where),
+                **{key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in MOMENTS},
+            }
 
 
 def load(path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:

@@ -100,13 +100,8 @@ class Trainer:
 
     def run(self) -> bool:
         """Trains to the end of the recipe; False when it was asked to stop before (the state is saved, a new run resumes)."""
-        try:
+        with run_state.curves_in(self.run_dir):
             return self._run()
-        except OSError as error:  # the curves; states and checkpoints have sentences of their own
-            raise TrainingError(
-                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, "
-                "the last state is intact"
-            ) from error
 
     def _run(self) -> bool:
         self._resume()
@@ -291,8 +286,7 @@ class Trainer:
         weights. Returns its manifest."""
         if self.best_success is None:
             return self.save_checkpoint(directory, self.averaged())
-        policy, manifest = checkpoint.load(self.run_dir / "best")
-        return checkpoint.save(directory, policy, made=manifest["made"], overwrite=True)
+        return checkpoint.copy(self.run_dir / "best", directory)
 
     def save_checkpoint(self, directory, policy: ChunkPolicy | None = None) -> dict:
         """Writes ``policy`` (None: the averaged weights) as a checkpoint, replacing an older one, and returns its manifest."""
@@ -326,8 +320,7 @@ class Trainer:
         tensors = {f"buffer.{name}": buffer for name, buffer in self._buffers().items()}
         for name, parameter in self.trained.items():
             tensors[f"model.{name}"], tensors[f"ema.{name}"] = parameter, self.ema[name]
-            if state := self.optimizer.state.get(parameter):
-                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
+        tensors |= run_state.moments(self.optimizer, self.trained)
         facts = {
             "recipe": self.recipe.digest,
             "data": self.data_sha256,
@@ -358,11 +351,7 @@ class Trainer:
             for name, parameter in self.trained.items():
                 parameter.copy_(tensors[f"model.{name}"])
                 self.ema[name].copy_(tensors[f"ema.{name}"])
-                if f"exp_avg.{name}" in tensors:
-                    self.optimizer.state[parameter] = {
-                        "step": torch.tensor(float(facts["step"]), device=self.device),
-                        **{key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")},
-                    }
+        run_state.restore_moments(self.optimizer, self.trained, tensors, facts["step"])
         self.step, self.cpu_s, self.without_progress = facts["step"], facts["cpu_s"], facts["without_progress"]
         self.best = math.inf if facts["best"] is None else facts["best"]
         self.success, self.best_success = facts["success"], facts["best_success"]

@@ -128,17 +128,13 @@ class Trimming:
     def run(self) -> dict:
         """Runs or resumes the pipeline to its end and returns the evidence (`evidence.judge`). Interrupted when asked to stop."""
         try:
-            self._resume()
-            with self._board() as self.board:
-                while self.phase in PHASES[:-1]:
-                    getattr(self, f"_{self.phase}")()
-                    self._enter(PHASES[PHASES.index(self.phase) + 1])
-                return self._evidence()
-        except OSError as error:
-            raise TrainingError(
-                f"{error.filename or self.run_dir}: {error.strerror}; free some space and repeat the command, "
-                "the last state is intact"
-            ) from error
+            with run_state.curves_in(self.run_dir):
+                self._resume()
+                with self._board() as self.board:
+                    while self.phase in PHASES[:-1]:
+                        getattr(self, f"_{self.phase}")()
+                        self._enter(PHASES[PHASES.index(self.phase) + 1])
+                    return self._evidence()
         except evaluate.EvaluationError as error:
             raise TrainingError(str(error)) from error
         finally:
@@ -157,7 +153,7 @@ class Trimming:
         self.save_state()
 
     def _baseline(self) -> None:
-        rows = self._play(self.recipe.parent, "baseline", [self.base_horizon], self.recipe.selection_episodes)
+        rows = self._play(self.recipe.parent, "baseline", self.base_horizon, self.recipe.selection_episodes)
         for row in rows:
             if not row["successes"]:
                 raise TrainingError(
@@ -176,7 +172,7 @@ class Trimming:
         if not self.horizon:
             candidates = sorted({*rewards.sweep(self.base_horizon, self.longest), *self.recipe.extension.horizons})
             directory = self._candidate()
-            found = {h: self._play(directory, "selection", [h], self.recipe.selection_episodes) for h in candidates}
+            found = {h: self._play(directory, "selection", h, self.recipe.selection_episodes) for h in candidates}
             rates = {h: _rate(rows) for h, rows in found.items()}
             self.horizon = select(rates, self.recipe.tolerance)
             for h in candidates:
@@ -191,8 +187,8 @@ class Trimming:
     def _evidence(self) -> dict:
         recipe = self.recipe
         trimmed = self._candidate("trimmed")
-        before = self._play(recipe.parent, "evidence", [self.base_horizon], recipe.evaluation_episodes, evaluate.FIRST_SEED)
-        after = self._play(trimmed, "evidence", [self.horizon], recipe.evaluation_episodes, evaluate.FIRST_SEED)
+        before = self._play(recipe.parent, "evidence", self.base_horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
+        after = self._play(trimmed, "evidence", self.horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         evidence = judge(before, after, recipe.margin, recipe.confidence)
         made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}
         summary = evaluate.summary([*before, *after])
@@ -210,7 +206,7 @@ class Trimming:
         checked = max(horizons)
         if self.iteration == 0 and self.best is None:
             self._check(checked)
-        saved, mark = time.monotonic(), time.monotonic()
+        began, saved = time.monotonic() - self.elapsed_s, self.elapsed_s
         with tqdm(
             total=stage.iterations,
             initial=self.iteration,
@@ -222,8 +218,7 @@ class Trimming:
             while self.iteration < stage.iterations and self.phase not in self.ended:
                 figures = self._iterate(stage, horizons)
                 self.iteration += 1
-                now = time.monotonic()
-                self.elapsed_s, mark = self.elapsed_s + now - mark, now
+                self.elapsed_s = time.monotonic() - began
                 self.history.append({"phase": self.phase, "iteration": self.iteration, **figures})
                 bar.update()
                 bar.set_postfix_str(self._recently())
@@ -231,12 +226,12 @@ class Trimming:
                 if self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations:
                     self._check(checked)
                     self._judge_check(stage)
-                    self.elapsed_s, mark = self.elapsed_s + time.monotonic() - mark, time.monotonic()
+                    self.elapsed_s = time.monotonic() - began
                 if self._out_of_time():
                     self._end("the wall-clock budget is used up")
-                if self.stop_requested or now - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
+                if self.stop_requested or self.elapsed_s - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
                     self.save_state()
-                    saved = now
+                    saved = self.elapsed_s
                 if self.stop_requested:
                     raise Interrupted(f"stopped in {self.phase} after iteration {self.iteration}; the same command resumes")
         if self.iteration % self.recipe.check_every and self.iteration < stage.iterations:  # out of time between two checks
@@ -299,7 +294,7 @@ class Trimming:
     def _check(self, horizon: int) -> None:
         """Success and steps at ``horizon`` on selection scenes; the best policy so far is remembered."""
         directory = self._candidate()
-        rows = self._play(directory, None, [horizon], self.recipe.check_episodes)
+        rows = self._play(directory, None, horizon, self.recipe.check_episodes)
         check = {
             "phase": self.phase,
             "iteration": self.iteration,
@@ -353,19 +348,19 @@ class Trimming:
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
-    def _play(self, directory, name: str | None, horizons, episodes: int, first_seed: int = SELECTION_SEED) -> list[dict]:
+    def _play(self, directory, name: str | None, horizon: int, episodes: int, first_seed: int = SELECTION_SEED) -> list[dict]:
         """Reports of ``directory`` on all tasks; those that have a ``name`` are kept in the run and not played again."""
         bench = replace(self.bench, first_seed=first_seed)
-        rows = [Evaluation(task, self.recipe.task_setting, episodes, horizon) for horizon in horizons for task in self.tasks]
         weights = checkpoint.read_manifest(directory)["files"]["model.safetensors"]
         path = self.run_dir / f"{name}.json"
         kept = evaluate.read_reports(path) if name and path.exists() else []
         found = []
         if self._workers is None:
             self._workers = evaluate.Workers(bench)
-        for row in rows:
+        for task in self.tasks:
+            row = Evaluation(task, self.recipe.task_setting, episodes, horizon)
             wanted = evaluate.identity(row, bench, weights)
-            report = next((r for r in kept if all(r.get(key) == value for key, value in wanted.items())), None)
+            report = next((r for r in kept if evaluate.same(r, wanted)), None)
             if report is None:
                 self._stop_here()
                 report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=self.progress and bool(name))
@@ -392,11 +387,7 @@ class Trimming:
 
     def _deployed(self):
         """The present policy with the h it is trained for in its contract."""
-        policy = self.policy
-        contract = replace(policy.contract, execution_horizon=self.horizon or self.base_horizon)
-        child = type(policy)(policy.config, contract, policy.tokenizer)
-        child.load_state_dict(policy.state_dict())
-        return child
+        return self.policy.under(replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon))
 
     def _candidate(self, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""
@@ -441,10 +432,9 @@ class Trimming:
             tensors[f"model.{name}"] = parameter
             if self.reference is not None:
                 tensors[f"reference.{name}"] = self.reference.get_parameter(name)
-            if state := self.optimizer.adam.state.get(parameter):
-                tensors[f"exp_avg.{name}"], tensors[f"exp_avg_sq.{name}"] = state["exp_avg"], state["exp_avg_sq"]
-                tensors[f"adam_step.{name}"] = torch.as_tensor(state["step"])
-        facts = {"recipe": self.recipe.digest, "parent": self.parent, "updates": self.optimizer.updates}
+        tensors |= run_state.moments(self.optimizer.adam, self.optimizer.trained)
+        facts = {"recipe": self.recipe.digest, "parent": self.parent}
+        facts |= {"updates": self.optimizer.updates, "steps": self.optimizer.steps}
         facts |= {name: getattr(self, name) for name in REMEMBERED}
         run_state.save(self.run_dir / STATE_FILE, tensors, facts)
 
@@ -461,7 +451,7 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
-        self.optimizer.updates = facts["updates"]
+        self.optimizer.updates, self.optimizer.steps = facts["updates"], facts["steps"]
         trained = self.optimizer.trained
         self._set_weights({name: tensors[f"model.{name}"] for name in trained})
         self._best_weights = {
@@ -472,12 +462,7 @@ class Trimming:
             with torch.no_grad():
                 for name in trained:
                     self.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
-        for name, parameter in trained.items():
-            if f"exp_avg.{name}" in tensors:
-                self.optimizer.adam.state[parameter] = {
-                    "step": tensors[f"adam_step.{name}"],
-                    **{key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")},
-                }
+        run_state.restore_moments(self.optimizer.adam, trained, tensors, facts["steps"])
 
     # -- curves -------------------------------------------------------------------------------------------------
 
@@ -602,12 +587,6 @@ def main(args) -> int:
     if not evidence["improvement"]:
         print(f"trim: not published; the checkpoint stays in {run_dir}/trimmed")
         return 3
-    publish(f"{run_dir}/trimmed", recipe.checkpoint)
+    checkpoint.copy(f"{run_dir}/trimmed", recipe.checkpoint)
     print(f"trim: {recipe.checkpoint}: h = {trimming.horizon}")
     return 0
-
-
-def publish(source, target) -> None:
-    """Puts a copy of a finished checkpoint in its place, as a whole."""
-    policy, manifest = checkpoint.load(source)
-    checkpoint.save(target, policy, made=manifest["made"], evaluation=manifest["evaluation"], overwrite=True)

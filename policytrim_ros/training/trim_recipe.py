@@ -8,9 +8,7 @@ each option.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Mapping
 
 import yaml
@@ -19,7 +17,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.policies.samplers import Sampler
 from policytrim_ros.training.grpo import GrpoConfig
-from policytrim_ros.training.recipe import SETTINGS, TASKS, read_mapping, tupled
+from policytrim_ros.training.recipe import SETTINGS, TASKS, digest_of, read_mapping, tupled
 from policytrim_ros.training.rewards import RewardConfig
 
 
@@ -47,7 +45,7 @@ class TrimRecipe(Config):
     name: str = option("trimmed", "name of the run")
     parent: str = option("models/piper-state-tiny", "the baseline: the checkpoint that is trimmed")
     checkpoint: str = option("models/trimmed", "directory of the trimmed checkpoint")
-    tasks: tuple = option((), "tasks to trim it on (empty: the parent's)", choices=None)
+    tasks: tuple = option((), "tasks to trim it on (empty: the parent's)")
     task_setting: str = option("standard", "task setting to train in", choices=SETTINGS)
     seed: int = option(0, "seed of scenes, exploration and order", low=0, high=2_000_000)
     environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
@@ -99,10 +97,11 @@ class TrimRecipe(Config):
     def digest(self) -> str:
         """SHA-256 of everything that shapes the weights."""
         shaping = {key: value for key, value in asdict(self).items() if key not in ("name", "checkpoint", "parent", "minutes")}
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        return digest_of(shaping)
 
 
-SECTIONS = {spec.name: type(getattr(TrimRecipe(), spec.name)) for spec in fields(TrimRecipe) if isinstance(getattr(TrimRecipe(), spec.name), Config)}  # fmt: skip
+SECTIONS = {name: value for name, value in vars(TrimRecipe()).items() if isinstance(value, Config)}
+"""Sections of a recipe with their defaults."""
 
 
 def load_trim(path=None, changes: Mapping[str, Any] | None = None) -> TrimRecipe:
@@ -121,10 +120,9 @@ def load_trim(path=None, changes: Mapping[str, Any] | None = None) -> TrimRecipe
                 values[section] = {**values.get(section, {}), key: value}
             else:
                 values[key] = value
-        for name in SECTIONS:
+        for name, defaults in SECTIONS.items():
             if name in values:
-                defaults = {spec.name: getattr(getattr(TrimRecipe(), name), spec.name) for spec in fields(SECTIONS[name])}
-                values[name] = SECTIONS[name].from_mapping({**defaults, **tupled(values[name])})
+                values[name] = type(defaults).from_mapping({**vars(defaults), **tupled(values[name])})
         return TrimRecipe.from_mapping(tupled(values))
     except (ConfigError, TypeError, AttributeError) as error:
         raise ConfigError(f"{where}: {error}") from error
