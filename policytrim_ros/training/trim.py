@@ -386,8 +386,9 @@ class Trimming:
         return self._fleet
 
     def _deployed(self):
-        """The present policy with the h it is trained for in its contract."""
-        return self.policy.under(replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon))
+        """The present policy; its contract says the h and the tasks that it is trained for."""
+        contract = replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon, tasks=tuple(self.tasks))
+        return self.policy.under(contract)
 
     def _candidate(self, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""
