@@ -85,26 +85,40 @@ def test_it_runs_through_all_phases_and_leaves_its_evidence(whole):
     assert (one.run_dir / "learning.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, trimming, stop_after):
-    whole, _, _ = whole
-    broken = trimming()
-    iterate, count = broken._iterate, iter(range(1, 100))
+def run_until(one, stop_after):
+    """Runs ``one`` until it is told to stop after so many iterations."""
+    iterate, count = one._iterate, iter(range(1, 100))
 
     def stopping(*arguments):
         figures = iterate(*arguments)
-        broken.stop_requested = next(count) == stop_after
+        one.stop_requested = next(count) == stop_after
         return figures
 
-    broken._iterate = stopping
+    one._iterate = stopping
     with pytest.raises(Interrupted, match="the same command resumes"):
-        broken.run()
+        one.run()
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5])  # after 2 and 4: in the check that follows
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, trimming, stop_after):
+    whole, _, _ = whole
+    run_until(trimming(), stop_after)
     again = trimming()
     found = again.run()
     assert len(again.history) == 6 and torch.equal(weights(again), weights(whole))
     untimed = [{key: value for key, value in check.items() if key != "minutes"} for check in again.checks]
     assert untimed == [{key: value for key, value in check.items() if key != "minutes"} for check in whole.checks]
     assert found["rows"] == again.run()["rows"]  # a finished run only says again what it found
+
+
+def test_the_reference_of_stage_2_stays_that_of_stage_1_when_resumed(trimming):
+    changes = {"extension.iterations": 0, "grpo.kl": 0.1, "horizon": 6}
+    first, again = trimming(**changes), trimming(**changes)
+    run_until(first, 1)
+    run_until(again, 1)
+    assert not torch.equal(weights(again), weights(first))
+    ours, theirs = (torch.cat([p.flatten() for p in one.reference.parameters()]) for one in (first, again))
+    assert torch.equal(ours, theirs)
 
 
 def test_other_settings_do_not_continue_a_run(trimming):

@@ -180,7 +180,7 @@ class Trimming:
         self.say(f"h = {self.horizon} from here on")
 
     def _saving(self) -> None:
-        if self.recipe.grpo.kl:
+        if self.recipe.grpo.kl and self.reference is None:
             self.reference = deepcopy(self.policy).requires_grad_(False)
         self._train(self.recipe.saving, self.recipe.saving.horizons or (self.horizon,))
 
@@ -204,8 +204,7 @@ class Trimming:
         if not stage.iterations:
             return
         checked = max(horizons)
-        if self.iteration == 0 and self.best is None:
-            self._check(checked)
+        self._check_when_due(stage, checked)
         began, saved = time.monotonic() - self.elapsed_s, self.elapsed_s
         with tqdm(
             total=stage.iterations,
@@ -223,10 +222,8 @@ class Trimming:
                 bar.update()
                 bar.set_postfix_str(self._recently())
                 self._log("train", figures)
-                if self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations:
-                    self._check(checked)
-                    self._judge_check(stage)
-                    self.elapsed_s = time.monotonic() - began
+                self._check_when_due(stage, checked)
+                self.elapsed_s = time.monotonic() - began
                 if self._out_of_time():
                     self._end("the wall-clock budget is used up")
                 if self.stop_requested or self.elapsed_s - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
@@ -234,7 +231,7 @@ class Trimming:
                     saved = self.elapsed_s
                 if self.stop_requested:
                     raise Interrupted(f"stopped in {self.phase} after iteration {self.iteration}; the same command resumes")
-        if self.iteration % self.recipe.check_every and self.iteration < stage.iterations:  # out of time between two checks
+        if not self._checked:  # out of time between two checks
             self._check(checked)
         self._set_weights(self._best_weights)
         why = self.ended.get(self.phase, "all iterations done")
@@ -324,6 +321,18 @@ class Trimming:
             return False
         return best["success_rate"] < enough or check["steps"] < best["steps"]
 
+    def _check_when_due(self, stage: Stage, horizon: int) -> None:
+        """The check that belongs to this iteration, also when it was interrupted; it may end the stage."""
+        due = self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations
+        if due and not self._checked:
+            self._check(horizon)
+            self._judge_check(stage)
+
+    @property
+    def _checked(self) -> bool:
+        """Whether the policy of this iteration was checked."""
+        return bool(self.checks) and [self.checks[-1][key] for key in ("phase", "iteration")] == [self.phase, self.iteration]
+
     def _judge_check(self, stage: Stage) -> None:
         """Ends the stage when the policy has collapsed or stopped getting better."""
         check = self.checks[-1]
@@ -363,7 +372,8 @@ class Trimming:
             report = next((r for r in kept if evaluate.same(r, wanted)), None)
             if report is None:
                 self._stop_here()
-                report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=self.progress and bool(name))
+                bar = self.progress and bool(name)
+                report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=bar, between=self._stop_here)
                 report["command"] = f"policytrim train trim ({self.recipe.name})"
                 if name:
                     kept.append(report)
