@@ -117,8 +117,49 @@ def test_the_reference_of_stage_2_stays_that_of_stage_1_when_resumed(trimming):
     run_until(first, 1)
     run_until(again, 1)
     assert not torch.equal(weights(again), weights(first))
-    ours, theirs = (torch.cat([p.flatten() for p in one.reference.parameters()]) for one in (first, again))
+    ours, theirs = (torch.cat([p.flatten() for p in one.reference.enter_result.parameters()]) for one in (first, again))
     assert torch.equal(ours, theirs)
+
+
+ADAPTERS = {"lora.rank": 2, "lora.alpha": 4, "lora.targets": ["q_proj", "v_proj"], "grpo.kl": 0.1}
+
+
+def test_adapters_alone_learn_and_their_switching_off_is_the_reference(baseline, trimming):
+    one = trimming(**ADAPTERS)
+    assert all(".lora_" in name for name in one.optimizer.trained)
+    before = {name: tensor.clone() for name, tensor in one.policy.state_dict().items() if ".lora_" not in name}
+    one.phase, one.horizon, one.budgets = "saving", 6, {"tape_box": 30.0}
+    one.reference = one._as_reference()
+    divergences = [one._iterate(one.recipe.saving, (6,))["kl"] for one.iteration in range(4)]
+    assert divergences[0] == pytest.approx(0.0, abs=1e-6) and divergences[-1] > 0
+    after = one.policy.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    with one.reference as theirs, torch.no_grad():
+        assert theirs is one.policy
+    deployed, parent = one._deployed(), checkpoint.load(baseline)[0]
+    assert deployed.state_dict().keys() == parent.state_dict().keys()
+    changed = [name for name, tensor in parent.state_dict().items() if not torch.equal(tensor, deployed.state_dict()[name])]
+    assert changed and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+
+
+def test_a_run_with_adapters_resumes_in_stage_2_from_what_stage_1_learned(trimming):
+    whole = trimming("whole", **ADAPTERS)
+    whole.run()
+    broken = trimming("broken", **ADAPTERS)
+    iterate, count = broken._iterate, iter(range(1, 100))
+
+    def stopping(*arguments):
+        figures = iterate(*arguments)
+        broken.stop_requested = next(count) == 4  # the second iteration of stage 2
+        return figures
+
+    broken._iterate = stopping
+    with pytest.raises(Interrupted):
+        broken.run()
+    again = trimming("broken", **ADAPTERS)
+    again.run()
+    ours, theirs = (one._deployed().state_dict() for one in (again, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_other_settings_do_not_continue_a_run(trimming):

@@ -4,6 +4,8 @@
     x, trace = exploration.act(policy, inputs, generators)             # normalised actions (B, H, 7) and how they came about
     log_prob, kl = exploration.measure(policy, trace, reference)       # (B, H) each, with gradient
 
+The reference is a context that gives a policy: ``nullcontext(copy)``, or `adapters.SwitchedOff`.
+
 A flow policy explores by a stochastic sampler (policies/samplers.py), a token policy by drawing its tokens. With
 ``frozen_prefix`` a flow policy's prefix is encoded once, when it acts, and only its action expert learns: what it saw needs
 not be kept, nor seen again.
@@ -76,15 +78,14 @@ class FlowExploration:
         found = steps.log_prob()
         if reference is None:
             return found, torch.zeros_like(found)
-        with torch.no_grad():
-            other = self._transitions(reference, trace)
+        with torch.no_grad(), reference as theirs:
+            other = self._transitions(theirs, trace)
         return found, steps.kl(other)
 
     def parameters(self, policy: FlowPolicy) -> dict[str, nn.Parameter]:
         """What learns, by name."""
         prefix = ("pi0.model.vlm.", "object_embedding.", "slot_embedding") if self.frozen_prefix else ()
-        fixed = ("locator.", *prefix)
-        return {name: parameter for name, parameter in policy.named_parameters() if not name.startswith(fixed)}
+        return _free(policy, ("locator.", *prefix))
 
     def _transitions(self, policy, trace):
         context = trace.seen if self.frozen_prefix else policy.encode(trace.seen)
@@ -108,14 +109,24 @@ class TokenExploration:
         found = policy.log_prob(trace.seen, trace.drawn, self.temperature)
         if reference is None:
             return found, torch.zeros_like(found)
-        with torch.no_grad():
-            other = reference.log_prob(trace.seen, trace.drawn, self.temperature)
+        with torch.no_grad(), reference as theirs:
+            other = theirs.log_prob(trace.seen, trace.drawn, self.temperature)
         behind = (other - found) / trace.drawn.shape[-1]
         return found, behind.exp() - behind - 1.0
 
     def parameters(self, policy) -> dict[str, nn.Parameter]:
         """What learns, by name."""
-        return {name: parameter for name, parameter in policy.named_parameters() if not name.startswith("locator.")}
+        return _free(policy, ("locator.",))
+
+
+def _free(policy, fixed: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    """All parameters but those whose names begin with one of ``fixed``; of a policy with adapters, those that are not frozen."""
+    adapted = any(".lora_" in name for name, _ in policy.named_parameters())
+    return {
+        name: parameter
+        for name, parameter in policy.named_parameters()
+        if not name.startswith(fixed) and (parameter.requires_grad or not adapted)
+    }
 
 
 def explore(policy: ChunkPolicy, sampler: Sampler = Sampler(), temperature: float = 1.0, frozen_prefix: bool = False):

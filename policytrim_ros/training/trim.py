@@ -21,6 +21,7 @@ import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.training import evaluate, rewards, run_state
+from policytrim_ros.training.adapters import SwitchedOff, attach, merged_copy
 from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
 from policytrim_ros.training.exploration import explore
 from policytrim_ros.training.fleet import BACKENDS, Fleet, Grounds
@@ -48,6 +50,12 @@ TRAINING_SEED, TRAINING_SCENES = 2_000_000, 1_000_000_000
 STAGES = ("extension", "saving")
 PHASES = ("baseline", "extension", "selection", "saving", "evidence")
 SAVE_EVERY_S = 30.0
+EXTENDED = "extended"
+"""With adapters: the policy after stage 1, a checkpoint in the run's directory."""
+
+EXTENSION_SHARE = 1 / 3
+"""Most of a wall-clock budget that stage 1 may use when there is a stage 2."""
+
 RECENT = 8
 """Iterations whose mean the progress bar shows."""
 
@@ -77,8 +85,10 @@ class Trimming:
         say: Callable[[str], None] = print,
     ):
         self.recipe, self.run_dir, self.progress, self.say = recipe, Path(run_dir), progress, say
-        self.policy, manifest = checkpoint.load(recipe.parent, device=device)
-        self.parent = manifest["files"]["model.safetensors"]
+        self.device = device
+        self._fleet, self._workers = None, None
+        self.parent = checkpoint.read_manifest(recipe.parent)["files"]["model.safetensors"]
+        self._begin_from(recipe.parent)
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -91,14 +101,6 @@ class Trimming:
                 raise ConfigError(f"TrimRecipe.{name}.horizons: the checkpoint predicts only H = {self.longest} actions")
         if recipe.horizon > self.longest:
             raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
-        if self.policy.family == "flow" and recipe.sampler.method == "noise" and not self.policy.config.noise_head:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.seed)
-                self.policy.add_noise_head()
-        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix)
-        learning = self.exploration.parameters(self.policy)
-        for name, parameter in self.policy.named_parameters():
-            parameter.requires_grad_(name in learning)
         size = recipe.camera_width, recipe.camera_height
         self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend)
         self._fleet_options = dict(processes=processes, ray=ray)
@@ -109,10 +111,7 @@ class Trimming:
             processes=processes,
             device=device,
         )
-        self._fleet, self._workers = None, None
         self.stop_requested = False
-        self.optimizer = Optimizer(self.policy, self.exploration, recipe.grpo)
-        self.reference = None
         # what a state file holds beside weights
         self.phase, self.iteration, self.elapsed_s = PHASES[0], 0, 0.0
         self.budgets: dict[str, float] = {}
@@ -122,6 +121,22 @@ class Trimming:
         self.best: dict | None = None
         self.ended: dict[str, str] = {}
         self._best_weights: dict[str, torch.Tensor] = {}
+
+    def _begin_from(self, directory) -> None:
+        """Takes the checkpoint in ``directory`` as what is trained from now on, with new adapters when the recipe wants them."""
+        recipe = self.recipe
+        self._close_fleet()
+        self.policy, _ = checkpoint.load(directory, device=self.device)
+        if self.policy.family == "flow" and recipe.sampler.method == "noise" and not self.policy.config.noise_head:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                self.policy.add_noise_head()
+        attach(self.policy, recipe.lora, recipe.seed)
+        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix)
+        learning = self.exploration.parameters(self.policy)
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.optimizer, self.reference = Optimizer(self.policy, self.exploration, recipe.grpo), None
 
     # -- the pipeline -------------------------------------------------------------------------------------------
 
@@ -142,11 +157,19 @@ class Trimming:
 
     def close(self) -> None:
         """Ends all worker processes."""
-        for workers in filter(None, (self._fleet, self._workers)):
-            workers.close()
-        self._fleet = self._workers = None
+        self._close_fleet()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def _close_fleet(self) -> None:
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
 
     def _enter(self, phase: str) -> None:
+        if self.recipe.lora.rank and self.phase == "extension":  # what stage 1 learned becomes what stage 2 adapts
+            self._begin_from(self._candidate(EXTENDED))
         self.phase, self.iteration, self.best, self._best_weights = phase, 0, None, {}
         self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
         self.reference = None
@@ -179,9 +202,13 @@ class Trimming:
                 self.say(f"selection: h = {h}: {_words(found[h])}")
         self.say(f"h = {self.horizon} from here on")
 
+    def _as_reference(self):
+        """The policy as the stage begins, for `exploration.measure`."""
+        if self.recipe.lora.rank:
+            return SwitchedOff(self.policy)
+        return nullcontext(deepcopy(self.policy).requires_grad_(False))
+
     def _saving(self) -> None:
-        if self.recipe.grpo.kl and self.reference is None:
-            self.reference = deepcopy(self.policy).requires_grad_(False)
         self._train(self.recipe.saving, self.recipe.saving.horizons or (self.horizon,))
 
     def _evidence(self) -> dict:
@@ -204,6 +231,8 @@ class Trimming:
         if not stage.iterations:
             return
         checked = max(horizons)
+        if self.recipe.grpo.kl and self.reference is None:
+            self.reference = self._as_reference()
         self._check_when_due(stage, checked)
         began, saved = time.monotonic() - self.elapsed_s, self.elapsed_s
         with tqdm(
@@ -348,11 +377,10 @@ class Trimming:
         self.ended.setdefault(self.phase, why)
 
     def _out_of_time(self) -> bool:
-        """The budget is shared by the stages in proportion to their iterations; what stage 1 leaves over goes to stage 2."""
+        """Stage 1 may use a part of the budget; what it leaves over goes to stage 2."""
         if not self.recipe.minutes:
             return False
-        both = self.recipe.extension.iterations + self.recipe.saving.iterations
-        share = self.recipe.extension.iterations / both if self.phase == "extension" else 1.0
+        share = EXTENSION_SHARE if self.phase == "extension" and self.recipe.saving.iterations else 1.0
         return self.elapsed_s >= 60 * self.recipe.minutes * share
 
     # -- evaluation ---------------------------------------------------------------------------------------------
@@ -398,7 +426,7 @@ class Trimming:
     def _deployed(self):
         """The present policy; its contract says the h and the tasks that it is trained for."""
         contract = replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon, tasks=tuple(self.tasks))
-        return self.policy.under(contract)
+        return merged_copy(self.policy).under(contract)
 
     def _candidate(self, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""
@@ -441,8 +469,8 @@ class Trimming:
         tensors = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
         for name, parameter in self.optimizer.trained.items():
             tensors[f"model.{name}"] = parameter
-            if self.reference is not None:
-                tensors[f"reference.{name}"] = self.reference.get_parameter(name)
+            if isinstance(self.reference, nullcontext):
+                tensors[f"reference.{name}"] = self.reference.enter_result.get_parameter(name)
         tensors |= run_state.moments(self.optimizer.adam, self.optimizer.trained)
         facts = {"recipe": self.recipe.digest, "parent": self.parent}
         facts |= {"updates": self.optimizer.updates, "steps": self.optimizer.steps}
@@ -462,6 +490,8 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
+        if self.recipe.lora.rank and PHASES.index(self.phase) > PHASES.index("extension"):
+            self._begin_from(self.run_dir / EXTENDED)
         self.optimizer.updates, self.optimizer.steps = facts["updates"], facts["steps"]
         trained = self.optimizer.trained
         self._set_weights({name: tensors[f"model.{name}"] for name in trained})
@@ -469,10 +499,10 @@ class Trimming:
             name: tensors[f"best.{name}"].to(self.policy.device) for name in trained if f"best.{name}" in tensors
         }
         if any(name.startswith("reference.") for name in tensors):
-            self.reference = deepcopy(self.policy).requires_grad_(False)
+            self.reference = self._as_reference()
             with torch.no_grad():
                 for name in trained:
-                    self.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
+                    self.reference.enter_result.get_parameter(name).copy_(tensors[f"reference.{name}"])
         run_state.restore_moments(self.optimizer.adam, trained, tensors, facts["steps"])
 
     # -- curves -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.policies.samplers import Sampler
 from policytrim_ros.training.grpo import GrpoConfig
-from policytrim_ros.training.recipe import SETTINGS, TASKS, digest_of, read_mapping, tupled
+from policytrim_ros.training.recipe import SETTINGS, TASKS, Lora, digest_of, read_mapping, tupled
 from policytrim_ros.training.rewards import RewardConfig
 
 
@@ -72,6 +72,8 @@ class TrimRecipe(Config):
     frozen_prefix: bool = option(
         True, "flow: what encodes the observation stays as it is and only the action expert learns: half the time of an update"
     )
+
+    lora: Lora = field(default_factory=Lora, metadata={})
 
     check_every: int = option(10, "iterations between two evaluations on scenes that are never trained on", low=1, high=10_000)
     check_episodes: int = option(32, "episodes of each task in such a check", low=1, high=10_000)
