@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from policy_samples import reach_recipe
+from policy_samples import observation, reach_recipe
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
@@ -136,7 +136,7 @@ def test_adapters_alone_learn_and_their_switching_off_is_the_reference(baseline,
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     with one.reference as theirs, torch.no_grad():
         assert theirs is one.policy
-    deployed, parent = one._deployed(), checkpoint.load(baseline)[0]
+    deployed, parent = one._deployed(6), checkpoint.load(baseline)[0]
     assert deployed.state_dict().keys() == parent.state_dict().keys()
     changed = [name for name, tensor in parent.state_dict().items() if not torch.equal(tensor, deployed.state_dict()[name])]
     assert changed and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
@@ -158,8 +158,34 @@ def test_a_run_with_adapters_resumes_in_stage_2_from_what_stage_1_learned(trimmi
         broken.run()
     again = trimming("broken", **ADAPTERS)
     again.run()
-    ours, theirs = (one._deployed().state_dict() for one in (again, whole))
+    ours, theirs = (one._deployed(6).state_dict() for one in (again, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_plan_as_long_as_it_is_executed_is_sampled_learned_from_and_deployed(baseline, trimming):
+    one = trimming(reading="plan", horizon=4, **{"extension.horizons": [2, 4, 6]})
+    one.phase, one.budgets = "extension", {"tape_box": 30.0}
+    groups = one.groups(one.recipe.extension, (2, 4, 6))
+    rollouts = one.fleet.collect(groups)
+    length = rollouts.trace.length
+    assert [int(length[rollouts.episode == i][0]) for i in range(3)] == [2, 4, 6]
+    beyond = torch.arange(6)[None] >= length[:, None]
+    assert (rollouts.trace.log_prob[beyond] == 0).all() and (rollouts.trace.drawn.actions[beyond] == 0).all()
+    assert not rollouts.executed[beyond.numpy()].any()
+    found, _ = one.exploration.measure(one.policy, rollouts.trace)
+    assert torch.allclose(found, rollouts.trace.log_prob, atol=1e-3)
+    found.sum().backward()  # gradient reaches the weights that all lengths share
+    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in one.optimizer.trained.values())
+    short = one.policy.shortened(4)
+    assert short.contract.prediction_horizon == 4 and short.shortened(4) is short and one.policy.config.horizon == 6
+    seen = observation(2, size=(64, 36))
+    whole, plan = (policy.predict(seen, seeds=[1, 2]) for policy in (one.policy, short))
+    assert plan.shape == (2, 4, 7) and not np.allclose(whole[:, :4], plan)  # it knows that it plans less
+    one.close()
+    again = trimming("again", reading="plan", horizon=4)
+    again.run()
+    policy, manifest = checkpoint.load(again.run_dir / "trimmed")
+    assert policy.config.horizon == manifest["contract"]["execution_horizon"] == 4
 
 
 def test_other_settings_do_not_continue_a_run(trimming):

@@ -132,11 +132,16 @@ class Trimming:
                 torch.manual_seed(recipe.seed)
                 self.policy.add_noise_head()
         attach(self.policy, recipe.lora, recipe.seed)
-        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix)
+        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix, self.plans)
         learning = self.exploration.parameters(self.policy)
         for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in learning)
         self.optimizer, self.reference = Optimizer(self.policy, self.exploration, recipe.grpo), None
+
+    @property
+    def plans(self) -> bool:
+        """Whether a horizon h means that a plan of length h is sampled."""
+        return self.recipe.reading == "plan"
 
     # -- the pipeline -------------------------------------------------------------------------------------------
 
@@ -169,7 +174,8 @@ class Trimming:
 
     def _enter(self, phase: str) -> None:
         if self.recipe.lora.rank and self.phase == "extension":  # what stage 1 learned becomes what stage 2 adapts
-            self._begin_from(self._candidate(EXTENDED))
+            checkpoint.save(self.run_dir / EXTENDED, merged_copy(self.policy), made=self._made(), overwrite=True)
+            self._begin_from(self.run_dir / EXTENDED)
         self.phase, self.iteration, self.best, self._best_weights = phase, 0, None, {}
         self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
         self.reference = None
@@ -194,8 +200,7 @@ class Trimming:
         self.horizon = self.recipe.horizon
         if not self.horizon:
             candidates = sorted({*rewards.sweep(self.base_horizon, self.longest), *self.recipe.extension.horizons})
-            directory = self._candidate()
-            found = {h: self._play(directory, "selection", h, self.recipe.selection_episodes) for h in candidates}
+            found = {h: self._play(self._candidate(h), "selection", h, self.recipe.selection_episodes) for h in candidates}
             rates = {h: _rate(rows) for h, rows in found.items()}
             self.horizon = select(rates, self.recipe.tolerance)
             for h in candidates:
@@ -213,13 +218,13 @@ class Trimming:
 
     def _evidence(self) -> dict:
         recipe = self.recipe
-        trimmed = self._candidate("trimmed")
+        trimmed = self._candidate(self.horizon, "trimmed")
         before = self._play(recipe.parent, "evidence", self.base_horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         after = self._play(trimmed, "evidence", self.horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         evidence = judge(before, after, recipe.margin, recipe.confidence)
         made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}
         summary = evaluate.summary([*before, *after])
-        checkpoint.save(trimmed, self._deployed(), made=made, evaluation=summary, overwrite=True)
+        checkpoint.save(trimmed, self._deployed(self.horizon), made=made, evaluation=summary, overwrite=True)
         evaluate.write_file(self.run_dir / "evidence.md", evidence_page(recipe, evidence, before, after, self.checks))
         learning_figure(self.run_dir / "learning.png", self.history, self.checks)
         return evidence
@@ -319,8 +324,7 @@ class Trimming:
 
     def _check(self, horizon: int) -> None:
         """Success and steps at ``horizon`` on selection scenes; the best policy so far is remembered."""
-        directory = self._candidate()
-        rows = self._play(directory, None, horizon, self.recipe.check_episodes)
+        rows = self._play(self._candidate(horizon), None, horizon, self.recipe.check_episodes)
         check = {
             "phase": self.phase,
             "iteration": self.iteration,
@@ -423,14 +427,15 @@ class Trimming:
             self._fleet = Fleet(self._grounds, self.policy, self.exploration, **self._fleet_options)
         return self._fleet
 
-    def _deployed(self):
+    def _deployed(self, horizon: int):
         """The present policy; its contract says the h and the tasks that it is trained for."""
-        contract = replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon, tasks=tuple(self.tasks))
-        return merged_copy(self.policy).under(contract)
+        policy = merged_copy(self.policy)
+        policy = policy.shortened(horizon) if self.plans else policy
+        return policy.under(replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
 
-    def _candidate(self, name: str = "candidate") -> Path:
+    def _candidate(self, horizon: int, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""
-        checkpoint.save(self.run_dir / name, self._deployed(), made=self._made(), overwrite=True)
+        checkpoint.save(self.run_dir / name, self._deployed(horizon), made=self._made(), overwrite=True)
         return self.run_dir / name
 
     def _made(self) -> dict:

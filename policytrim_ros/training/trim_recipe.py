@@ -21,6 +21,9 @@ from policytrim_ros.training.recipe import SETTINGS, TASKS, Lora, digest_of, rea
 from policytrim_ros.training.rewards import RewardConfig
 
 
+READINGS = ("execute", "plan")
+
+
 @dataclass(frozen=True)
 class Stage(Config):
     """One of the two stages: how long, and how much is played for every update."""
@@ -53,6 +56,12 @@ class TrimRecipe(Config):
     camera_height: int = option(120, "height at which pictures are rendered", low=32, high=1080, unit="px")
 
     alpha: float = option(1.3, "S_base / mean S of the baseline's successes: the step budget", low=1, high=10)
+    reading: str = option(
+        "execute",
+        "what a horizon h means: execute the first h of H predicted actions, or sample a plan of length h (flow policies; the "
+        "trimmed policy then predicts h actions)",
+        choices=READINGS,
+    )
     horizon: int = option(0, "h of stage 2 and of the trimmed policy (0: selected after stage 1)", low=0, high=100)
     tolerance: float = option(
         0.03,
