@@ -60,19 +60,19 @@ def limited_step(x, v, goal, goal_v, dt, v_max, a_max):
     return x + v_new * dt, v_new
 
 
-def finger_targets(position, velocity):
-    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2: joint7 = half stroke, joint8 = -joint7.
-
-    For tensors and for arrays alike.
-    """
-    join = torch.cat if isinstance(position, torch.Tensor) else np.concatenate
-    stroke, speed = position[..., 6:7], velocity[..., 6:7]
+def finger_target(stroke, speed):
+    """Drive target of joint7 (m) and its velocity (m/s) from the stroke and its speed; for tensors and numbers alike."""
     pressing = 1.0 * (stroke < GRIP_STROKE)
     finger = 0.5 * stroke - pressing * GRIP_DEPTH * (1.0 - stroke / GRIP_STROKE)
-    finger_speed = speed * (0.5 + pressing * GRIP_DEPTH / GRIP_STROKE)
+    return finger, speed * (0.5 + pressing * GRIP_DEPTH / GRIP_STROKE)
+
+
+def finger_targets(position, velocity):
+    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2, tensors: joint8 = -joint7."""
+    finger, speed = finger_target(position[..., 6:7], velocity[..., 6:7])
     return (
-        join([position[..., :6], finger, -finger], -1),
-        join([velocity[..., :6], finger_speed, -finger_speed], -1),
+        torch.cat([position[..., :6], finger, -finger], dim=-1),
+        torch.cat([velocity[..., :6], speed, -speed], dim=-1),
     )
 
 
@@ -182,6 +182,7 @@ class SingleArmController(LimitedJointController):
         super()._initialize_action_space()
         self._low, self._high = LIMITS.astype(np.float32).T
         self._shares = (np.arange(self._sim_steps) / self._sim_steps).astype(np.float32)[:, None]
+        self._rate = np.float32(self._control_freq)
 
     @property
     def qpos(self):
@@ -198,37 +199,25 @@ class SingleArmController(LimitedJointController):
     def put(self, position, velocity):
         """Drives at ``position`` and ``velocity`` (7,), unlimited; the next action starts there."""
         self.setpoint, self.setpoint_velocity = (np.array(x, dtype=np.float32) for x in (position, velocity))
-        self._start = self._goal = self.setpoint
+        self._goal = self.setpoint
         self.drive(self.setpoint, self.setpoint_velocity)
 
     def set_action(self, action):
         action = np.asarray(action, dtype=np.float32).reshape(7)
-        self._start, self._goal = self._goal, np.minimum(np.maximum(action, self._low), self._high)
-        self._substep = 0
+        start, self._goal = self._goal, np.minimum(np.maximum(action, self._low), self._high)
+        span = self._goal - start
+        self._path, self._speed = iter(start + span * self._shares), span * self._rate
 
     def before_simulation_step(self):
-        if self._substep == 0:
-            self._path = self._walk()
-        self.setpoint, self.setpoint_velocity, *targets = self._path[self._substep]
-        self._drive(*targets)
-        self._substep += 1
-
-    def _walk(self):
-        """All physics steps of this control step at once: for each, setpoint and its velocity (7,), then the drive targets of
-        the model's joints, positions and velocities (lists of 8)."""
-        span = self._goal - self._start
-        goals, goal_velocity = self._start + span * self._shares, span * np.float32(self._control_freq)
-        position, velocity = np.empty((2, *goals.shape), dtype=np.float32)
-        x, v = self.setpoint, self.setpoint_velocity
-        for i, goal in enumerate(goals):
-            position[i], velocity[i] = motion.limited_step(x, v, goal, goal_velocity, self._dt, V_MAX, A_MAX)
-            x, v = position[i], velocity[i]
-        return list(zip(position, velocity, *(target.tolist() for target in finger_targets(position, velocity))))
+        now = self.setpoint, self.setpoint_velocity, next(self._path), self._speed
+        position, velocity = motion.limited_step(*now, self._dt, V_MAX, A_MAX)
+        self.setpoint, self.setpoint_velocity = position.astype(np.float32), velocity.astype(np.float32)
+        self.drive(self.setpoint, self.setpoint_velocity)
 
     def drive(self, position, velocity):
-        self._drive(*(target.tolist() for target in finger_targets(position, velocity)))
-
-    def _drive(self, positions, velocities):
+        finger, speed = finger_target(position[6], velocity[6])
+        positions = (*position[:6].tolist(), finger, -finger)
+        velocities = (*velocity[:6].tolist(), speed, -speed)
         for (set_position, set_velocity), position, velocity in zip(self._drives, positions, velocities):
             set_position(position)
             set_velocity(velocity)
@@ -239,7 +228,7 @@ class SingleArmController(LimitedJointController):
 
     def set_state(self, state: dict):
         self.put(state["setpoint"][0], state["setpoint_velocity"][0])
-        self._start = self._goal = np.array(state["goal"][0])
+        self._goal = np.array(state["goal"][0])
 
 
 @dataclass

@@ -209,12 +209,12 @@ class TabletopEnv(BaseEnv):
         """Largest contact force in N between a finger and the target."""
         target = self.actors[self.TARGET]
         if not self.gpu_sim_enabled:  # one pass over the engine's contacts: ManiSkill's pairwise query costs five times that
-            touching = {finger._bodies[0].entity: 0.0 for finger in self.agent.fingers}
-            body = target._bodies[0].entity
+            touching = {finger._bodies[0]: 0.0 for finger in self.agent.fingers}
+            body = target._bodies[0]
             for contact in self.scene.px.get_contacts():
-                pair = [side.entity for side in contact.bodies]
-                finger = next((entity for entity in pair if entity in touching), None)
-                if finger is not None and body in pair:
+                one, other = contact.bodies
+                finger = one if other is body else other
+                if finger in touching and (one is body or other is body):
                     touching[finger] += sum(point.impulse for point in contact.points)
             return max(np.linalg.norm(impulse) for impulse in touching.values()) / self.scene.px.timestep
         forces = [self.scene.get_pairwise_contact_forces(finger, target).norm(dim=-1) for finger in self.agent.fingers]
