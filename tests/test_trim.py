@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from policy_samples import reach_recipe
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.samplers import Sampler
-from policytrim_ros.training import evidence, run_state, sft, trim
+from policytrim_ros.training import evidence, progress, run_state, sft, trim
 from policytrim_ros.training.exploration import explore
 from policytrim_ros.training.fleet import Fleet, Grounds
 from policytrim_ros.training.groups import Group
@@ -83,6 +84,9 @@ def test_it_runs_through_all_phases_and_leaves_its_evidence(whole):
     assert len(manifest["evaluation"]["rows"]) == 2
     assert found["verdict"][1:] in (one.run_dir / "evidence.md").read_text()
     assert (one.run_dir / "learning.png").stat().st_size > 1000
+    told = progress.read(one.run_dir)
+    assert (told["phase"], told["horizon"], told["verdict"]) == ("evidence", one.horizon, found["verdict"])
+    assert told["improvement"] is found["improvement"] and told["success_rate"] == found["rows"][-1]["success"][1]
 
 
 def run_until(one, stop_after):
@@ -119,6 +123,27 @@ def test_the_reference_of_stage_2_stays_that_of_stage_1_when_resumed(trimming):
     assert not torch.equal(weights(again), weights(first))
     ours, theirs = (torch.cat([p.flatten() for p in one.reference.parameters()]) for one in (first, again))
     assert torch.equal(ours, theirs)
+
+
+def test_progress_is_told_after_every_iteration(trimming):
+    one = trimming(**{"extension.iterations": 0, "minutes": 500})
+    told = []
+    one._report = lambda **result: (Trimming._report(one, **result), told.append(progress.read(one.run_dir)))
+    run_until(one, 3)
+    assert [values["phase"] for values in told] == ["baseline", "extension", "selection", "saving"] + ["saving"] * 3
+    assert [values["iteration"] for values in told[3:]] == [0, 1, 2, 3] and told[-1]["iterations"] == 4
+    assert told[3]["eta_s"] is None and told[-1]["eta_s"] == pytest.approx(one.elapsed_s / 3, abs=0.6)
+    assert 0 <= told[-1]["success_rate"] <= 1 and told[-1]["steps"] > 0 and told[-1]["horizon"] == one.horizon
+    assert set(told[-1]["best"]) == {"iteration", "success_rate", "steps", "calls"} and "verdict" not in told[-1]
+
+
+def test_two_processes_do_not_work_in_one_run(trimming):
+    one = trimming()
+    with run_state.alone_in(one.run_dir):
+        with pytest.raises(TrainingError, match=rf"run: process {os.getpid()} is at work in it; wait for its end or stop it"):
+            one.run()
+    with run_state.alone_in(one.run_dir):
+        pass  # the holder has let go of it
 
 
 def test_other_settings_do_not_continue_a_run(trimming):
@@ -302,5 +327,9 @@ def test_the_command_says_what_came_of_it(baseline, tmp_path, capsys):
     assert "trim: baseline at h = 5" in said and ("an improvement" in said or "not published" in said)
     assert trim.main(parser.parse_args(["--checkpoint", str(tmp_path)])) == 1
     assert "is not a checkpoint" in capsys.readouterr().out
+    trim.publish(tmp_path / "run", tmp_path / "out")
+    told = progress.read(tmp_path / "run")
+    assert told["checkpoint"] == str(tmp_path / "out") and told["verdict"] in said
+    assert told["weights_sha256"] == checkpoint.verify(tmp_path / "out")["files"]["model.safetensors"]
     tensors, facts = run_state.load(tmp_path / "run" / trim.STATE_FILE)
     assert facts["phase"] == "evidence" and tensors
