@@ -42,6 +42,23 @@ class ReachEnv:
         return {name: picture for name in names}
 
 
+class TiringEnv(ReachEnv):
+    """Every look costs time: who acts longer on one look is through earlier, for certain."""
+
+    def reset(self, seed, rebuild=False):
+        super().reset(seed, rebuild)
+        self.looks, self.reached = 0, False
+
+    def images(self, names):
+        self.looks += 1
+        return super().images(names)
+
+    def step(self, action):
+        result = super().step(action)
+        self.reached |= result.success
+        return StepResult(self.reached and self.steps >= 20 + 2 * self.looks, False, self.steps >= 60, self.steps)
+
+
 class ReachDemonstrator:
     done = False
 

@@ -39,17 +39,6 @@ LITTLE = {
 }
 
 
-@pytest.fixture(scope="module")
-def baseline(dataset, tmp_path_factory):
-    """A policy of the stand-in task that reaches the dot most of the time."""
-    directory = tmp_path_factory.mktemp("baseline")
-    recipe = reach_recipe(steps=150, batch=16, learning_rate=3e-3, evaluate_every=1000, save_every=1000, warmup_steps=10)
-    trainer = sft.Trainer(recipe, dataset, directory / "run", progress=False, device="cpu")
-    trainer.run()
-    trainer.save_checkpoint(directory / "reach")
-    return directory / "reach"
-
-
 def made(baseline, run, **changes):
     recipe = load_trim(None, {**LITTLE, "parent": str(baseline), **changes})
     return Trimming(recipe, run, lanes=4, progress=False, say=lambda text: None)
