@@ -181,6 +181,8 @@ class Trainer:
       policytrim trainer start name:=mine checkpoint:=models/piper-pi0-tiny tasks:=tape_box minutes:=60
       policytrim trainer status
       policytrim trainer stop                       saves the state; start resumes exactly
+
+    What start sets stays set until the node ends. Paths are seen from where the system was started.
     """
 
     def add_arguments(self, parser) -> None:
