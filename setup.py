@@ -86,6 +86,7 @@ setup(
             "inference_node = policytrim_ros.nodes.inference:main",
             "trial_node = policytrim_ros.nodes.trial:main",
             "recorder_node = policytrim_ros.nodes.recorder:main",
+            "trainer_node = policytrim_ros.nodes.trainer:main",
             "demonstration_recorder_node = policytrim_ros.nodes.demos:main",
             "world_node = sim_bridge.world:main",
             "piper_emulator = sim_bridge.piper_emulator:main",

@@ -174,6 +174,35 @@ class DampedStop(Order):
         parser.add_argument("--yes", action="store_true", required=True, help="the arm is supported and its workspace is free")
 
 
+class Trainer:
+    """trim a policy beside the running system (trainer:=true): start or resume, stop, status
+
+    examples:
+      policytrim trainer start name:=mine checkpoint:=models/piper-pi0-tiny tasks:=tape_box minutes:=60
+      policytrim trainer status
+      policytrim trainer stop                       saves the state; start resumes exactly
+
+    What start sets stays set until the node ends. Paths are seen from where the system was started.
+    """
+
+    def add_arguments(self, parser) -> None:
+        from policytrim_ros.training.background import TrainerConfig
+
+        parser.add_argument("action", choices=("start", "stop", "status"), help="what to do")
+        add_arguments(parser, TrainerConfig)
+        add_namespace(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros import orders
+        from policytrim_ros.training.background import TrainerConfig
+
+        given = texts(options, TrainerConfig)
+        from_text(TrainerConfig, given)  # refused before ROS is loaded
+        if options.action == "status":
+            return orders.training_status(options.namespace)
+        return orders.train(options.action == "start", values_of(TrainerConfig, given), options.namespace)
+
+
 class Fault:
     """make the emulated arm or an emulated camera fail, to see what the system does
 
@@ -354,6 +383,7 @@ COMMANDS = {
     "park": Park,
     "clear-fault": ClearFault,
     "damped-stop": DampedStop,
+    "trainer": Trainer,
     "doctor": Doctor,
     "fault": Fault,
     "wait": Wait,

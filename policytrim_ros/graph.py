@@ -75,6 +75,9 @@ class LaunchArguments(Config):
     out: str = argument("runs", "directory for trial records and recordings")
     label: str = argument("", "name of this policy in the trial table; empty: the checkpoint's name")
     record: bool = argument(False, "record images (JPEG), joints, setpoints and chunks into an MCAP file under out")
+    trainer: bool = argument(
+        False, "offer trimming beside the running arm, at the lowest priority; `policytrim trainer start` begins it"
+    )
     namespace: str = argument("", "ROS namespace of all nodes; empty: none")
     remap: str = argument("", "remappings for every node, from:=to separated by blanks")
     session: str = argument("", "name of this running system (letters, digits, - and _); empty: domain-<ROS_DOMAIN_ID>")
@@ -252,6 +255,10 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 parameters=dict(out=arguments.out, cameras=list(cameras)),
             )
         )
+    if arguments.trainer:
+        processes.append(
+            Process("trainer", "trainer_node", "policytrim_ros.nodes.trainer", niceness=10, **common, required=False)
+        )
     if arguments.trials:
         label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
         processes.append(
@@ -312,8 +319,8 @@ def command(process: Process, namespace: str = "") -> list[str]:
 
 
 def prefix(process: Process) -> list[str]:
-    """``nice``, where this user may raise a process as far as ``process`` asks."""
-    allowed = os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
+    """``nice``, where this user may: anybody lowers a process, few raise it as far as ``process`` asks."""
+    allowed = process.niceness > 0 or os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
     return ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
 
 

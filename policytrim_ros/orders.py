@@ -1,12 +1,17 @@
-"""An operator's order from the command line: one service call to the running system, answered in one line."""
+"""An operator's order from the command line: service calls to the running system, each answered in one line."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from contextlib import contextmanager
 
 import rclpy
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter
+from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 FIND_S = 6.0  # discovery takes up to 3 s
@@ -15,34 +20,67 @@ ANSWER_S = 15.0  # go and home may have to bring the motors on
 
 def order(name: str, policy: bool | None, namespace: str) -> int:
     """Calls ``controller/<name>``, then tells inference to run or not (``policy``; None: nothing). Returns the exit code."""
-    rclpy.init(args=[])
-    node = rclpy.create_node("operator", namespace=namespace.strip("/"))
-    try:
+    with _operator(namespace) as node:
         accepted = _call(node, Trigger, f"controller/{name}", Trigger.Request())
         if accepted and policy is not None:
             accepted = _call(node, SetBool, "inference/run", SetBool.Request(data=policy))
         return 0 if accepted else 1
+
+
+def train(on: bool, changes, namespace: str) -> int:
+    """Sets the trainer's parameters ``changes`` (name -> value), then starts (``on``) or stops it. Returns the exit code."""
+    with _operator(namespace) as node:
+        if changes:
+            values = [Parameter(name, value=value).to_parameter_msg() for name, value in changes.items()]
+            request = SetParametersAtomically.Request(parameters=values)
+            answer = _answer(node, SetParametersAtomically, "trainer/set_parameters_atomically", request)
+            if answer is None:
+                return 1
+            if not answer.result.successful:
+                print(f"trainer refused: {answer.result.reason}", file=sys.stderr)
+                return 1
+        return 0 if _call(node, SetBool, "trainer/run", SetBool.Request(data=on)) else 1
+
+
+def training_status(namespace: str) -> int:
+    """Prints what the trainer says of itself, a line for each entry that it knows. Returns the exit code."""
+    from policytrim_ros.nodes.messages import LATCHED  # numpy and all messages, which no other order waits for
+
+    with _operator(namespace) as node:
+        heard: list[str] = []
+        node.create_subscription(String, "trainer/status", lambda message: heard.append(message.data), LATCHED)
+        executor, end = SingleThreadedExecutor(), time.monotonic() + FIND_S
+        executor.add_node(node)
+        while not heard and time.monotonic() < end:
+            executor.spin_once(timeout_sec=0.1)
+        if not heard:
+            where = node.resolve_topic_name("trainer/status")
+            print(f"nobody speaks on {where}: was the system started with trainer:=true, in this namespace?", file=sys.stderr)
+            return 1
+        for name, value in json.loads(heard[-1]).items():
+            if value not in (None, ""):
+                print(f"{name:15} {value}")
+        return 0
+
+
+@contextmanager
+def _operator(namespace: str):
+    """The node that gives the order."""
+    rclpy.init(args=[])
+    node = rclpy.create_node("operator", namespace=namespace.strip("/"))
+    try:
+        yield node
     finally:
         node.destroy_node()
         rclpy.try_shutdown()
 
 
 def _call(node, kind, name: str, request) -> bool:
-    client = node.create_client(kind, name)
-    where = node.resolve_service_name(name)
-    if not client.wait_for_service(FIND_S):
-        print(f"nobody offers {where}: is the system up, with this namespace and ROS_DOMAIN_ID?", file=sys.stderr)
-        return False
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    future = client.call_async(request)
+    """Whether the service has accepted; prints what it answers."""
     began = time.monotonic()
-    executor.spin_until_future_complete(future, ANSWER_S)
-    executor.remove_node(node)
-    if not future.done():
-        print(f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive?", file=sys.stderr)
+    answer = _answer(node, kind, name, request)
+    if answer is None:
         return False
-    answer = future.result()
     print(
         f"{name}: {answer.message or 'done'} ({time.monotonic() - began:.2f} s)"
         if answer.success
@@ -50,3 +88,21 @@ def _call(node, kind, name: str, request) -> bool:
         file=sys.stdout if answer.success else sys.stderr,
     )
     return answer.success
+
+
+def _answer(node, kind, name: str, request):
+    """The response of the service, or None after a line that says why there is none."""
+    client = node.create_client(kind, name)
+    where = node.resolve_service_name(name)
+    if not client.wait_for_service(FIND_S):
+        print(f"nobody offers {where}: is the system up, with this namespace and ROS_DOMAIN_ID?", file=sys.stderr)
+        return None
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    future = client.call_async(request)
+    executor.spin_until_future_complete(future, ANSWER_S)
+    executor.remove_node(node)
+    if not future.done():
+        print(f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive?", file=sys.stderr)
+        return None
+    return future.result()

@@ -9,8 +9,6 @@ arm keeps its last setpoint) and the arm holds. What happens to the others is ``
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import os
 import selectors
 import signal
@@ -19,6 +17,8 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+from policytrim_ros.children import end_with_parent, share_as
+from policytrim_ros.files import claim
 from policytrim_ros.graph import RUNNING, LaunchArguments, Process, command, consequence, graph, runtime_dir, session_name
 
 START_S = 180.0  # the first start of a simulated scene compiles shaders on a slow machine
@@ -35,20 +35,13 @@ class SessionLock:
 
     def __init__(self, session: str):
         self.path = runtime_dir() / f"{session}.lock"
-        self._file = open(self.path, "a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
+            self._file = claim(self.path)
+        except BlockingIOError as error:
             raise StartRefused(
-                f"session '{session}' is already running (process {holder}); end it with Ctrl-C there, "
+                f"session '{session}' is already running ({error.strerror}); end it with Ctrl-C there, "
                 "or choose another session and ROS_DOMAIN_ID"
             ) from None
-        self._file.truncate(0)
-        self._file.write(str(os.getpid()))
-        self._file.flush()
 
     def release(self) -> None:
         self._file.close()
@@ -261,17 +254,10 @@ def outcome(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-_libc = ctypes.CDLL(None)
-
-
 def _enter(niceness: int) -> None:
-    """In the child, before it becomes the process: it ends with its parent, and its niceness counts beside other sessions."""
-    _libc.prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG: a killed starter leaves no orphans behind
-    try:  # the kernel shares the CPU between sessions first; `nice` alone would only count within the child's own
-        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
-            file.write(str(niceness))
-    except OSError:
-        return  # not allowed, or a kernel without autogroups: then `nice` alone decides
+    """In the child, before it becomes the process."""
+    end_with_parent()
+    share_as(niceness)
 
 
 def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> int:

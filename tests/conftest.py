@@ -27,3 +27,18 @@ def dataset(tmp_path_factory):
     directory = tmp_path_factory.mktemp("demos") / "reach"
     demos.make(reach_recipe(), directory, progress=False)
     return directory
+
+
+@pytest.fixture(scope="session")
+def baseline(dataset, tmp_path_factory):
+    """A policy of the stand-in task that reaches the dot most of the time: what tests trim."""
+    from policy_samples import reach_recipe
+
+    from policytrim_ros.training import sft
+
+    directory = tmp_path_factory.mktemp("baseline")
+    recipe = reach_recipe(steps=150, batch=16, learning_rate=3e-3, evaluate_every=1000, save_every=1000, warmup_steps=10)
+    trainer = sft.Trainer(recipe, dataset, directory / "run", progress=False, device="cpu")
+    trainer.run()
+    trainer.save_checkpoint(directory / "reach")
+    return directory / "reach"

@@ -42,6 +42,22 @@ class ReachEnv:
         return {name: picture for name in names}
 
 
+class TiringEnv(ReachEnv):
+    """Every pose will do, but every look costs time: who acts longer on one look is through earlier, for certain."""
+
+    def reset(self, seed, rebuild=False):
+        super().reset(seed, rebuild)
+        self.looks = 0
+
+    def images(self, names):
+        self.looks += 1
+        return super().images(names)
+
+    def step(self, action):
+        super().step(action)
+        return StepResult(self.steps >= 20 + 2 * self.looks, False, self.steps >= 60, self.steps)
+
+
 class ReachDemonstrator:
     done = False
 

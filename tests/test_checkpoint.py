@@ -176,6 +176,21 @@ def test_overwriting_replaces_the_whole_checkpoint(saved):
     assert [path.name for path in saved[0].parent.iterdir()] == ["good"]
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_mixed_with_the_other(saved, monkeypatch):
+    directory, original = saved
+    load_weights = checkpoint._load_weights
+
+    def replaced_meanwhile(policy, path):
+        checkpoint.save(directory, original, made={"recipe": "another"}, overwrite=True)
+        load_weights(policy, path)
+
+    monkeypatch.setattr(checkpoint, "_load_weights", replaced_meanwhile)
+    with pytest.raises(CheckpointError, match="another checkpoint took its place while it was read; load it again"):
+        checkpoint.load(directory)
+    monkeypatch.undo()
+    assert checkpoint.load(directory)[1]["made"] == {"recipe": "another"}
+
+
 def test_an_evaluation_can_be_added_later(saved):
     checkpoint.record_evaluation(saved[0], {"rows": [{"success_rate": 0.7}]})
     assert checkpoint.load(saved[0])[1]["evaluation"]["rows"][0]["success_rate"] == 0.7

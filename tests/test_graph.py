@@ -48,6 +48,7 @@ CONFIGS = {
     "demonstrator": "sim_bridge.demonstrator_node:DemonstratorConfig",
     "recorder": "policytrim_ros.nodes.recorder:RecorderConfig",
     "trial": "policytrim_ros.nodes.trial:TrialConfig",
+    "trainer": "policytrim_ros.training.background:TrainerConfig",
 }
 
 
@@ -100,6 +101,16 @@ def test_stages_keep_the_order_of_needs(checkpoint):
     assert groups == [{"world", "inference"}, {"piper_emulator", "camera"}, {"controller"}, {"trial"}]
 
 
+def test_training_steps_aside_for_the_arm_and_the_arm_does_without_it():
+    arguments = LaunchArguments(trainer=True)
+    trainer = next(process for process in graph(arguments) if process.name == "trainer")
+    assert command(trainer)[:3] == ["nice", "-n", "10"] and trainer.parameter_file.name == "trainer.yaml"
+    assert consequence(trainer, arguments) == "the arm does not depend on it"
+    controller = next(process for process in graph(arguments) if process.name == "controller")
+    assert "trainer" not in controller.parameters["required_nodes"]
+    assert "trainer" not in [process.name for process in graph(LaunchArguments())]
+
+
 def test_a_demonstrator_takes_the_place_of_inference_and_is_required_like_it():
     processes = {process.name: process for process in graph(LaunchArguments(checkpoint="demonstrator:hesitant"))}
     assert "inference" not in processes
@@ -121,7 +132,7 @@ def test_emulator_and_controller_meet_on_the_same_bus_and_session():
     [
         dict(trials=2, record=True, checkpoint="demonstrator:clean"),
         dict(trials=2, horizon=7, mode="async", camera_size="640x480"),
-        dict(REAL, speed_scale=0.3, trials=1, record=True),
+        dict(REAL, speed_scale=0.3, trials=1, record=True, trainer=True),
     ],
 )
 def test_every_node_knows_every_parameter_that_file_and_graph_give_it(arguments, checkpoint):
@@ -145,7 +156,7 @@ def test_every_key_of_a_parameter_file_is_known_and_explained(name):
 def test_every_process_is_a_module_with_an_executable(checkpoint):
     scripts = (ROOT / "setup.py").read_text()
     for chosen in (checkpoint, "demonstrator:clean"):
-        for process in graph(LaunchArguments(checkpoint=chosen, trials=1, record=True)):
+        for process in graph(LaunchArguments(checkpoint=chosen, trials=1, record=True, trainer=True)):
             assert f'"{process.executable} = {process.module}:main"' in scripts
 
 

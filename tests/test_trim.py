@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from policy_samples import observation, reach_recipe
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.samplers import Sampler
-from policytrim_ros.training import evidence, run_state, sft, trim
+from policytrim_ros.training import evidence, progress, run_state, sft, trim
 from policytrim_ros.training.exploration import explore
 from policytrim_ros.training.fleet import Fleet, Grounds
 from policytrim_ros.training.groups import Group
@@ -36,17 +37,6 @@ LITTLE = {
     "saving.groups": 2,
     "saving.group_size": 3,
 }
-
-
-@pytest.fixture(scope="module")
-def baseline(dataset, tmp_path_factory):
-    """A policy of the stand-in task that reaches the dot most of the time."""
-    directory = tmp_path_factory.mktemp("baseline")
-    recipe = reach_recipe(steps=150, batch=16, learning_rate=3e-3, evaluate_every=1000, save_every=1000, warmup_steps=10)
-    trainer = sft.Trainer(recipe, dataset, directory / "run", progress=False, device="cpu")
-    trainer.run()
-    trainer.save_checkpoint(directory / "reach")
-    return directory / "reach"
 
 
 def made(baseline, run, **changes):
@@ -83,6 +73,9 @@ def test_it_runs_through_all_phases_and_leaves_its_evidence(whole):
     assert len(manifest["evaluation"]["rows"]) == 2
     assert found["verdict"][1:] in (one.run_dir / "evidence.md").read_text()
     assert (one.run_dir / "learning.png").stat().st_size > 1000
+    told = progress.read(one.run_dir)
+    assert (told["phase"], told["horizon"], told["verdict"]) == ("evidence", one.horizon, found["verdict"])
+    assert told["improvement"] is found["improvement"] and told["success_rate"] == found["rows"][-1]["success"][1]
 
 
 def run_until(one, stop_after):
@@ -186,6 +179,27 @@ def test_a_plan_as_long_as_it_is_executed_is_sampled_learned_from_and_deployed(b
     again.run()
     policy, manifest = checkpoint.load(again.run_dir / "trimmed")
     assert policy.config.horizon == manifest["contract"]["execution_horizon"] == 4
+
+
+def test_progress_is_told_after_every_iteration(trimming):
+    one = trimming(**{"extension.iterations": 0, "minutes": 500})
+    told = []
+    one._report = lambda **result: (Trimming._report(one, **result), told.append(progress.read(one.run_dir)))
+    run_until(one, 3)
+    assert [values["phase"] for values in told] == ["baseline", "extension", "selection", "saving"] + ["saving"] * 3
+    assert [values["iteration"] for values in told[3:]] == [0, 1, 2, 3] and told[-1]["iterations"] == 4
+    assert told[3]["eta_s"] is None and told[-1]["eta_s"] == pytest.approx(one.elapsed_s / 3, abs=0.6)
+    assert 0 <= told[-1]["success_rate"] <= 1 and told[-1]["steps"] > 0 and told[-1]["horizon"] == one.horizon
+    assert set(told[-1]["best"]) == {"iteration", "success_rate", "steps", "calls"} and "verdict" not in told[-1]
+
+
+def test_two_processes_do_not_work_in_one_run(trimming):
+    one = trimming()
+    with run_state.alone_in(one.run_dir):
+        with pytest.raises(TrainingError, match=rf"run: process {os.getpid()} is at work in it; wait for its end or stop it"):
+            one.run()
+    with run_state.alone_in(one.run_dir):
+        pass  # the holder has let go of it
 
 
 def test_other_settings_do_not_continue_a_run(trimming):
@@ -369,5 +383,9 @@ def test_the_command_says_what_came_of_it(baseline, tmp_path, capsys):
     assert "trim: baseline at h = 5" in said and ("an improvement" in said or "not published" in said)
     assert trim.main(parser.parse_args(["--checkpoint", str(tmp_path)])) == 1
     assert "is not a checkpoint" in capsys.readouterr().out
+    trim.publish(tmp_path / "run", tmp_path / "out")
+    told = progress.read(tmp_path / "run")
+    assert told["checkpoint"] == str(tmp_path / "out") and told["verdict"] in said
+    assert told["weights_sha256"] == checkpoint.verify(tmp_path / "out")["files"]["model.safetensors"]
     tensors, facts = run_state.load(tmp_path / "run" / trim.STATE_FILE)
     assert facts["phase"] == "evidence" and tensors

@@ -38,6 +38,15 @@ def declare(node, config_type):
     return config
 
 
+def current(node, config_type, changes=()):
+    """The configuration that ``node`` has declared, with its present values and ``changes`` (rclpy Parameters) to them.
+
+    Raises ConfigError when they do not fit; for a node whose parameters may change while it runs.
+    """
+    values = {spec.name: node.get_parameter(spec.name).value for spec in fields(config_type)}
+    return config_type.from_mapping(values | {change.name: change.value for change in changes if change.name in values})
+
+
 def _descriptor(spec) -> ParameterDescriptor:
     meta = spec.metadata
     text = meta["doc"] + (f" [{meta['unit']}]" if meta["unit"] else "")

@@ -134,6 +134,8 @@ def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tu
             "use the matching version of the program"
         )
     _load_weights(policy, directory / WEIGHTS)
+    if read_manifest(directory)["seal"] != manifest["seal"]:
+        raise CheckpointError(f"{directory}: another checkpoint took its place while it was read; load it again")
     return policy.to(device).eval().requires_grad_(False), manifest
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.replanning import ASYNC
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
@@ -255,6 +256,7 @@ class Workers:
 
 
 def _serve(bench: Bench, jobs, results, taken) -> None:
+    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
     torch.set_num_threads(1)
     desk = _Desk(bench)

@@ -21,6 +21,7 @@ from typing import Mapping, Sequence
 import torch
 from tokenizers import Tokenizer
 
+from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.training.adapters import merged_weights
@@ -187,6 +188,7 @@ class _Process:
 
 
 def _serve(blob: bytes, pipe) -> None:
+    end_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
     worker = _unpacked(blob)
     while True:

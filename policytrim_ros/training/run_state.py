@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensors_to_bytes
 
-from policytrim_ros.files import replace_file
+from policytrim_ros.files import claim, replace_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Names that AdamW gives its moments."""
@@ -45,6 +45,21 @@ def curves_in(run_dir) -> Iterator[None]:
         raise TrainingError(
             f"{error.filename or run_dir}: {error.strerror}; free some space and repeat the command, the last state is intact"
         ) from error
+
+
+@contextmanager
+def alone_in(run_dir) -> Iterator[None]:
+    """Makes the run's directory and keeps it for this process. TrainingError while another process works in it."""
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = claim(run_dir / ".lock")
+    except BlockingIOError as error:
+        raise TrainingError(
+            f"{run_dir}: {error.strerror} is at work in it; wait for its end or stop it, or give another --run"
+        ) from None
+    with lock:
+        yield
 
 
 def moments(optimizer: torch.optim.AdamW, trained: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.Tensor]:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.training import evaluate, rewards, run_state
+from policytrim_ros.training import evaluate, progress, rewards, run_state
 from policytrim_ros.training.adapters import SwitchedOff, attach, merged_copy
 from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
 from policytrim_ros.training.exploration import explore
@@ -148,8 +148,9 @@ class Trimming:
     def run(self) -> dict:
         """Runs or resumes the pipeline to its end and returns the evidence (`evidence.judge`). Interrupted when asked to stop."""
         try:
-            with run_state.curves_in(self.run_dir):
+            with run_state.curves_in(self.run_dir), run_state.alone_in(self.run_dir):
                 self._resume()
+                self._report()
                 with self._board() as self.board:
                     while self.phase in PHASES[:-1]:
                         getattr(self, f"_{self.phase}")()
@@ -180,6 +181,7 @@ class Trimming:
         self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
         self.reference = None
         self.save_state()
+        self._report()
 
     def _baseline(self) -> None:
         rows = self._play(self.recipe.parent, "baseline", self.base_horizon, self.recipe.selection_episodes)
@@ -227,6 +229,9 @@ class Trimming:
         checkpoint.save(trimmed, self._deployed(self.horizon), made=made, evaluation=summary, overwrite=True)
         evaluate.write_file(self.run_dir / "evidence.md", evidence_page(recipe, evidence, before, after, self.checks))
         learning_figure(self.run_dir / "learning.png", self.history, self.checks)
+        whole = evidence["rows"][-1]
+        found = {"success_rate": whole["success"][1], "steps": whole["steps"]["b"] if whole["steps"] else None}
+        self._report(**found, verdict=evidence["verdict"], improvement=evidence["improvement"])
         return evidence
 
     # -- one stage ----------------------------------------------------------------------------------------------
@@ -258,7 +263,8 @@ class Trimming:
                 self._log("train", figures)
                 self._check_when_due(stage, checked)
                 self.elapsed_s = time.monotonic() - began
-                if self._out_of_time():
+                self._report()
+                if self._time_left_s() <= 0:
                     self._end("the wall-clock budget is used up")
                 if self.stop_requested or self.elapsed_s - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
                     self.save_state()
@@ -380,12 +386,12 @@ class Trimming:
     def _end(self, why: str) -> None:
         self.ended.setdefault(self.phase, why)
 
-    def _out_of_time(self) -> bool:
+    def _time_left_s(self) -> float:
         """Stage 1 may use a part of the budget; what it leaves over goes to stage 2."""
         if not self.recipe.minutes:
-            return False
+            return math.inf
         share = EXTENSION_SHARE if self.phase == "extension" and self.recipe.saving.iterations else 1.0
-        return self.elapsed_s >= 60 * self.recipe.minutes * share
+        return 60 * self.recipe.minutes * share - self.elapsed_s
 
     # -- evaluation ---------------------------------------------------------------------------------------------
 
@@ -522,9 +528,28 @@ class Trimming:
             self.board.add_scalar(f"{self.phase}/{group}/{name}", value, self.iteration)
 
     def _recently(self) -> str:
+        recent = self._recent()
+        return f"SR={recent['success_rate']:.2f} S={recent['steps']:.0f} best: {self.best['words']}"
+
+    def _recent(self) -> dict[str, float | None]:
+        """Success rate and steps of this phase's latest iterations."""
         recent = [entry for entry in self.history if entry["phase"] == self.phase][-RECENT:]
-        rate, steps = (np.mean([entry[key] for entry in recent]) for key in ("success_rate", "steps"))
-        return f"SR={rate:.2f} S={steps:.0f} best: {self.best['words']}"
+        return {key: float(np.mean([entry[key] for entry in recent])) if recent else None for key in ("success_rate", "steps")}
+
+    def _report(self, **result) -> None:
+        """Tells whoever watches how far the run is; see progress.py."""
+        stage = getattr(self.recipe, self.phase) if self.phase in STAGES else None
+        values = {"phase": self.phase, "iteration": self.iteration, "iterations": stage.iterations if stage else 0}
+        values |= {"eta_s": self._eta_s(stage), **self._recent(), "horizon": self.horizon or self.base_horizon}
+        values["best"] = self.best and {key: self.best[key] for key in ("iteration", "success_rate", "steps", "calls")}
+        progress.write(self.run_dir, values | result)
+
+    def _eta_s(self, stage: Stage | None) -> float | None:
+        """Seconds until the stage ends at the latest: at its pace until now, and within the budget."""
+        if not stage or not self.iteration:
+            return None
+        pace = (self.elapsed_s - 60 * self._first_check()["minutes"]) / self.iteration
+        return round(max(0.0, min(pace * (stage.iterations - self.iteration), self._time_left_s())), 1)
 
 
 REMEMBERED = ("phase", "iteration", "elapsed_s", "budgets", "horizon", "history", "checks", "best", "ended")
@@ -609,6 +634,13 @@ def recipe_of(args) -> TrimRecipe:
     return load_trim(args.recipe, {**changes, **{name: value for name, value in given.items() if value is not None}})
 
 
+def publish(run_dir, directory) -> None:
+    """Puts a run's trimmed checkpoint, as a whole, in place of what ``directory`` may hold, then says so in its progress."""
+    manifest = checkpoint.copy(Path(run_dir) / "trimmed", directory)
+    published = {"checkpoint": str(directory), "weights_sha256": manifest["files"]["model.safetensors"]}
+    progress.write(run_dir, progress.read(run_dir) | published)
+
+
 def main(args) -> int:
     """Runs or resumes; see EXAMPLES for the exit codes; 1 after one sentence about what went wrong."""
     torch.set_num_threads(1)
@@ -622,6 +654,8 @@ def main(args) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: setattr(trimming, "stop_requested", True))
         evidence = trimming.run()
+        if evidence["improvement"]:
+            publish(run_dir, recipe.checkpoint)
     except Interrupted as reason:
         print(f"trim: {reason}")
         return 130
@@ -633,6 +667,5 @@ def main(args) -> int:
     if not evidence["improvement"]:
         print(f"trim: not published; the checkpoint stays in {run_dir}/trimmed")
         return 3
-    checkpoint.copy(f"{run_dir}/trimmed", recipe.checkpoint)
     print(f"trim: {recipe.checkpoint}: h = {trimming.horizon}")
     return 0

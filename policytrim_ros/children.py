@@ -1,0 +1,40 @@
+"""What a child process does before it becomes its program: it ends with its parent, and has its share of the processor."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+LOWEST = 19
+"""The niceness of what may only have the time that nobody else wants."""
+
+_libc = ctypes.CDLL(None)
+
+
+def end_with_parent(number: int = signal.SIGINT) -> None:
+    """Asks for signal ``number`` when the thread that started this process ends: a killed parent leaves no orphans behind."""
+    _libc.prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def share_as(niceness: int) -> None:
+    """Makes ``niceness`` count beside other sessions, where that is allowed; call it in a session of its own.
+
+    The kernel shares the processor between sessions first; `nice` alone would only count within the child's own.
+    """
+    try:
+        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+            file.write(str(niceness))
+    except OSError:
+        return  # not allowed, or a kernel without autogroups: then `nice` alone decides
+
+
+def step_aside(niceness: int) -> None:
+    """Lowers this process and what it starts to ``niceness`` (0 to 19), at LOWEST also to SCHED_IDLE where the system has that."""
+    share_as(niceness)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        if niceness == LOWEST:
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    except OSError:
+        return  # a parent that is lower already, or a sandbox that forbids it
