@@ -114,6 +114,24 @@ def test_the_reference_of_stage_2_stays_that_of_stage_1_when_resumed(trimming):
     assert torch.equal(ours, theirs)
 
 
+def test_a_reference_that_is_renewed_is_the_policy_of_that_iteration(trimming):
+    changes = {"extension.iterations": 0, "grpo.kl": 0.1, "horizon": 6, "renew_reference": 2, "grpo.final_rate": 0.5}
+    one = trimming(**changes)
+    run_until(one, 2)
+    kept = torch.cat([p.detach().flatten() for p in one.reference.enter_result.parameters()])
+    assert torch.equal(kept, weights(one))
+    again, whole = trimming(**changes), trimming("whole", **changes)
+    again.run(), whole.run()
+    assert torch.equal(weights(again), weights(whole))
+    updates = [entry for entry in whole.history if "learning_rate" in entry]  # the others had nothing to learn from
+    for number, entry in enumerate(updates):
+        falling = 1.0 - 0.5 * (entry["iteration"] - 1) / 4
+        assert entry["learning_rate"] == pytest.approx(3e-4 * min(1.0, (number + 1) / 5) * falling)
+    assert updates
+    with pytest.raises(ConfigError, match="what lies beneath them"):
+        trimming(**ADAPTERS, renew_reference=2)
+
+
 ADAPTERS = {"lora.rank": 2, "lora.alpha": 4, "lora.targets": ["q_proj", "v_proj"], "grpo.kl": 0.1}
 
 

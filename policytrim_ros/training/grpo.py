@@ -27,6 +27,9 @@ class GrpoConfig(Config):
 
     learning_rate: float = setting(1e-4, "of AdamW (betas 0.9 and 0.95)", low=1e-8, high=1e-1)
     warmup_updates: int = setting(5, "updates of linear warm-up; the first one is too large without", low=0, high=10_000)
+    final_rate: float = setting(
+        1.0, "learning rate at the end of a stage, relative to the one above: it falls linearly", low=0, high=1
+    )
     weight_decay: float = setting(0.01, "decoupled weight decay", low=0, high=1)
     gradient_clip: float = setting(1.0, "largest norm of the gradient", low=1e-3, high=1e3)
     clip: float = setting(0.2, "eps of the clipped ratio", low=1e-3, high=1)
@@ -90,10 +93,11 @@ class Optimizer:
         )
         self.updates = self.steps = 0  # an update is one optimiser step for every minibatch
 
-    def update(self, experience: Experience, rng: np.random.Generator, reference=None) -> dict[str, float]:
-        """One pass (or ``epochs``) over the experience; mean figures. FloatingPointError when something is not finite: the
-        weights are then those of the last finite step."""
+    def update(self, experience: Experience, rng: np.random.Generator, reference=None, passed: float = 0.0) -> dict[str, float]:
+        """One pass (or ``epochs``) over the experience; mean figures. ``passed``: share of the stage that is over.
+        FloatingPointError when something is not finite: the weights are then those of the last finite step."""
         rate = self.config.learning_rate * min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
+        rate *= 1.0 - (1.0 - self.config.final_rate) * passed
         for group in self.adam.param_groups:
             group["lr"] = rate
         reference = reference if self.config.kl else None

@@ -256,6 +256,8 @@ class Trimming:
             while self.iteration < stage.iterations and self.phase not in self.ended:
                 figures = self._iterate(stage, horizons)
                 self.iteration += 1
+                if self.reference and self.recipe.renew_reference and self.iteration % self.recipe.renew_reference == 0:
+                    self.reference = self._as_reference()
                 self.elapsed_s = time.monotonic() - began
                 self.history.append({"phase": self.phase, "iteration": self.iteration, **figures})
                 bar.update()
@@ -292,7 +294,7 @@ class Trimming:
             rng = np.random.default_rng((self.recipe.seed, 5, PHASES.index(self.phase), self.iteration))
             before = self._weights()
             try:
-                figures |= self.optimizer.update(experience, rng, self.reference)
+                figures |= self.optimizer.update(experience, rng, self.reference, self.iteration / stage.iterations)
             except FloatingPointError as error:
                 self._set_weights(self._best_weights or before)
                 self._end(f"{error}: back to the best policy; a lower grpo.learning_rate may help")

@@ -82,6 +82,12 @@ class TrimRecipe(Config):
         True, "flow: what encodes the observation stays as it is and only the action expert learns: half the time of an update"
     )
 
+    renew_reference: int = option(
+        0,
+        "iterations after which the policy becomes its own reference (0: a stage keeps the one that it began with)",
+        low=0,
+        high=10_000,
+    )
     lora: Lora = field(default_factory=Lora, metadata={})
 
     check_every: int = option(10, "iterations between two evaluations on scenes that are never trained on", low=1, high=10_000)
@@ -100,6 +106,8 @@ class TrimRecipe(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.renew_reference and self.lora.rank:
+            raise ConfigError("TrimRecipe.renew_reference: with adapters the reference is what lies beneath them; leave it 0")
         for task in self.tasks:
             if task not in TASKS:
                 raise ConfigError(f"TrimRecipe.tasks: task '{task}' does not exist; choose from {', '.join(TASKS)}")
