@@ -1,6 +1,7 @@
 """The tasks: success and failure are what they say, state can be saved exactly, the target moves once, limits hold."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,64 @@ def test_the_standard_target_stays_when_the_gripper_comes_near():
     hover(env, 0.06)
     assert np.linalg.norm(env.objects()["mug"][:2] - start) < 0.002
     assert env.shifted() == 0.0
+
+
+GOALS = {  # middle and spread of the target's place, and what else stands there, so that a task is done about half the time
+    "tape_box": ((0.30, 0.20, 0.03), 0.04, {"box": (0.30, 0.20, 0.0)}),
+    "flip_mug": ((0.40, 0.10, 0.04), 0.006, {}),
+    "hang_mug": ((0.325, 0.20, 0.16), 0.01, {"rack": (0.37, 0.25, 0.0)}),
+}
+
+
+class Judged:
+    """A task's judgement without its scene: poses, TCP, stroke and force are what it is told to `see`."""
+
+    device, setting = "cpu", "dynamic"
+
+    def __init__(self, task, n=None):
+        self.gpu_sim_enabled, self.num_envs = n is not None, n or 1
+        self.task, self.TARGET = TASKS[task], TASKS[task].TARGET
+        self._take_course(self._course())
+
+    def __getattr__(self, name):
+        return getattr(self.task, name).__get__(self)
+
+    def _push_target(self, moving):
+        assert moving.shape == (self.num_envs,) and moving.any()
+
+    def see(self, poses, tcp, stroke, force):
+        self.pose, self.finger_force = poses.__getitem__, lambda: force
+        controller = SimpleNamespace(measured=lambda: (stroke, None))
+        self.agent = SimpleNamespace(tcp_position=tcp, controller=controller)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_batch_of_tensors_is_judged_as_each_scene_is_in_numbers(task):
+    n, random = 50, np.random.default_rng(0)
+    batch, singles = Judged(task, n), [Judged(task) for _ in range(n)]
+    middle, spread, rest = GOALS[task]
+    seen = []
+    for _ in range(12):
+        places = {
+            batch.TARGET: middle + random.normal(0, spread, (n, 3)),
+            **{name: np.tile(at, (n, 1)) for name, at in rest.items()},
+        }
+        turns = {name: [1, 0, 0, 0] + (name == batch.TARGET) * random.normal(0, 0.05, (n, 4)) for name in places}
+        poses = {name: np.hstack([places[name], turns[name]]).astype(np.float32) for name in places}
+        tcp = (places[batch.TARGET] + random.normal(0, 0.04, (n, 3))).astype(np.float32)
+        stroke, force = np.full((n, 7), 0.06, np.float32), random.choice([0.0, 0.1, 1.0], n, p=[0.9, 0.05, 0.05])
+        stroke[:5] = 0.02
+        tensors = {name: torch.from_numpy(pose).unbind(-1) for name, pose in poses.items()}
+        batch.see(tensors, torch.from_numpy(tcp).unbind(-1), torch.from_numpy(stroke), torch.from_numpy(force))
+        batch.tick()
+        for i, single in enumerate(singles):
+            single.see({name: tuple(pose[i]) for name, pose in poses.items()}, tuple(tcp[i]), stroke[i], force[i])
+            single.tick()
+        seen.append(batch._course())
+        for name, values in seen[-1].items():
+            assert values.tolist() == [single._course()[name].item() for single in singles], name
+    assert max(course["streak"].max() for course in seen) > 1
+    assert not seen[-1]["moved"].all() and max(course["moves_made"].max() for course in seen) == 5
 
 
 def test_the_limited_step_in_torch_equals_the_one_in_numpy():

@@ -296,7 +296,9 @@ class TabletopEnv(BaseEnv):
             self.agent.set_controller_state(state["controller"])
         if "task" in state:
             self._take_course(state["task"])
-            self._shift, self._elapsed_steps = (state["task"][name].clone() for name in ("shift", "elapsed_steps"))
+            self._shift, self._elapsed_steps = (
+                state["task"][name].clone().to(self.device) for name in ("shift", "elapsed_steps")
+            )
 
     def _course(self) -> dict:
         """The COURSE as tensors (n,) of their own; zeros before the first episode."""
