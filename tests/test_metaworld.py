@@ -98,7 +98,7 @@ def test_a_restored_state_goes_on_bit_for_bit(task):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_succeeds_and_takes_longer_when_it_hesitates(task):
     env = env_of(task)
-    clean, slow = (demonstrated(env, style, seed=2) for style in ("clean", "slow"))
+    clean, slow = (demonstrated(env, style, seed=1) for style in ("clean", "slow"))
     assert clean.success and slow.success and slow.steps > 1.5 * clean.steps
 
 
@@ -212,4 +212,4 @@ def test_demonstrations_training_evaluation_and_trimming_work_as_on_the_arm(tmp_
     stage = {"extension.iterations": 0, "saving.iterations": 1, "saving.groups": 1, "saving.group_size": 2}
     trimming = Trimming(load_trim(None, {**changes, **sizes, **stage}), tmp_path / "trim", lanes=2, progress=False, say=str)
     evidence = trimming.run()
-    assert trimming.iteration == 1 and "verdict" in evidence
+    assert len(trimming.history) == 1 and "verdict" in evidence
