@@ -66,11 +66,12 @@ class MetaWorldEnv:
         if cameras:
             raise ValueError(f"Meta-World is played without pictures: leave out the cameras {', '.join(cameras)}")
         try:
+            import mujoco
             from metaworld.env_dict import ALL_V3_ENVIRONMENTS
         except ImportError as error:
             raise RuntimeError(f"Meta-World is not installed ({error}): pip install 'policytrim_ros[metaworld]'") from error
         self.task, self.setting, self.cameras, self.image_size = task, setting, (), tuple(image_size)
-        self._env = env = ALL_V3_ENVIRONMENTS[task]()
+        self._mujoco, self._env = mujoco, (env := ALL_V3_ENVIRONMENTS[task]())
         env._partially_observable, env._set_task_called = False, True  # the goal is seen, and drawn here:
         env._freeze_rand_vec, env.seeded_rand_vec = False, True
         env.touching_object = lambda geom: False  # only rewards want to know, and looking through all contacts takes long
@@ -89,15 +90,13 @@ class MetaWorldEnv:
 
         ``rebuild`` makes no difference: nothing is left over from earlier episodes.
         """
-        import mujoco
-
         env = self._env
         for name, values in self._model.items():
             getattr(env.model, name)[:] = values
-        mujoco.mj_resetData(env.model, env.data)
+        self._mujoco.mj_resetData(env.model, env.data)
         env.seed(int(seed))
         env.reset_model()
-        mujoco.mj_forward(env.model, env.data)  # some tasks move their object last
+        self._mujoco.mj_forward(env.model, env.data)  # some tasks move their object last
         self.seed, self.steps, self._stroke = int(seed), 0, STROKE_M
 
     def step(self, action) -> StepResult:
@@ -105,8 +104,6 @@ class MetaWorldEnv:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,) or not np.all(np.isfinite(action)):
             raise ValueError(f"an action is 7 finite numbers, got {action}")
-        import mujoco
-
         env = self._env
         self._stroke = float(np.clip(action[6], 0.0, STROKE_M))
         effort = 1.0 - 2.0 * self._stroke / STROKE_M
@@ -114,7 +111,7 @@ class MetaWorldEnv:
             way = (action[:3] - env.data.mocap_pos[0]) / (left * env.action_scale)
             env.set_xyz_action(way)  # clips it
             env.do_simulation([effort, -effort], env.frame_skip)
-        mujoco.mj_forward(env.model, env.data)
+        self._mujoco.mj_forward(env.model, env.data)
         success = bool(env.evaluate_state(env._get_obs(), np.append(way, effort))[1]["success"])
         self.steps += 1
         return StepResult(success, False, not success and self.steps >= TIME_LIMIT, self.steps)
@@ -151,22 +148,18 @@ class MetaWorldEnv:
 
     def save(self) -> dict:
         """Everything that the future depends on, at the end of a control step; may be restored any number of times."""
-        import mujoco
-
-        env, parts = self._env, mujoco.mjtState.mjSTATE_INTEGRATION
-        state = np.empty(mujoco.mj_stateSize(env.model, parts))
-        mujoco.mj_getState(env.model, env.data, state, parts)
+        model, data, parts = self._env.model, self._env.data, self._mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(self._mujoco.mj_stateSize(model, parts))
+        self._mujoco.mj_getState(model, data, state, parts)
         return {"seed": self.seed, "state": state, "steps": self.steps, "stroke": self._stroke}
 
     def restore(self, saved: dict, rebuild: bool = True) -> None:
         """Returns to ``saved``, of this task: what follows is bit for bit what followed then."""
-        import mujoco
-
         self.reset(saved["seed"])
-        model, data, parts = self._env.model, self._env.data, mujoco.mjtState.mjSTATE_INTEGRATION
-        mujoco.mj_setState(model, data, saved["state"], parts)
-        mujoco.mj_forward(model, data)  # positions of bodies, but it also replaces the solver's first guess:
-        mujoco.mj_setState(model, data, saved["state"], parts)
+        model, data, parts = self._env.model, self._env.data, self._mujoco.mjtState.mjSTATE_INTEGRATION
+        self._mujoco.mj_setState(model, data, saved["state"], parts)
+        self._mujoco.mj_forward(model, data)  # positions of bodies, but it also replaces the solver's first guess:
+        self._mujoco.mj_setState(model, data, saved["state"], parts)
         self.steps, self._stroke = saved["steps"], saved["stroke"]
 
     def close(self) -> None:
