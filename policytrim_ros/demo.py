@@ -1,18 +1,20 @@
-"""`policytrim demo`: the whole system, once for each task, with a few trials; one table at the end."""
+"""`policytrim demo`: the whole system, once for each task, with a few trials of baseline and trimmed policy; tables at the end."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from policytrim_ros.film import film
-from policytrim_ros.graph import LaunchArguments, resolve_checkpoint
+from policytrim_ros.graph import LaunchArguments, baseline_of, resolve_checkpoint
 from policytrim_ros.trials.table import show
 from policytrim_ros.up import up
 
 
 def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
-    """Runs ``trials`` of each task and prints the table; 1 when a system broke down (a failed trial is a result)."""
+    """Runs ``trials`` of each task, of the project's policy and its baseline in the same scenes and the same processes, and
+    prints the tables; 1 when a system broke down (a failed trial is a result)."""
     began, broken = time.monotonic(), []
     Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:
@@ -20,8 +22,12 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
             arguments = LaunchArguments(
                 task=task, setting=setting, trials=trials, seed=seed, mode="async", out=out, on_failure="shutdown", record=True
             )
+            policy = resolve_checkpoint(arguments)
+            if baseline := None if policy.startswith("demonstrator:") else baseline_of(policy):
+                arguments = replace(arguments, checkpoint=str(baseline), compare=policy)
             recorded = set(Path(out).glob("*.mcap"))
-            print(f"\n{task} ({number} of {len(tasks)}), moved by {resolve_checkpoint(arguments)}", flush=True)
+            moved_by = f"{baseline} and, trimmed, {policy}" if baseline else policy
+            print(f"\n{task} ({number} of {len(tasks)}), moved by {moved_by}", flush=True)
             code = up(arguments, Screen(log))
             if code == 130:
                 return code

@@ -69,6 +69,9 @@ class LaunchArguments(Config):
     )
     speed_scale: float = argument(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
     trials: int = argument(0, "trials to run, after which everything ends; 0: only bring the system up", low=0, high=10000)
+    compare: str = argument(
+        "", "directory of a second policy, tried in the same scenes in turn, in the same running processes; needs trials"
+    )
     out: str = argument("runs", "directory for trial records and recordings")
     label: str = argument("", "name of this policy in the trial table; empty: the checkpoint's name")
     record: bool = argument(False, "record images (JPEG), joints, setpoints and chunks into an MCAP file under out")
@@ -92,6 +95,8 @@ class LaunchArguments(Config):
             raise ConfigError(
                 f"LaunchArguments.namespace = {self.namespace!r}: use letters, digits and '_', not beginning with a digit"
             )
+        if self.compare and not self.trials:
+            raise ConfigError("LaunchArguments.compare: say with trials how many scenes both policies are tried in")
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
 
@@ -134,6 +139,11 @@ def graph(arguments: LaunchArguments) -> list[Process]:
     width, height = parse_size(arguments.camera_size)
     fps = camera_fps(arguments)
     demonstrated = checkpoint.startswith("demonstrator:")
+    compared = checkpoint_at("compare", arguments.compare) if arguments.compare else ""
+    if demonstrated and compared:
+        raise ConfigError(
+            "LaunchArguments.compare: a demonstrator cannot be exchanged while the system runs; give two checkpoints"
+        )
     driver = "demonstrator" if demonstrated else "inference"
     common = dict(environment=environment(arguments), remappings=parse_remap(arguments.remap))
 
@@ -260,6 +270,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                     seed=arguments.seed,
                     out=arguments.out,
                     label=label,
+                    compare=compared,
                 ),
             )
         )
@@ -354,11 +365,7 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
             raise ConfigError(f"LaunchArguments.checkpoint = {given!r}: allowed demonstrators are {', '.join(DEMONSTRATORS)}")
         return given
     if given:
-        if not (Path(given) / "manifest.json").is_file():
-            raise ConfigError(
-                f"LaunchArguments.checkpoint = {given!r}: no manifest.json there; give the directory of a checkpoint"
-            )
-        return str(Path(given).resolve())
+        return checkpoint_at("checkpoint", given)
     own = own_checkpoint(arguments.task)
     if own is None and not arguments.sim:
         raise ConfigError(
@@ -367,15 +374,40 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
     return str(own) if own else "demonstrator:clean"
 
 
+def checkpoint_at(argument: str, directory: str) -> str:
+    """The resolved ``directory``; ConfigError where it holds no checkpoint."""
+    if not (Path(directory) / "manifest.json").is_file():
+        raise ConfigError(
+            f"LaunchArguments.{argument} = {directory!r}: no manifest.json there; give the directory of a checkpoint"
+        )
+    return str(Path(directory).resolve())
+
+
 def own_checkpoint(task: str) -> Path | None:
-    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks."""
-    try:
-        paths = sorted(share("models").glob("*/manifest.json"))
-    except FileNotFoundError:
-        return None
-    manifests = {path.parent: json.loads(path.read_text()) for path in paths}
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks, and
+    a trimmed one before its baseline."""
+    manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
-    return max(able, key=lambda path: len(manifests[path]["tasks"]), default=None)
+    return max(able, key=lambda path: (len(manifests[path]["tasks"]), _trimmed(manifests[path])), default=None)
+
+
+def baseline_of(checkpoint) -> Path | None:
+    """The project's checkpoint that ``checkpoint`` was trimmed from, or None."""
+    made = json.loads((Path(checkpoint) / "manifest.json").read_text())
+    parent = made["made"].get("parent") if _trimmed(made) else None
+    found = (path for path, m in _own_manifests().items() if m["files"]["model.safetensors"] == parent)
+    return next(found, None)
+
+
+def _own_manifests() -> dict[Path, dict]:
+    try:
+        return {path.parent: json.loads(path.read_text()) for path in sorted(share("models").glob("*/manifest.json"))}
+    except FileNotFoundError:
+        return {}
+
+
+def _trimmed(manifest: Mapping[str, Any]) -> bool:
+    return manifest.get("made", {}).get("method") == "trim"
 
 
 def camera_fps(arguments: LaunchArguments) -> int:

@@ -3,7 +3,7 @@
 An action is an absolute 7-vector (six joints in rad, full gripper stroke in m) for the end of the control step. The
 controller walks the straight line between two actions at the physics rate, passes every point through the limits of
 `core.motion.limited_step` and feeds position and velocity to the joint drives. A batch on the GPU uses the mirror of that
-function in torch; a single scene on the CPU uses the function itself and walks all five physics steps at once.
+function in torch (`LimitedJointController`); the one scene of the CPU uses the function itself (`SingleArmController`).
 
 Gripper: both fingers get the same target. From 0.07 m down to GRIP_STROKE the stroke is split evenly; below, the targets
 run up to GRIP_DEPTH past the closed position, so that a commanded stroke of 0 presses with about 200 N/m x
@@ -29,6 +29,7 @@ from mani_skill.utils.structs.pose import Pose
 
 from policytrim_ros.core import motion
 from policytrim_ros.core.kinematics import A_MAX, LIMITS, TCP_OFFSET, V_MAX
+from sim_bridge.coordinates import coordinates, z_axis
 
 GRIP_STROKE = 0.02
 GRIP_DEPTH = 0.010
@@ -59,42 +60,33 @@ def limited_step(x, v, goal, goal_v, dt, v_max, a_max):
     return x + v_new * dt, v_new
 
 
-def finger_targets(position, velocity):
-    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2: joint7 = half stroke, joint8 = -joint7.
-
-    For tensors and for arrays alike.
-    """
-    join = torch.cat if isinstance(position, torch.Tensor) else np.concatenate
-    stroke, speed = position[..., 6:7], velocity[..., 6:7]
+def finger_target(stroke, speed):
+    """Drive target of joint7 (m) and its velocity (m/s) from the stroke and its speed; for tensors and numbers alike."""
     pressing = 1.0 * (stroke < GRIP_STROKE)
     finger = 0.5 * stroke - pressing * GRIP_DEPTH * (1.0 - stroke / GRIP_STROKE)
-    finger_speed = speed * (0.5 + pressing * GRIP_DEPTH / GRIP_STROKE)
+    return finger, speed * (0.5 + pressing * GRIP_DEPTH / GRIP_STROKE)
+
+
+def finger_targets(position, velocity):
+    """Drive targets of the 8 joints (n, 8) x 2 from project units (n, 7) x 2, tensors: joint8 = -joint7."""
+    finger, speed = finger_target(position[..., 6:7], velocity[..., 6:7])
     return (
-        join([position[..., :6], finger, -finger], -1),
-        join([velocity[..., :6], finger_speed, -finger_speed], -1),
+        torch.cat([position[..., :6], finger, -finger], dim=-1),
+        torch.cat([velocity[..., :6], speed, -speed], dim=-1),
     )
 
 
-def z_axis(pose):
-    """Third column (n, 3) of the rotation of poses (n, 7), quaternion w x y z."""
-    w, x, y, z = pose[:, 3:].unbind(-1)
-    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)
-
-
-def to_local(pose, points):
-    """World points (n, 3) in the frames of poses (n, 7)."""
-    w, axis, offset = pose[:, 3:4], -pose[:, 4:], points - pose[:, :3]
-    twice = 2.0 * torch.linalg.cross(axis, offset)
-    return offset + w * twice + torch.linalg.cross(axis, twice)
-
-
 def to_project(joints8):
-    """Six joints and the full stroke (n, 7) from the 8 joints of the model (n, 8); for positions and velocities."""
-    return torch.cat([joints8[..., :6], joints8[..., 6:7] - joints8[..., 7:8]], dim=-1)
+    """Six joints and the full stroke (n, 7) from the 8 joints of the model (n, 8); for positions and velocities.
+
+    For tensors and for arrays alike.
+    """
+    join = torch.cat if isinstance(joints8, torch.Tensor) else np.concatenate
+    return join([joints8[..., :6], joints8[..., 6:7] - joints8[..., 7:8]], -1)
 
 
 class LimitedJointController(BaseController):
-    """Absolute joint positions, interpolated and limited; see the module's docstring."""
+    """Absolute joint positions, interpolated and limited, of a batch of arms on the GPU; see the module's docstring."""
 
     config: "LimitedJointControllerConfig"
     sets_target_qpos = True
@@ -140,58 +132,24 @@ class LimitedJointController(BaseController):
         self._substep = 0
 
     def before_simulation_step(self):
-        if self.scene.gpu_sim_enabled:
-            span = self._goal - self._start
-            goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
-            now = (self.setpoint, self.setpoint_velocity, goal, span * self._control_freq)
-            self.setpoint, self.setpoint_velocity = limited_step(*now, self._dt, self._v_max, self._a_max)
-            self.drive(self.setpoint, self.setpoint_velocity)
-        else:
-            if self._substep == 0:
-                self._path = self._walk()
-            self.setpoint, self.setpoint_velocity, *targets = (part[self._substep] for part in self._path)
-            self._drive_one(*targets)
+        span = self._goal - self._start
+        goal = self._start + span * (self._substep / self._sim_steps)  # at the beginning of this physics step
+        now = (self.setpoint, self.setpoint_velocity, goal, span * self._control_freq)
+        self.setpoint, self.setpoint_velocity = limited_step(*now, self._dt, self._v_max, self._a_max)
+        self.drive(self.setpoint, self.setpoint_velocity)
         self._substep += 1
 
     @property
     def _dt(self):
         return 1.0 / (self._control_freq * self._sim_steps)
 
-    def _walk(self):
-        """All physics steps of this control step at once, for a single scene on the CPU: setpoint and its velocity (steps,
-        1, 7), then drive targets of the joints, positions and velocities (steps lists of 8)."""
-        start, goal = self._start.numpy(), self._goal.numpy()
-        span = goal - start
-        shares = (np.arange(self._sim_steps) / self._sim_steps).astype(np.float32)
-        goals, goal_velocity = start + span * shares[:, None, None], span * np.float32(self._control_freq)
-        after, x, v = [], self.setpoint.numpy(), self.setpoint_velocity.numpy()
-        for passed in goals:
-            moved = motion.limited_step(x, v, passed, goal_velocity, self._dt, V_MAX, A_MAX)
-            x, v = (value.astype(np.float32) for value in moved)
-            after.append((x, v))
-        position, velocity = (np.stack(values) for values in zip(*after))
-        targets = (value[:, 0].tolist() for value in finger_targets(position, velocity))
-        return torch.from_numpy(position), torch.from_numpy(velocity), *targets
-
     def drive(self, position, velocity):
         """Sets the drive targets of the next physics step: position and velocity (n, 7) in project units."""
-        if self.scene.gpu_sim_enabled:
-            position, velocity = finger_targets(position, velocity)
-            self.articulation.set_joint_drive_targets(position, self.joints, self.active_joint_indices)
-            self.articulation.set_joint_drive_velocity_targets(velocity, self.joints, self.active_joint_indices)
-            self.scene.px.gpu_apply_articulation_target_position()
-            self.scene.px.gpu_apply_articulation_target_velocity()
-        else:
-            self._drive_one(*(target[0].tolist() for target in finger_targets(position.numpy(), velocity.numpy())))
-
-    def _drive_one(self, positions, velocities):
-        """The same in the one scene of the CPU, for the 8 joints of the model."""
-        if not hasattr(self, "_drives"):  # the engine's own joints: ManiSkill's wrappers cost a few times more
-            by_name = {joint.name.split("/")[-1]: joint for joint in self.articulation._objs[0].active_joints}
-            self._drives = [by_name[joint._objs[0].name.split("/")[-1]] for joint in self.joints]
-        for joint, position, velocity in zip(self._drives, positions, velocities):
-            joint.set_drive_target(position)
-            joint.set_drive_velocity_target(velocity)
+        position, velocity = finger_targets(position, velocity)
+        self.articulation.set_joint_drive_targets(position, self.joints, self.active_joint_indices)
+        self.articulation.set_joint_drive_velocity_targets(velocity, self.joints, self.active_joint_indices)
+        self.scene.px.gpu_apply_articulation_target_position()
+        self.scene.px.gpu_apply_articulation_target_velocity()
 
     def get_state(self) -> dict:
         return {
@@ -208,9 +166,79 @@ class LimitedJointController(BaseController):
         self.drive(self.setpoint, self.setpoint_velocity)
 
 
+class SingleArmController(LimitedJointController):
+    """The same for the one arm of a scene on the CPU: arrays (7,) instead of tensors (n, 7), and the engine's own joints
+    instead of ManiSkill's, because here the arithmetic of one control step would cost as much as its physics."""
+
+    def _initialize_joints(self):
+        super()._initialize_joints()
+        self._arm = self.articulation._objs[0]
+        self._order = self.active_joint_indices.numpy()
+        by_name = {joint.name.split("/")[-1]: joint for joint in self._arm.active_joints}
+        drives = [by_name[joint._objs[0].name.split("/")[-1]] for joint in self.joints]
+        self._drives = [(joint.set_drive_target, joint.set_drive_velocity_target) for joint in drives]
+
+    def _initialize_action_space(self):
+        super()._initialize_action_space()
+        self._low, self._high = LIMITS.astype(np.float32).T
+        self._shares = (np.arange(self._sim_steps) / self._sim_steps).astype(np.float32)[:, None]
+        self._rate = np.float32(self._control_freq)
+
+    @property
+    def qpos(self):
+        return self._arm.qpos[self._order]
+
+    @property
+    def qvel(self):
+        return self._arm.qvel[self._order]
+
+    def reset(self):
+        position, _ = self.measured()
+        self.put(position, np.zeros_like(position))
+
+    def put(self, position, velocity):
+        """Drives at ``position`` and ``velocity`` (7,), unlimited; the next action starts there."""
+        self.setpoint, self.setpoint_velocity = (np.array(x, dtype=np.float32) for x in (position, velocity))
+        self._goal = self.setpoint
+        self.drive(self.setpoint, self.setpoint_velocity)
+
+    def set_action(self, action):
+        action = np.asarray(action, dtype=np.float32).reshape(7)
+        start, self._goal = self._goal, np.minimum(np.maximum(action, self._low), self._high)
+        span = self._goal - start
+        self._path, self._speed = iter(start + span * self._shares), span * self._rate
+
+    def before_simulation_step(self):
+        now = self.setpoint, self.setpoint_velocity, next(self._path), self._speed
+        position, velocity = motion.limited_step(*now, self._dt, V_MAX, A_MAX)
+        self.setpoint, self.setpoint_velocity = position.astype(np.float32), velocity.astype(np.float32)
+        self.drive(self.setpoint, self.setpoint_velocity)
+
+    def drive(self, position, velocity):
+        finger, speed = finger_target(position[6], velocity[6])
+        positions = (*position[:6].tolist(), finger, -finger)
+        velocities = (*velocity[:6].tolist(), speed, -speed)
+        for (set_position, set_velocity), position, velocity in zip(self._drives, positions, velocities):
+            set_position(position)
+            set_velocity(velocity)
+
+    def get_state(self) -> dict:
+        state = {"setpoint": self.setpoint, "setpoint_velocity": self.setpoint_velocity, "goal": self._goal}
+        return {name: torch.tensor(value)[None] for name, value in state.items()}
+
+    def set_state(self, state: dict):
+        self.put(state["setpoint"][0], state["setpoint_velocity"][0])
+        self._goal = np.array(state["goal"][0])
+
+
 @dataclass
 class LimitedJointControllerConfig(ControllerConfig):
     controller_cls = LimitedJointController
+
+
+@dataclass
+class SingleArmControllerConfig(ControllerConfig):
+    controller_cls = SingleArmController
 
 
 @register_agent()
@@ -226,7 +254,8 @@ class Piper(BaseAgent):
 
     @property
     def _controller_configs(self):
-        return {"limited_joint_pos": LimitedJointControllerConfig(JOINT_NAMES)}
+        config = LimitedJointControllerConfig if self.scene.gpu_sim_enabled else SingleArmControllerConfig
+        return {"limited_joint_pos": config(JOINT_NAMES)}
 
     def _load_articulation(self, initial_pose=None):
         tree = ElementTree.parse(urdf_file())
@@ -252,7 +281,7 @@ class Piper(BaseAgent):
         return self.hand.pose * Pose.create(sapien.Pose([0.0, 0.0, TCP_OFFSET]), device=self.device)
 
     @property
-    def tcp_position(self) -> torch.Tensor:
-        """Position (n, 3) of the point between the fingertips; cheaper than the pose."""
-        pose = self.hand.pose.raw_pose
-        return pose[:, :3] + TCP_OFFSET * z_axis(pose)
+    def tcp_position(self):
+        """Coordinates (x, y, z) of the point between the fingertips; cheaper than the pose."""
+        hand = coordinates(self.hand)
+        return [place + TCP_OFFSET * way for place, way in zip(hand, z_axis(hand))]

@@ -22,7 +22,7 @@ import sapien
 import torch
 from mani_skill.utils.structs.pose import Pose
 
-from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_targets
+from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_targets, to_project
 from sim_bridge.step import StepResult
 from sim_bridge.tasks import SETTINGS, SHARED, TASKS
 from sim_bridge.tasks.scene import FOV_Y, TIME_LIMIT
@@ -93,12 +93,13 @@ class TaskEnv:
     def step(self, action) -> StepResult:
         """Plays one action (7,) for one control step of 50 ms; values beyond the joint limits are clipped."""
         action = np.asarray(action, dtype=np.float32)
-        if action.shape != (7,) or not np.all(np.isfinite(action)):
+        if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"an action is 7 finite numbers, got {action}")
-        self._controller.set_action(torch.from_numpy(action.copy())[None])
+        controller, scene = self._controller, self._env.scene
+        controller.set_action(action)
         for _ in range(SUBSTEPS):
-            self._controller.before_simulation_step()
-            self._env.scene.step()
+            controller.before_simulation_step()
+            scene.step()
         success, failure = self.control_tick()
         return StepResult(success, failure, not (success or failure) and self.steps >= TIME_LIMIT, self.steps)
 
@@ -106,36 +107,32 @@ class TaskEnv:
 
     def substep(self, position7, velocity7) -> None:
         """One physics step of 10 ms with the drives at ``position7`` (rad, m) and ``velocity7`` (rad/s, m/s), unlimited."""
-        controller = self._controller
-        position = torch.as_tensor(np.asarray(position7), dtype=torch.float32)[None]
-        velocity = torch.as_tensor(np.asarray(velocity7), dtype=torch.float32)[None]
-        controller.set_state({"setpoint": position, "setpoint_velocity": velocity, "goal": position})
+        self._controller.put(position7, velocity7)
         self._env.scene.step()
 
     def control_tick(self) -> tuple[bool, bool]:
         """Ends a control step (after every fifth `substep`): (success, failure). Also shifts the target when dynamic."""
         self._env.tick()
         self.steps += 1
-        state = self._env.evaluate()
-        return bool(state["success"]), bool(state["fail"])
+        success, failure = self._env.outcome()
+        return bool(success), bool(failure)
 
     def joint_state(self):
         """Measured position (rad, m), velocity (rad/s, m/s) and effort of the drives (N m, N), each (7,) float64."""
-        position, velocity = (x[0].numpy().astype(np.float64) for x in self._controller.measured())
-        targets = finger_targets(self._controller.setpoint, self._controller.setpoint_velocity)
-        actual = (self._controller.qpos, self._controller.qvel)
-        error, speed_error = (target[0].numpy() - now[0].numpy() for target, now in zip(targets, actual))
+        controller = self._controller
+        position, velocity = (x.astype(np.float64) for x in controller.measured())
+        targets = finger_targets(*map(torch.from_numpy, (controller.setpoint, controller.setpoint_velocity)))
+        error, speed_error = (target.numpy() - now for target, now in zip(targets, (controller.qpos, controller.qvel)))
         effort = np.clip(STIFFNESS * error + DAMPING * speed_error, -FORCE_LIMIT, FORCE_LIMIT)
         return position, velocity, np.append(effort[:6], 0.5 * (effort[6] - effort[7]))
 
     def place_arm(self, position7) -> None:
         """Puts the arm at ``position7`` (rad, m), at rest, the drives holding it there."""
-        position = torch.as_tensor(np.asarray(position7), dtype=torch.float32)[None]
-        joints, still = finger_targets(position, torch.zeros_like(position))
-        joints[:, 6:] = 0.5 * position[:, 6:] * torch.tensor([1.0, -1.0])
-        self._env.agent.robot.set_qpos(joints)
-        self._env.agent.robot.set_qvel(still)
-        self._controller.set_state({"setpoint": position, "setpoint_velocity": torch.zeros_like(position), "goal": position})
+        position = np.asarray(position7, dtype=np.float32)
+        half = 0.5 * position[6]
+        self._env.agent.robot.set_qpos(np.array([*position[:6], half, -half]))
+        self._env.agent.robot.set_qvel(np.zeros(8, dtype=np.float32))
+        self._controller.put(position, np.zeros(7))
 
     def loosen(self, damping: float | None) -> None:
         """Takes the arm's motors away: only ``damping`` (N m s/rad) and the links' weight act on it. None brings them back
@@ -151,11 +148,12 @@ class TaskEnv:
 
     def proprioception(self) -> np.ndarray:
         """Measured joints (7) and limited setpoint (7) as (14,) float32: rad, m."""
-        return torch.cat([self._controller.measured()[0], self._controller.setpoint], dim=-1)[0].numpy().astype(np.float32)
+        controller = self._controller
+        return np.concatenate([to_project(controller.qpos), controller.setpoint])
 
     def objects(self) -> dict:
         """Privileged: name -> pose (7,) float64 of every object, x y z in m and quaternion w x y z."""
-        return {name: actor.pose.raw_pose[0].numpy().astype(np.float64) for name, actor in self._env.actors.items()}
+        return {name: np.array(self._env.pose(name), dtype=np.float64) for name in self._env.actors}
 
     def shifted(self) -> float:
         """Privileged: how far (m) the dynamic setting has shifted the target so far."""

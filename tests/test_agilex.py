@@ -33,7 +33,9 @@ def test_a_lab_script_moves_the_arm_by_agilex_names_and_a_partial_list_moves_not
     target = operator.node.create_publisher(JointState, "joint_ctrl_single", 1)
     enable = operator.node.create_publisher(Bool, "enable_flag", 1)
     operator.ready()
-    operator.until(lambda: len(heard) == 3 and target.get_subscription_count() and enable.get_subscription_count(), "no AgileX topics")
+    operator.until(
+        lambda: len(heard) == 3 and target.get_subscription_count() and enable.get_subscription_count(), "no AgileX topics"
+    )
     assert list(heard["joint_states_single"].name) == list(JOINTS) and heard["arm_status"].message == "normal"
     position = heard["end_pose"].position
     measured = stack.truth()["position"]

@@ -83,12 +83,18 @@ def start(*parameters, **mapping):
     mapping = {"serials": "[emulated-front,emulated-wrist]", **mapping}
     arguments = [word for key, value in mapping.items() for word in ("-p", f"{key}:={value}")]
     environment = dict(
-        os.environ, ROS_DOMAIN_ID=str(DOMAIN), ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
+        os.environ,
+        ROS_DOMAIN_ID=str(DOMAIN),
+        ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
         FASTRTPS_DEFAULT_PROFILES_FILE=str(ROOT / "config" / "fastdds_shm.xml"),
     )
     return subprocess.Popen(
         [sys.executable, "-m", "policytrim_ros.nodes.camera", "--ros-args", *parameters, *arguments],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -241,7 +247,11 @@ def test_a_world_that_dies_is_a_stalled_camera_and_a_new_world_heals_it(listener
 
     block = new_world()
     process = start(
-        realsense_context=emulated(name, "160x120"), cameras="[front]", serials="[emulated-front]", width=160, height=120,
+        realsense_context=emulated(name, "160x120"),
+        cameras="[front]",
+        serials="[emulated-front]",
+        width=160,
+        height=120,
     )
     try:
         diagnostics = listener.hear(DiagnosticArray, "diagnostics")
@@ -266,19 +276,23 @@ def test_a_world_that_dies_is_a_stalled_camera_and_a_new_world_heals_it(listener
         shared.remove_session(name)
 
 
-@pytest.mark.parametrize("mapping, sentence", [
-    (dict(serials="[emulated-front,'42']"), "no camera with serial '42'; found: emulated-front, emulated-wrist; correct the"),
-    (dict(serials="['','']"), "several cameras are connected (emulated-front, emulated-wrist); name one in the parameter"),
-    (dict(serials="[emulated-front,emulated-front]"), "expected one for each of front, wrist, all different"),
-    (dict(serials="[emulated-front]"), "expected one for each of front, wrist"),
-    (dict(fps=300), "CameraConfig.fps = 300: allowed range is 1 to 90 Hz"),
-    (dict(fps=15), "does not offer 640x480 at 15 Hz; it offers colour 640x480@30"),
-    (dict(source="webcam"), "CameraConfig.source = 'webcam': allowed values are 'realsense', 'v4l2'"),
-    (dict(sharpness=3), "unknown parameter 'sharpness'; known: cameras, "),
-    (dict(cameras="[front,'a b']"), "'a b' is no name"),
-    (dict(source="v4l2", paths="[/dev/video-none,/dev/video-other]"), "camera front: no device '/dev/video-none'"),
-    (dict(realsense_context="nowhere:context"), "realsense_context 'nowhere:context' cannot be made"),
-], ids=lambda value: ",".join(value) if isinstance(value, dict) else "")
+@pytest.mark.parametrize(
+    "mapping, sentence",
+    [
+        (dict(serials="[emulated-front,'42']"), "no camera with serial '42'; found: emulated-front, emulated-wrist; correct the"),
+        (dict(serials="['','']"), "several cameras are connected (emulated-front, emulated-wrist); name one in the parameter"),
+        (dict(serials="[emulated-front,emulated-front]"), "expected one for each of front, wrist, all different"),
+        (dict(serials="[emulated-front]"), "expected one for each of front, wrist"),
+        (dict(fps=300), "CameraConfig.fps = 300: allowed range is 1 to 90 Hz"),
+        (dict(fps=15), "does not offer 640x480 at 15 Hz; it offers colour 640x480@30"),
+        (dict(source="webcam"), "CameraConfig.source = 'webcam': allowed values are 'realsense', 'v4l2'"),
+        (dict(sharpness=3), "unknown parameter 'sharpness'; known: cameras, "),
+        (dict(cameras="[front,'a b']"), "'a b' is no name"),
+        (dict(source="v4l2", paths="[/dev/video-none,/dev/video-other]"), "camera front: no device '/dev/video-none'"),
+        (dict(realsense_context="nowhere:context"), "realsense_context 'nowhere:context' cannot be made"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
 def test_a_start_that_cannot_work_is_refused_with_one_sentence_and_exit_code_1(session, mapping, sentence):
     process = start(**{"realsense_context": emulated(session), **mapping})
     _, errors = process.communicate(timeout=DEADLINE_S)

@@ -241,19 +241,29 @@ def test_a_dropped_context_ends_its_feeding_threads(session):
     assert not any(thread.is_alive() for thread in mine)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("pattern", "640"), "WIDTHxHEIGHT"), (("pattern", "640x480", "0"), "1 to 90"), (("../x", "640x480"), "session name"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("pattern", "640"), "WIDTHxHEIGHT"),
+        (("pattern", "640x480", "0"), "1 to 90"),
+        (("../x", "640x480"), "session name"),
+    ],
+)
 def test_a_context_with_bad_arguments_says_what_is_allowed(arguments, message):
     with pytest.raises(ValueError, match=message):
         context(*arguments)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("nowhere:context", "No module named"), ("sim_bridge.realsense:nothing", "no attribute"),
-    ("sim_bridge.realsense:context?colour=red", "unexpected keyword"), ("sim_bridge.realsense:context?size=big", "WIDTHxHEIGHT"),
-    ("sim_bridge.realsense", "module:function"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("nowhere:context", "No module named"),
+        ("sim_bridge.realsense:nothing", "no attribute"),
+        ("sim_bridge.realsense:context?colour=red", "unexpected keyword"),
+        ("sim_bridge.realsense:context?size=big", "WIDTHxHEIGHT"),
+        ("sim_bridge.realsense", "module:function"),
+    ],
+)
 def test_a_context_that_cannot_be_made_is_a_configuration_error(name, message):
     with pytest.raises(ConfigError, match=message):
         make_context(name)
@@ -312,7 +322,7 @@ def film(tmp_path):
     writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 30, (WIDTH, HEIGHT))
     assert writer.isOpened()
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    image[:, :WIDTH // 2, 2], image[:, WIDTH // 2:, 0] = 255, 255  # BGR
+    image[:, : WIDTH // 2, 2], image[:, WIDTH // 2 :, 0] = 255, 255  # BGR
     for _ in range(3):
         writer.write(image)
     writer.release()

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -23,9 +24,11 @@ from policytrim_ros.graph import (
     TASKS,
     LaunchArguments,
     Process,
+    baseline_of,
     command,
     consequence,
     graph,
+    own_checkpoint,
     renderer,
     resolve_checkpoint,
     runtime_dir,
@@ -474,3 +477,33 @@ def test_a_running_session_is_not_started_again(capsys):
 
 def test_arguments_are_not_shared_between_runs():
     assert replace(LaunchArguments(), task="flip_mug") != LaunchArguments()
+
+
+def test_the_second_policy_is_handed_to_the_trials(checkpoint):
+    trial = graph(LaunchArguments(checkpoint=checkpoint, trials=2, compare=checkpoint))[-1]
+    assert trial.name == "trial" and trial.parameters["compare"] == checkpoint
+    for arguments, said in [
+        (dict(compare=checkpoint), "how many scenes"),
+        (dict(compare="nowhere", trials=1), "LaunchArguments.compare = 'nowhere': no manifest.json"),
+        (dict(compare=checkpoint, trials=1, checkpoint="demonstrator:clean"), "cannot be exchanged"),
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            graph(LaunchArguments(**{"checkpoint": checkpoint, **arguments}))
+
+
+def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_path, monkeypatch):
+    def save(name, weights, tasks, **made):
+        (tmp_path / name).mkdir()
+        manifest = dict(tasks=tasks, contract={}, files={"model.safetensors": weights}, made=made)
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
+        return tmp_path / name
+
+    monkeypatch.setattr("policytrim_ros.graph.share", lambda *parts: tmp_path)
+    three, one = ["tape_box", "flip_mug", "hang_mug"], ["tape_box"]
+    base = save("a", "1", three, method="sft")
+    assert own_checkpoint("tape_box") == base and baseline_of(base) is None
+    save("b", "2", one, method="trim", parent="1")
+    assert own_checkpoint("tape_box") == base
+    trimmed = save("c", "3", three, method="trim", parent="1")
+    assert own_checkpoint("tape_box") == trimmed and baseline_of(trimmed) == base
+    assert baseline_of(save("d", "4", one, method="trim", parent="elsewhere")) is None

@@ -2,6 +2,8 @@
 
 import math
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ def test_before_the_first_update_every_ratio_is_one_and_an_update_moves_it(famil
     horizon = made.config.horizon
     parts = [exploration.act(made, made.inputs(observation(batch)), None)[1] for batch in (3, 2)]
     trace = Trace.cat(parts)
-    log_prob, kl = exploration.measure(made, trace, made)
+    log_prob, kl = exploration.measure(made, trace, nullcontext(made))
     assert log_prob.shape == (5, horizon) and torch.allclose(log_prob, trace.log_prob, atol=1e-4)
     assert torch.allclose(kl, torch.zeros_like(kl), atol=1e-6)
     advantage = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])

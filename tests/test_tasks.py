@@ -231,7 +231,7 @@ def setpoints_of(controller):
 
     def watched():
         before()
-        gathered.append((controller.setpoint[0].numpy().copy(), controller.setpoint_velocity[0].numpy().copy()))
+        gathered.append((controller.setpoint.copy(), controller.setpoint_velocity.copy()))
 
     controller.before_simulation_step = watched
     try:

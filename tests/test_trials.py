@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from policytrim_ros.core.types import READY
 from policytrim_ros.nodes.messages import LATCHED, Consumed, joint_state, seconds_to_time
 from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
 from policytrim_ros.trials.store import FILE, Row, Store, StoreError, read
-from policytrim_ros.trials.table import show, table
+from policytrim_ros.trials.table import comparison, show, table
 
 PLAN = Plan(task="tape_box", setting="standard", label="A", trials=3, seed=10, timeout_s=30.0)
 
@@ -102,6 +103,10 @@ class VirtualRig:
         self.orders.append("go")
         self.controller = ("moving", "go")
 
+    def use(self, checkpoint):
+        self.orders.append(checkpoint)
+        self.inference["checkpoint"] = checkpoint
+
     def start(self):
         self.steps = 0
         self.scene = {**self.scene, "phase": "running"}
@@ -116,10 +121,10 @@ class VirtualRig:
             self.controller = ("holding", "operator hold")
 
 
-def trials(tmp_path, rig, plan=PLAN):
+def trials(tmp_path, rig, *plans):
     store, said = Store(tmp_path), []
     try:
-        return run_trials(rig, plan, store, said.append, lambda line: None), said
+        return run_trials(rig, plans or [PLAN], store, said.append, lambda line: None), said
     finally:
         store.close()
 
@@ -147,6 +152,31 @@ def test_recorded_trials_are_not_repeated_and_aborted_ones_are(tmp_path):
     rig = VirtualRig()
     trials(tmp_path, rig, Plan(**{**vars(PLAN), "repeat": True}))
     assert rig.laid == [10, 11, 12]
+
+
+def test_two_policies_meet_the_same_scenes_in_turn(tmp_path):
+    rig = VirtualRig({11: "failure"})
+    before, after = (replace(PLAN, label=name, checkpoint=f"models/{name}", trials=2) for name in "AB")
+    stopped, said = trials(tmp_path, rig, before, after)
+    assert stopped is None and rig.laid == [10, 10, 11, 11] and "trial 2/4 B " in said[1]
+    assert [order for order in rig.orders if "models" in order] == ["models/A", "models/B"] * 2
+    assert [(r.label, r.checkpoint, r.seed) for r in read(tmp_path)] == [
+        (name, f"models/{name}", seed) for seed in (10, 11) for name in "AB"
+    ]
+    rig = VirtualRig()
+    trials(tmp_path, rig, before, replace(after, trials=3))
+    assert rig.laid == [12]
+
+
+def test_a_checkpoint_that_inference_cannot_use_aborts_before_the_arm_goes(tmp_path):
+    rig = VirtualRig()
+
+    def refuse(checkpoint):
+        raise RigError(f"inference: {checkpoint} is not used, models/x stays: is not a checkpoint")
+
+    rig.use = refuse
+    stopped, _ = trials(tmp_path, rig, replace(PLAN, checkpoint="models/broken"))
+    assert "models/broken is not used" in stopped and "go" not in rig.orders
 
 
 @pytest.mark.parametrize(
@@ -279,6 +309,20 @@ def test_the_table_counts_success_and_failure_only_and_keeps_labels_apart():
     assert [cell.strip() for cell in lines[3].split("|")[3:5]] == ["B", "1/1"]
 
 
+def test_the_second_table_compares_policies_over_the_scenes_in_which_both_succeeded():
+    rows = [row(seed=seed, seconds=8.0, steps=160, calls=32) for seed in range(4)]
+    rows += [
+        row(seed=seed, label="B", seconds=4.0, steps=80, calls=6, outcome="failure" if seed == 3 else "success")
+        for seed in range(4)
+    ]
+    rows += [row(seed=9, label="B", seconds=99.0), row(seed=0, task="flip_mug")]
+    lines = comparison(rows).splitlines()
+    cells = [cell.strip() for cell in lines[2].split("|")[1:-1]]
+    assert len(lines) == 3 and cells[2:7] == ["A", "B", "4", "4 -> 3", "3"]
+    assert cells[7:] == ["8.0 -> 4.0 (2.00 x)", "160.0 -> 80.0 (2.00 x)", "32.0 -> 6.0 (5.33 x)"]
+    assert comparison(rows[:4]) == "" and "nan" not in comparison([row(outcome="failure"), row(label="B")])
+
+
 def test_a_repeated_trial_replaces_what_it_repeats_in_the_table():
     assert "| 1/1 " in table([row(outcome="aborted"), row(outcome="failure"), row()])
 
@@ -400,7 +444,7 @@ def until_running(system, process):
 @pytest.mark.integration
 def test_the_node_runs_its_trials_prints_the_table_and_ends_with_0(system, tmp_path):
     out, err = node(tmp_path, trials=2, seed=7, task="flip_mug").communicate(timeout=120)
-    assert "2/2" in out.splitlines()[-1] and "models/x" in out.splitlines()[-1], (out, err)
+    assert "2/2" in out.splitlines()[-1] and "| x " in out.splitlines()[-1], (out, err)
     assert [(r.task, r.seed, r.outcome, r.generation, r.horizon, r.mode) for r in read(tmp_path)] == [
         ("flip_mug", 7, "success", 3, 5, "sync"),
         ("flip_mug", 8, "success", 3, 5, "sync"),

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from policy_samples import reach_recipe
+from policy_samples import observation, reach_recipe
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
@@ -85,26 +85,107 @@ def test_it_runs_through_all_phases_and_leaves_its_evidence(whole):
     assert (one.run_dir / "learning.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5])
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, trimming, stop_after):
-    whole, _, _ = whole
-    broken = trimming()
-    iterate, count = broken._iterate, iter(range(1, 100))
+def run_until(one, stop_after):
+    """Runs ``one`` until it is told to stop after so many iterations."""
+    iterate, count = one._iterate, iter(range(1, 100))
 
     def stopping(*arguments):
         figures = iterate(*arguments)
-        broken.stop_requested = next(count) == stop_after
+        one.stop_requested = next(count) == stop_after
         return figures
 
-    broken._iterate = stopping
+    one._iterate = stopping
     with pytest.raises(Interrupted, match="the same command resumes"):
-        broken.run()
+        one.run()
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4, 5])  # after 2 and 4: in the check that follows
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, trimming, stop_after):
+    whole, _, _ = whole
+    run_until(trimming(), stop_after)
     again = trimming()
     found = again.run()
     assert len(again.history) == 6 and torch.equal(weights(again), weights(whole))
     untimed = [{key: value for key, value in check.items() if key != "minutes"} for check in again.checks]
     assert untimed == [{key: value for key, value in check.items() if key != "minutes"} for check in whole.checks]
     assert found["rows"] == again.run()["rows"]  # a finished run only says again what it found
+
+
+def test_the_reference_of_stage_2_stays_that_of_stage_1_when_resumed(trimming):
+    changes = {"extension.iterations": 0, "grpo.kl": 0.1, "horizon": 6}
+    first, again = trimming(**changes), trimming(**changes)
+    run_until(first, 1)
+    run_until(again, 1)
+    assert not torch.equal(weights(again), weights(first))
+    ours, theirs = (torch.cat([p.flatten() for p in one.reference.enter_result.parameters()]) for one in (first, again))
+    assert torch.equal(ours, theirs)
+
+
+ADAPTERS = {"lora.rank": 2, "lora.alpha": 4, "lora.targets": ["q_proj", "v_proj"], "grpo.kl": 0.1}
+
+
+def test_adapters_alone_learn_and_their_switching_off_is_the_reference(baseline, trimming):
+    one = trimming(**ADAPTERS)
+    assert all(".lora_" in name for name in one.optimizer.trained)
+    before = {name: tensor.clone() for name, tensor in one.policy.state_dict().items() if ".lora_" not in name}
+    one.phase, one.horizon, one.budgets = "saving", 6, {"tape_box": 30.0}
+    one.reference = one._as_reference()
+    divergences = [one._iterate(one.recipe.saving, (6,))["kl"] for one.iteration in range(4)]
+    assert divergences[0] == pytest.approx(0.0, abs=1e-6) and divergences[-1] > 0
+    after = one.policy.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    with one.reference as theirs, torch.no_grad():
+        assert theirs is one.policy
+    deployed, parent = one._deployed(6), checkpoint.load(baseline)[0]
+    assert deployed.state_dict().keys() == parent.state_dict().keys()
+    changed = [name for name, tensor in parent.state_dict().items() if not torch.equal(tensor, deployed.state_dict()[name])]
+    assert changed and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in changed)
+
+
+def test_a_run_with_adapters_resumes_in_stage_2_from_what_stage_1_learned(trimming):
+    whole = trimming("whole", **ADAPTERS)
+    whole.run()
+    broken = trimming("broken", **ADAPTERS)
+    iterate, count = broken._iterate, iter(range(1, 100))
+
+    def stopping(*arguments):
+        figures = iterate(*arguments)
+        broken.stop_requested = next(count) == 4  # the second iteration of stage 2
+        return figures
+
+    broken._iterate = stopping
+    with pytest.raises(Interrupted):
+        broken.run()
+    again = trimming("broken", **ADAPTERS)
+    again.run()
+    ours, theirs = (one._deployed(6).state_dict() for one in (again, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_plan_as_long_as_it_is_executed_is_sampled_learned_from_and_deployed(baseline, trimming):
+    one = trimming(reading="plan", horizon=4, **{"extension.horizons": [2, 4, 6]})
+    one.phase, one.budgets = "extension", {"tape_box": 30.0}
+    groups = one.groups(one.recipe.extension, (2, 4, 6))
+    rollouts = one.fleet.collect(groups)
+    length = rollouts.trace.length
+    assert [int(length[rollouts.episode == i][0]) for i in range(3)] == [2, 4, 6]
+    beyond = torch.arange(6)[None] >= length[:, None]
+    assert (rollouts.trace.log_prob[beyond] == 0).all() and (rollouts.trace.drawn.actions[beyond] == 0).all()
+    assert not rollouts.executed[beyond.numpy()].any()
+    found, _ = one.exploration.measure(one.policy, rollouts.trace)
+    assert torch.allclose(found, rollouts.trace.log_prob, atol=1e-3)
+    found.sum().backward()  # gradient reaches the weights that all lengths share
+    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in one.optimizer.trained.values())
+    short = one.policy.shortened(4)
+    assert short.contract.prediction_horizon == 4 and short.shortened(4) is short and one.policy.config.horizon == 6
+    seen = observation(2, size=(64, 36))
+    whole, plan = (policy.predict(seen, seeds=[1, 2]) for policy in (one.policy, short))
+    assert plan.shape == (2, 4, 7) and not np.allclose(whole[:, :4], plan)  # it knows that it plans less
+    one.close()
+    again = trimming("again", reading="plan", horizon=4)
+    again.run()
+    policy, manifest = checkpoint.load(again.run_dir / "trimmed")
+    assert policy.config.horizon == manifest["contract"]["execution_horizon"] == 4
 
 
 def test_other_settings_do_not_continue_a_run(trimming):

@@ -125,6 +125,11 @@ class ChunkExecutor:
 
     def tick(self, now: float) -> PathPoint:
         """Advances to time ``now`` (s, must not go backwards) and returns the point of the path."""
+        self.advance(now)
+        return self._point(now)
+
+    def advance(self, now: float) -> None:
+        """`tick` for who asks only for `target`, not for the point of the path."""
         if not self.running:
             raise ChunkRefused("nothing is being executed")
         while self._began is not None and now >= self._began + self.period_s:
@@ -139,7 +144,6 @@ class ChunkExecutor:
                 self.stalls += 1
                 self.stall_s += now - self._dry_since
             self._begin(now)
-        return self._point(now)
 
     def _begin(self, at: float) -> None:
         self._to, generation, self.chunk_id = self._queue.popleft()

@@ -8,6 +8,10 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
     sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
            there before the old one runs out; alignment is by the control step counted by the controller
+
+While the policy does not run, setting the parameter ``checkpoint`` loads another one into the same process: the worker
+loads and warms it up, and it becomes the next generation; when it cannot be used the old one stays, and ``complaint`` in
+inference/status says why.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Int64MultiArray, String
@@ -45,15 +50,12 @@ from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
 from policytrim_ros.policies.policy import Observation
 
-GENERATION = 1
-"""The first checkpoint of a process; a hot swap raises it."""
-
 
 @dataclass(frozen=True)
 class InferenceConfig(Config):
     """Parameters of the inference node."""
 
-    checkpoint: str = setting("", "directory of the checkpoint (config.json, model.safetensors, manifest.json)")
+    checkpoint: str = setting("", "directory of the checkpoint (config.json, model.safetensors, manifest.json)", read_only=False)
     cameras: list = setting(["front", "wrist"], "names of the robot's cameras")
     width: int = setting(424, "width of the robot's images", low=32, high=1920, unit="px")
     height: int = setting(240, "height of the robot's images", low=32, high=1080, unit="px")
@@ -78,36 +80,34 @@ class Inference(Node):
         super().__init__("inference")
         self.fatal = None
         self.config = declare(self, InferenceConfig)
-        self._calls = self._chunk_id = 0
-        self._load()
-        self._replanner = Replanner(self.config.mode, self.horizon, CONTROL_RATE_HZ)
+        self._calls = self._chunk_id = self.generation = 0
         self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
         self._consumed = None
         self._controller_state = ""
-        known = self.contract.instructions
-        self._instruction = self.config.instruction or (known[0] if len(known) == 1 else "")
+        self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
-        self._complaint = ""
+        self._wanted = self._complaint = ""  # checkpoint to load; why something is not as it should be
         self._arrivals: dict[str, collections.deque] = {}
+        self._load(self.config.checkpoint)
 
         self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
         self._status = self.create_publisher(String, "inference/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
-        for name in self.contract.cameras:
-            self.create_subscription(Image, f"{name.name}/color/image_raw", self._on_image(name.name), NEWEST)
         self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
         self.create_subscription(Int64MultiArray, "controller/consumed", self._keep("_consumed", Consumed.from_message), 10)
         self.create_subscription(String, "controller/state", self._keep("_controller_state", lambda m: m.data), LATCHED)
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
         self.create_service(SetBool, "inference/run", self._on_run)
         self.create_timer(1.0, self._publish_diagnostics)
+        self.add_on_set_parameters_callback(self._on_parameters)
         self._publish_status()
         self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
         self._worker.start()
 
-    def _load(self) -> None:
+    def _load(self, directory: str) -> None:
+        """Takes the checkpoint in ``directory`` as the next generation; raises, with nothing changed, when it does not fit."""
         import torch  # a second of import, and only this process needs it
 
         from policytrim_ros.policies import checkpoint
@@ -119,24 +119,47 @@ class Inference(Node):
             execution_horizon=self.config.horizon,
             tasks=[self.config.task] if self.config.task else [],
         )
-        self.policy, self.manifest = checkpoint.load(self.config.checkpoint, robot=robot)
-        self.contract = self.policy.contract
-        self.horizon = self.config.horizon or self.contract.execution_horizon
+        policy, _ = checkpoint.load(directory, robot=robot)
+        self._warm_up(policy)
+        with self._changed:
+            self.policy, self.contract, self.checkpoint = policy, policy.contract, directory
+            self.horizon = self.config.horizon or self.contract.execution_horizon
+            self.generation += 1
+            self._replanner = Replanner(self.config.mode, self.horizon, CONTROL_RATE_HZ)
+            self._latency.clear()
+            known = self.contract.instructions
+            if not self._instruction and len(known) == 1:
+                self._instruction = known[0]
+        for camera in self.contract.cameras:
+            if camera.name not in self._arrivals:
+                self.create_subscription(Image, f"{camera.name}/color/image_raw", self._on_image(camera.name), NEWEST)
         if self.horizon != self.contract.execution_horizon:
             self.get_logger().warning(
                 f"horizon={self.horizon} trained_for={self.contract.execution_horizon}: success was not measured at this horizon"
             )
-        self._warm_up()
         self.get_logger().info(
-            f"loaded checkpoint={self.config.checkpoint} family={self.policy.family} H={self.contract.prediction_horizon} "
-            f"h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}"
+            f"loaded checkpoint={directory} generation={self.generation} family={policy.family} "
+            f"H={self.contract.prediction_horizon} h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}"
         )
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, policy) -> None:
         blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        state = np.zeros(14, np.float32)
+        images = {camera.name: blank[None] for camera in policy.contract.cameras}
+        seen = Observation(images, np.zeros((1, 14), np.float32), [policy.contract.instructions[0]])
         for _ in range(3):
-            self._predict({camera.name: blank for camera in self.contract.cameras}, state, self.contract.instructions[0])
+            policy.predict(seen, seeds=[self.config.seed], steps=self.config.denoising_steps or None)
+
+    def _on_parameters(self, parameters) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == "checkpoint":
+                with self._changed:
+                    if self._running:
+                        reason = "the policy is running; stop it first (service inference/run, data: false)"
+                        return SetParametersResult(successful=False, reason=reason)
+                    self._wanted, self._complaint = parameter.value, ""
+                    self._changed.notify_all()
+                self._publish_status()
+        return SetParametersResult(successful=True)
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
@@ -175,6 +198,9 @@ class Inference(Node):
 
     def _on_run(self, request, response):
         with self._changed:
+            if request.data and self._wanted:
+                response.success, response.message = False, f"{self._wanted} is being loaded; ask again in a moment"
+                return response
             if request.data and not self._running:
                 self._replanner.reset()
             self._running = bool(request.data)
@@ -188,11 +214,24 @@ class Inference(Node):
     def _work(self) -> None:
         try:
             while not self._stop.is_set():
+                if self._wanted:
+                    self._exchange(self._wanted)
                 observed = self._wait_for_turn()
                 if observed is not None:
                     self._infer(*observed)
         except Exception as error:  # without a worker nothing is predicted: the process must end and say why
             self.fatal = f"prediction stopped: {type(error).__name__}: {error}"
+
+    def _exchange(self, directory: str) -> None:
+        """Loads another checkpoint; `_on_run` refuses to run meanwhile, so no chunk of the old one can still be coming."""
+        try:
+            self._load(directory)
+        except (ValueError, RuntimeError, OSError) as error:
+            self._complain(f"{directory} is not used, {self.checkpoint} stays: {error}")
+        with self._changed:
+            if self._wanted == directory:
+                self._wanted = ""
+        self._publish_status()
 
     def _wait_for_turn(self):
         """Blocks until the policy should look; returns what it sees, or None to ask again."""
@@ -247,7 +286,7 @@ class Inference(Node):
             self._latency.append(time.monotonic() - began)
             self._calls += 1
             self._chunk_id += 1
-            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], GENERATION, self._chunk_id, first)
+            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], self.generation, self._chunk_id, first)
             self._replanner.sent(first, len(chunk.positions), time.time())
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
         self._publish_status()
@@ -270,8 +309,9 @@ class Inference(Node):
     def _publish_status(self) -> None:
         with self._changed:
             values = dict(
-                generation=GENERATION,
-                checkpoint=self.config.checkpoint,
+                generation=self.generation,
+                checkpoint=self.checkpoint,
+                loading=self._wanted,
                 horizon=self.horizon,
                 mode=self.config.mode,
                 calls=self._calls,

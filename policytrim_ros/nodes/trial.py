@@ -12,7 +12,8 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -32,12 +33,14 @@ from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
 from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
 from policytrim_ros.trials.store import Store, StoreError
-from policytrim_ros.trials.table import table
+from policytrim_ros.trials.table import comparison, table
 
 ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
 ENABLE_S = 12.0  # go and home may have to bring the motors on
 READY_TOLERANCE = 0.05  # rad, m
 SILENT_S = 2.0
+LOADING_S = 60.0  # a large checkpoint from a slow disk
+INFERENCE = "inference"
 DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
 
 
@@ -50,6 +53,8 @@ class TrialConfig(Config):
     trials: int = option(10, "how many", low=1, high=10000)
     seed: int = option(1000, "seed of the first scene; the others follow", low=0, high=2**31 - 1)
     label: str = option("", "name of these trials in the table; empty: the checkpoint's name")
+    checkpoint: str = option("", "checkpoint that inference loads for these trials; empty: the one that it has loaded")
+    compare: str = option("", "a second checkpoint, tried in the same scenes in turn, in the same processes; empty: none")
     out: str = option("trials", "directory of trials.jsonl")
     timeout_s: float = option(60.0, "a trial without an outcome after this is a failure", low=1.0, high=3600.0, unit="s")
     startup_s: float = option(30.0, "how long to wait for controller, scene and inference", low=1.0, high=600.0, unit="s")
@@ -83,8 +88,8 @@ class RosRig:
             for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
         }
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
-        self._parameters = f"{config.scene_node}/set_parameters"
-        self._clients[self._parameters] = node.create_client(SetParameters, self._parameters)
+        for name in (config.scene_node, INFERENCE):
+            self._clients[f"{name}/set_parameters"] = node.create_client(SetParameters, f"{name}/set_parameters")
 
     def connect(self) -> None:
         """Waits until controller, scene and inference have been heard; RigError names the one that is missing."""
@@ -148,11 +153,27 @@ class RosRig:
 
     def choose(self, task: str, setting: str, seed: int) -> None:
         """Sets the parameters of the next scene; RigError with the scene's own words when it refuses them."""
-        values = (("task", task), ("setting", setting), ("seed", seed))
-        request = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg() for name, value in values])
-        for result in self._answer(self._parameters, request).results:
+        self._set(self.config.scene_node, task=task, setting=setting, seed=seed)
+
+    def use(self, checkpoint: str) -> None:
+        """Has inference load ``checkpoint``; RigError with its own words when it cannot."""
+        if self.inference.get("checkpoint") == checkpoint:
+            return
+        self._set(INFERENCE, checkpoint=checkpoint)
+        loaded = lambda: (
+            not self.inference.get("loading")
+            and (self.inference.get("checkpoint") == checkpoint or self.inference.get("complaint"))
+        )
+        if not self.wait(loaded, LOADING_S):
+            raise RigError(f"{INFERENCE} did not load {checkpoint} within {LOADING_S:.0f} s")
+        if self.inference.get("checkpoint") != checkpoint:
+            raise RigError(f"{INFERENCE}: {self.inference['complaint']}")
+
+    def _set(self, node: str, **values) -> None:
+        request = SetParameters.Request(parameters=[Parameter(n, value=v).to_parameter_msg() for n, v in values.items()])
+        for result in self._answer(f"{node}/set_parameters", request).results:
             if not result.successful:
-                raise RigError(f"{self.config.scene_node}: {result.reason}")
+                raise RigError(f"{node}: {result.reason}")
 
     def lay(self, task: str, setting: str, seed: int) -> None:
         self.choose(task, setting, seed)
@@ -219,6 +240,26 @@ class Screen:
         print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="", file=self.file, flush=True)
 
 
+def plans(config: TrialConfig, loaded: str) -> list[Plan]:
+    """The trials that ``config`` asks for while inference has checkpoint ``loaded``: one plan, or two to compare."""
+    first = config.checkpoint or (loaded if config.compare else "")
+    plan = Plan(
+        config.task,
+        config.setting,
+        config.label or Path(first or loaded or "unnamed").name,
+        config.trials,
+        config.seed,
+        config.timeout_s,
+        checkpoint=first,
+        repeat=config.repeat,
+    )
+    if not config.compare:
+        return [plan]
+    if Path(config.compare).name == plan.label:
+        raise ConfigError(f"TrialConfig.compare: both checkpoints are called '{plan.label}' in the table; give a label")
+    return [plan, replace(plan, label=Path(config.compare).name, checkpoint=config.compare)]
+
+
 def main(args=None) -> int:
     """Runs the trials; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
@@ -233,9 +274,7 @@ def main(args=None) -> int:
         store = Store(config.out)
         rig.connect()
         rig.choose(config.task, config.setting, config.seed)
-        label = config.label or rig.inference.get("checkpoint") or "unnamed"
-        plan = Plan(config.task, config.setting, label, config.trials, config.seed, config.timeout_s, repeat=config.repeat)
-        reason = run_trials(rig, plan, store, screen.say, screen.begin)
+        reason = run_trials(rig, plans(config, rig.inference.get("checkpoint", "")), store, screen.say, screen.begin)
         if reason is not None:
             print(f"trial: {reason}; the remaining trials were not run", file=sys.stderr, flush=True)
             code = 1
@@ -251,7 +290,7 @@ def main(args=None) -> int:
     finally:
         if store is not None:
             if store.rows:
-                screen.say(table(store.rows))
+                screen.say("\n\n".join(filter(None, (table(store.rows), comparison(store.rows)))))
             store.close()
         node.destroy_node()
         rclpy.try_shutdown()

@@ -10,6 +10,7 @@ beyond A is dropped.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Mapping, Sequence
 
@@ -20,7 +21,7 @@ from transformers import PI0Config, PI0ForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from policytrim_ros.core.config import Config, ConfigError, setting
-from policytrim_ros.core.contract import Contract
+from policytrim_ros.core.contract import Contract, Normalisation
 from policytrim_ros.policies.objects import DIRECTIONS, OBJECT_FEATURES, OBJECT_SLOTS
 from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
 from policytrim_ros.policies.tokenizer import IMAGE
@@ -195,6 +196,22 @@ class FlowPolicy(ChunkPolicy):
         ).to(self.device)
         nn.init.zeros_(self.noise_head[-1].weight)
         nn.init.zeros_(self.noise_head[-1].bias)
+
+    def shortened(self, horizon: int) -> "FlowPolicy":
+        """This policy, weights shared, as one that samples plans of ``horizon`` actions: the action expert attends to so many
+        tokens and no more. ValueError beyond H."""
+        if horizon > self.config.horizon:
+            raise ValueError(f"a plan of {horizon} actions is longer than H = {self.config.horizon}")
+        if horizon == self.config.horizon:
+            return self
+        normalisation = dict(self.contract.normalisation)
+        low, high = normalisation["actions"].q01[:horizon], normalisation["actions"].q99[:horizon]
+        normalisation["actions"] = Normalisation(low, high)
+        view = copy(self)  # shallow: modules and parameters are the same objects
+        view._buffers = {**self._buffers, "action_low": self.action_low[:horizon], "action_high": self.action_high[:horizon]}
+        view.config = replace(self.config, horizon=horizon)
+        view.contract = replace(self.contract, prediction_horizon=horizon, execution_horizon=horizon, normalisation=normalisation)
+        return view
 
     # -- network ------------------------------------------------------------------------------------------------
 

@@ -36,6 +36,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from policytrim_ros.core.config import Config, ConfigError, setting
@@ -103,6 +104,15 @@ class Chain:
         """Chains of one sampler one after another."""
         parts = ([getattr(chain, spec.name) for chain in chains] for spec in fields(Chain))
         return Chain(*(None if part[0] is None else torch.cat(part) for part in parts))
+
+    def cut(self, horizon: int) -> "Chain":
+        """Only the first ``horizon`` positions."""
+        return replace(self, x=self.x[:, :, :horizon], log_prob=self.log_prob[:, :horizon])
+
+    def padded(self, horizon: int) -> "Chain":
+        """With zeros behind, as long as ``horizon``."""
+        more = horizon - self.x.shape[2]
+        return replace(self, x=F.pad(self.x, (0, 0, 0, more)), log_prob=F.pad(self.log_prob, (0, more)))
 
     def _each(self, change) -> "Chain":
         values = (getattr(self, spec.name) for spec in fields(self))

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) through peft: a large policy is trained by a few weights beside its own.
 
-`attach` puts them in, `merged_copy` returns a policy of the plain architecture whose weights have them added.
+`attach` puts them in, `merged_copy` returns a policy of the plain architecture whose weights have them added, and
+`SwitchedOff` is the policy as it was before it had any.
 """
 
 from __future__ import annotations
@@ -39,6 +40,25 @@ def attach(policy: ChunkPolicy, lora: Lora, seed: int) -> None:
             raise ConfigError(f"Lora.train: no weight of the network has '{part}' in its name")
         for parameter in chosen:
             parameter.requires_grad_(True)
+
+
+class SwitchedOff:
+    """A context in which ``policy`` predicts without its adapters: a reference that costs no second copy of the weights."""
+
+    def __init__(self, policy: ChunkPolicy):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._policy = policy
+        self._layers = [module for module in policy.modules() if isinstance(module, BaseTunerLayer)]
+
+    def __enter__(self) -> ChunkPolicy:
+        for layer in self._layers:
+            layer._disable_adapters = True  # enable_adapters() would also freeze the adapters of a graph that is being built
+        return self._policy
+
+    def __exit__(self, *_) -> None:
+        for layer in self._layers:
+            layer._disable_adapters = False
 
 
 def merged_copy(policy: ChunkPolicy) -> ChunkPolicy:

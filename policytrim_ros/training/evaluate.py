@@ -25,7 +25,7 @@ import time
 import traceback
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -89,9 +89,18 @@ class Bench:
 # -- one row --------------------------------------------------------------------------------------------------------
 
 
-def evaluate(directory, row: Evaluation, bench: Bench = Bench(), *, workers: "Workers | None" = None, progress=True) -> dict:
+def evaluate(
+    directory,
+    row: Evaluation,
+    bench: Bench = Bench(),
+    *,
+    workers: "Workers | None" = None,
+    progress=True,
+    between: Callable[[], None] = lambda: None,
+) -> dict:
     """Plays ``row`` and returns its `report`. ``directory``: the checkpoint, None for a demonstrator's row.
 
+    ``between`` is called after every episode; what it raises ends the evaluation.
     Raises ConfigError when the row does not fit the checkpoint or the bench, CheckpointError when the checkpoint cannot
     be used, EvaluationError when a worker process fails.
     """
@@ -109,6 +118,7 @@ def evaluate(directory, row: Evaluation, bench: Bench = Bench(), *, workers: "Wo
                 episodes.append(episode)
                 bar.update()
                 bar.set_postfix_str(f"SR={np.mean([e.outcome == 'success' for e in episodes]):.2f}")
+                between()
     finally:
         if workers is None:
             own.close()

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies.policy import ChunkPolicy
+from policytrim_ros.training.adapters import merged_weights
 from policytrim_ros.training.groups import Group, Rollouts, collect
 from policytrim_ros.training.recipe import factory
 from policytrim_ros.training.rollout import Conditions
@@ -110,7 +111,7 @@ class Fleet:
         limits = limits or {}
         if self._own:
             return self._own.collect(groups, limits)
-        weights = {name: tensor.detach().cpu() for name, tensor in self.policy.state_dict().items()}
+        weights = {name: tensor.detach().cpu() for name, tensor in merged_weights(self.policy).items()}
         count = min(len(self._workers), len(groups))
         dealt = [list(range(first, len(groups), count)) for first in range(count)]
         job = pickle.dumps(weights)

@@ -4,7 +4,7 @@
     experience = rollouts.experience(advantages)         # one advantage for every episode; None: its group taught nothing
 
 Episodes run through the robot's own executor (`rollout.play`): sync, without latency. A member's horizon is its start's;
-the policy predicts all H actions and the first h are executed.
+the policy predicts all H actions and the first h are executed, or samples a plan of h (`FlowExploration.plans`).
 """
 
 from __future__ import annotations
@@ -100,13 +100,14 @@ def collect(
     def look(seen: Observation, seeds: Sequence[int]) -> np.ndarray:
         generators = [torch.Generator(policy.device).manual_seed(int(seed)) for seed in seeds]
         inputs = policy.inputs(seen)
-        x, trace = exploration.act(policy, inputs, generators)
+        x, trace = exploration.act(policy, inputs, generators, [horizon[seed // LOOKS_PER_EPISODE] for seed in seeds])
         for seed in seeds:
             place[seed] = len(place)
         traces.append(trace)
         return policy.to_robot(x, inputs.state).cpu().numpy()
 
     starts = [start for group in groups for start in group.starts()]
+    horizon = {start.sampler_seed: start.horizon for start in starts}
     number = {start.sampler_seed: i for i, start in enumerate(starts)}
     if len(number) < len(starts):
         raise ValueError("two members of these groups explore by the same number; give every group draws of its own")

@@ -126,7 +126,7 @@ class Player:
         """Begins a control step and says whether the policy looks now."""
         if self._coming and self.control_steps >= self._coming[0]:
             self._deliver()
-        self._executor.tick(self._now)
+        self._executor.advance(self._now)
         busy = self._coming is not None
         return not busy and self._replanner.turn(
             self._executor.next_step, self._executor.queued, self._executor.playing, self._latency_s, self._now
@@ -142,7 +142,7 @@ class Player:
         self.looks.append([self.control_steps, 0, 0])
         if not self._delay:
             self._deliver()
-            self._executor.tick(self._now)
+            self._executor.advance(self._now)
 
     def _deliver(self) -> None:
         (_, chunk), self._coming = self._coming, None
@@ -173,7 +173,7 @@ class Player:
 
     def result(self, outcome: str, moved_m: float) -> EpisodeResult:
         executor = self._executor
-        executor.tick(self._now)
+        executor.advance(self._now)
         return EpisodeResult(
             self.start.seed,
             outcome,

@@ -21,6 +21,7 @@ import math
 import os
 import signal
 import time
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.training import evaluate, rewards, run_state
+from policytrim_ros.training.adapters import SwitchedOff, attach, merged_copy
 from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
 from policytrim_ros.training.exploration import explore
 from policytrim_ros.training.fleet import BACKENDS, Fleet, Grounds
@@ -48,6 +50,12 @@ TRAINING_SEED, TRAINING_SCENES = 2_000_000, 1_000_000_000
 STAGES = ("extension", "saving")
 PHASES = ("baseline", "extension", "selection", "saving", "evidence")
 SAVE_EVERY_S = 30.0
+EXTENDED = "extended"
+"""With adapters: the policy after stage 1, a checkpoint in the run's directory."""
+
+EXTENSION_SHARE = 1 / 3
+"""Most of a wall-clock budget that stage 1 may use when there is a stage 2."""
+
 RECENT = 8
 """Iterations whose mean the progress bar shows."""
 
@@ -77,8 +85,10 @@ class Trimming:
         say: Callable[[str], None] = print,
     ):
         self.recipe, self.run_dir, self.progress, self.say = recipe, Path(run_dir), progress, say
-        self.policy, manifest = checkpoint.load(recipe.parent, device=device)
-        self.parent = manifest["files"]["model.safetensors"]
+        self.device = device
+        self._fleet, self._workers = None, None
+        self.parent = checkpoint.read_manifest(recipe.parent)["files"]["model.safetensors"]
+        self._begin_from(recipe.parent)
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -91,14 +101,6 @@ class Trimming:
                 raise ConfigError(f"TrimRecipe.{name}.horizons: the checkpoint predicts only H = {self.longest} actions")
         if recipe.horizon > self.longest:
             raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
-        if self.policy.family == "flow" and recipe.sampler.method == "noise" and not self.policy.config.noise_head:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(recipe.seed)
-                self.policy.add_noise_head()
-        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix)
-        learning = self.exploration.parameters(self.policy)
-        for name, parameter in self.policy.named_parameters():
-            parameter.requires_grad_(name in learning)
         size = recipe.camera_width, recipe.camera_height
         self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend)
         self._fleet_options = dict(processes=processes, ray=ray)
@@ -109,10 +111,7 @@ class Trimming:
             processes=processes,
             device=device,
         )
-        self._fleet, self._workers = None, None
         self.stop_requested = False
-        self.optimizer = Optimizer(self.policy, self.exploration, recipe.grpo)
-        self.reference = None
         # what a state file holds beside weights
         self.phase, self.iteration, self.elapsed_s = PHASES[0], 0, 0.0
         self.budgets: dict[str, float] = {}
@@ -122,6 +121,27 @@ class Trimming:
         self.best: dict | None = None
         self.ended: dict[str, str] = {}
         self._best_weights: dict[str, torch.Tensor] = {}
+
+    def _begin_from(self, directory) -> None:
+        """Takes the checkpoint in ``directory`` as what is trained from now on, with new adapters when the recipe wants them."""
+        recipe = self.recipe
+        self._close_fleet()
+        self.policy, _ = checkpoint.load(directory, device=self.device)
+        if self.policy.family == "flow" and recipe.sampler.method == "noise" and not self.policy.config.noise_head:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(recipe.seed)
+                self.policy.add_noise_head()
+        attach(self.policy, recipe.lora, recipe.seed)
+        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix, self.plans)
+        learning = self.exploration.parameters(self.policy)
+        for name, parameter in self.policy.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self.optimizer, self.reference = Optimizer(self.policy, self.exploration, recipe.grpo), None
+
+    @property
+    def plans(self) -> bool:
+        """Whether a horizon h means that a plan of length h is sampled."""
+        return self.recipe.reading == "plan"
 
     # -- the pipeline -------------------------------------------------------------------------------------------
 
@@ -142,11 +162,20 @@ class Trimming:
 
     def close(self) -> None:
         """Ends all worker processes."""
-        for workers in filter(None, (self._fleet, self._workers)):
-            workers.close()
-        self._fleet = self._workers = None
+        self._close_fleet()
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+    def _close_fleet(self) -> None:
+        if self._fleet is not None:
+            self._fleet.close()
+            self._fleet = None
 
     def _enter(self, phase: str) -> None:
+        if self.recipe.lora.rank and self.phase == "extension":  # what stage 1 learned becomes what stage 2 adapts
+            checkpoint.save(self.run_dir / EXTENDED, merged_copy(self.policy), made=self._made(), overwrite=True)
+            self._begin_from(self.run_dir / EXTENDED)
         self.phase, self.iteration, self.best, self._best_weights = phase, 0, None, {}
         self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
         self.reference = None
@@ -171,28 +200,31 @@ class Trimming:
         self.horizon = self.recipe.horizon
         if not self.horizon:
             candidates = sorted({*rewards.sweep(self.base_horizon, self.longest), *self.recipe.extension.horizons})
-            directory = self._candidate()
-            found = {h: self._play(directory, "selection", h, self.recipe.selection_episodes) for h in candidates}
+            found = {h: self._play(self._candidate(h), "selection", h, self.recipe.selection_episodes) for h in candidates}
             rates = {h: _rate(rows) for h, rows in found.items()}
             self.horizon = select(rates, self.recipe.tolerance)
             for h in candidates:
                 self.say(f"selection: h = {h}: {_words(found[h])}")
         self.say(f"h = {self.horizon} from here on")
 
+    def _as_reference(self):
+        """The policy as the stage begins, for `exploration.measure`."""
+        if self.recipe.lora.rank:
+            return SwitchedOff(self.policy)
+        return nullcontext(deepcopy(self.policy).requires_grad_(False))
+
     def _saving(self) -> None:
-        if self.recipe.grpo.kl:
-            self.reference = deepcopy(self.policy).requires_grad_(False)
         self._train(self.recipe.saving, self.recipe.saving.horizons or (self.horizon,))
 
     def _evidence(self) -> dict:
         recipe = self.recipe
-        trimmed = self._candidate("trimmed")
+        trimmed = self._candidate(self.horizon, "trimmed")
         before = self._play(recipe.parent, "evidence", self.base_horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         after = self._play(trimmed, "evidence", self.horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         evidence = judge(before, after, recipe.margin, recipe.confidence)
         made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}
         summary = evaluate.summary([*before, *after])
-        checkpoint.save(trimmed, self._deployed(), made=made, evaluation=summary, overwrite=True)
+        checkpoint.save(trimmed, self._deployed(self.horizon), made=made, evaluation=summary, overwrite=True)
         evaluate.write_file(self.run_dir / "evidence.md", evidence_page(recipe, evidence, before, after, self.checks))
         learning_figure(self.run_dir / "learning.png", self.history, self.checks)
         return evidence
@@ -204,8 +236,9 @@ class Trimming:
         if not stage.iterations:
             return
         checked = max(horizons)
-        if self.iteration == 0 and self.best is None:
-            self._check(checked)
+        if self.recipe.grpo.kl and self.reference is None:
+            self.reference = self._as_reference()
+        self._check_when_due(stage, checked)
         began, saved = time.monotonic() - self.elapsed_s, self.elapsed_s
         with tqdm(
             total=stage.iterations,
@@ -223,10 +256,8 @@ class Trimming:
                 bar.update()
                 bar.set_postfix_str(self._recently())
                 self._log("train", figures)
-                if self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations:
-                    self._check(checked)
-                    self._judge_check(stage)
-                    self.elapsed_s = time.monotonic() - began
+                self._check_when_due(stage, checked)
+                self.elapsed_s = time.monotonic() - began
                 if self._out_of_time():
                     self._end("the wall-clock budget is used up")
                 if self.stop_requested or self.elapsed_s - saved > SAVE_EVERY_S or self.iteration == stage.iterations:
@@ -234,7 +265,7 @@ class Trimming:
                     saved = self.elapsed_s
                 if self.stop_requested:
                     raise Interrupted(f"stopped in {self.phase} after iteration {self.iteration}; the same command resumes")
-        if self.iteration % self.recipe.check_every and self.iteration < stage.iterations:  # out of time between two checks
+        if not self._checked:  # out of time between two checks
             self._check(checked)
         self._set_weights(self._best_weights)
         why = self.ended.get(self.phase, "all iterations done")
@@ -293,8 +324,7 @@ class Trimming:
 
     def _check(self, horizon: int) -> None:
         """Success and steps at ``horizon`` on selection scenes; the best policy so far is remembered."""
-        directory = self._candidate()
-        rows = self._play(directory, None, horizon, self.recipe.check_episodes)
+        rows = self._play(self._candidate(horizon), None, horizon, self.recipe.check_episodes)
         check = {
             "phase": self.phase,
             "iteration": self.iteration,
@@ -324,6 +354,18 @@ class Trimming:
             return False
         return best["success_rate"] < enough or check["steps"] < best["steps"]
 
+    def _check_when_due(self, stage: Stage, horizon: int) -> None:
+        """The check that belongs to this iteration, also when it was interrupted; it may end the stage."""
+        due = self.iteration % self.recipe.check_every == 0 or self.iteration == stage.iterations
+        if due and not self._checked:
+            self._check(horizon)
+            self._judge_check(stage)
+
+    @property
+    def _checked(self) -> bool:
+        """Whether the policy of this iteration was checked."""
+        return bool(self.checks) and [self.checks[-1][key] for key in ("phase", "iteration")] == [self.phase, self.iteration]
+
     def _judge_check(self, stage: Stage) -> None:
         """Ends the stage when the policy has collapsed or stopped getting better."""
         check = self.checks[-1]
@@ -339,11 +381,10 @@ class Trimming:
         self.ended.setdefault(self.phase, why)
 
     def _out_of_time(self) -> bool:
-        """The budget is shared by the stages in proportion to their iterations; what stage 1 leaves over goes to stage 2."""
+        """Stage 1 may use a part of the budget; what it leaves over goes to stage 2."""
         if not self.recipe.minutes:
             return False
-        both = self.recipe.extension.iterations + self.recipe.saving.iterations
-        share = self.recipe.extension.iterations / both if self.phase == "extension" else 1.0
+        share = EXTENSION_SHARE if self.phase == "extension" and self.recipe.saving.iterations else 1.0
         return self.elapsed_s >= 60 * self.recipe.minutes * share
 
     # -- evaluation ---------------------------------------------------------------------------------------------
@@ -363,7 +404,8 @@ class Trimming:
             report = next((r for r in kept if evaluate.same(r, wanted)), None)
             if report is None:
                 self._stop_here()
-                report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=self.progress and bool(name))
+                bar = self.progress and bool(name)
+                report = evaluate.evaluate(directory, row, bench, workers=self._workers, progress=bar, between=self._stop_here)
                 report["command"] = f"policytrim train trim ({self.recipe.name})"
                 if name:
                     kept.append(report)
@@ -385,13 +427,15 @@ class Trimming:
             self._fleet = Fleet(self._grounds, self.policy, self.exploration, **self._fleet_options)
         return self._fleet
 
-    def _deployed(self):
-        """The present policy with the h it is trained for in its contract."""
-        return self.policy.under(replace(self.policy.contract, execution_horizon=self.horizon or self.base_horizon))
+    def _deployed(self, horizon: int):
+        """The present policy; its contract says the h and the tasks that it is trained for."""
+        policy = merged_copy(self.policy)
+        policy = policy.shortened(horizon) if self.plans else policy
+        return policy.under(replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
 
-    def _candidate(self, name: str = "candidate") -> Path:
+    def _candidate(self, horizon: int, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""
-        checkpoint.save(self.run_dir / name, self._deployed(), made=self._made(), overwrite=True)
+        checkpoint.save(self.run_dir / name, self._deployed(horizon), made=self._made(), overwrite=True)
         return self.run_dir / name
 
     def _made(self) -> dict:
@@ -430,8 +474,8 @@ class Trimming:
         tensors = {f"best.{name}": tensor for name, tensor in self._best_weights.items()}
         for name, parameter in self.optimizer.trained.items():
             tensors[f"model.{name}"] = parameter
-            if self.reference is not None:
-                tensors[f"reference.{name}"] = self.reference.get_parameter(name)
+            if isinstance(self.reference, nullcontext):
+                tensors[f"reference.{name}"] = self.reference.enter_result.get_parameter(name)
         tensors |= run_state.moments(self.optimizer.adam, self.optimizer.trained)
         facts = {"recipe": self.recipe.digest, "parent": self.parent}
         facts |= {"updates": self.optimizer.updates, "steps": self.optimizer.steps}
@@ -451,6 +495,8 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
+        if self.recipe.lora.rank and PHASES.index(self.phase) > PHASES.index("extension"):
+            self._begin_from(self.run_dir / EXTENDED)
         self.optimizer.updates, self.optimizer.steps = facts["updates"], facts["steps"]
         trained = self.optimizer.trained
         self._set_weights({name: tensors[f"model.{name}"] for name in trained})
@@ -458,10 +504,10 @@ class Trimming:
             name: tensors[f"best.{name}"].to(self.policy.device) for name in trained if f"best.{name}" in tensors
         }
         if any(name.startswith("reference.") for name in tensors):
-            self.reference = deepcopy(self.policy).requires_grad_(False)
+            self.reference = self._as_reference()
             with torch.no_grad():
                 for name in trained:
-                    self.reference.get_parameter(name).copy_(tensors[f"reference.{name}"])
+                    self.reference.enter_result.get_parameter(name).copy_(tensors[f"reference.{name}"])
         run_state.restore_moments(self.optimizer.adam, trained, tensors, facts["steps"])
 
     # -- curves -------------------------------------------------------------------------------------------------

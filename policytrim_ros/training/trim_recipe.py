@@ -17,8 +17,11 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.policies.samplers import Sampler
 from policytrim_ros.training.grpo import GrpoConfig
-from policytrim_ros.training.recipe import SETTINGS, digest_of, read_mapping, tupled, world_of
+from policytrim_ros.training.recipe import SETTINGS, Lora, digest_of, read_mapping, tupled, world_of
 from policytrim_ros.training.rewards import RewardConfig
+
+
+READINGS = ("execute", "plan")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,12 @@ class TrimRecipe(Config):
     camera_height: int = option(120, "height at which pictures are rendered", low=32, high=1080, unit="px")
 
     alpha: float = option(1.3, "S_base / mean S of the baseline's successes: the step budget", low=1, high=10)
+    reading: str = option(
+        "execute",
+        "what a horizon h means: execute the first h of H predicted actions, or sample a plan of length h (flow policies; the "
+        "trimmed policy then predicts h actions)",
+        choices=READINGS,
+    )
     horizon: int = option(0, "h of stage 2 and of the trimmed policy (0: selected after stage 1)", low=0, high=100)
     tolerance: float = option(
         0.03,
@@ -72,6 +81,8 @@ class TrimRecipe(Config):
     frozen_prefix: bool = option(
         True, "flow: what encodes the observation stays as it is and only the action expert learns: half the time of an update"
     )
+
+    lora: Lora = field(default_factory=Lora, metadata={})
 
     check_every: int = option(10, "iterations between two evaluations on scenes that are never trained on", low=1, high=10_000)
     check_episodes: int = option(32, "episodes of each task in such a check", low=1, high=10_000)

@@ -1,6 +1,8 @@
 """What happens in a trial, read from top to bottom; the same on the real arm and in simulation.
 
-    home -> lay the scene -> go -> start the scene's clock -> run inference -> outcome -> stop inference, hold -> one row
+    home -> the policy -> lay the scene -> go -> start the scene's clock -> run inference -> outcome -> stop, hold -> one row
+
+Several plans are compared scene by scene: each policy in turn meets the first scene, then the second, in the same processes.
 
 The protocol talks to a `Rig`: the ROS node on a robot, a virtual one in tests. Seconds are counted from the operator's go.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable, Protocol
+from typing import Callable, Protocol, Sequence
 
 from policytrim_ros.trials.store import Row, Store
 
@@ -47,6 +49,9 @@ class Rig(Protocol):
     def lay(self, task: str, setting: str, seed: int) -> None:
         """Asks for a new scene; `scene` changes its scene_id when it lies."""
 
+    def use(self, checkpoint: str) -> None:
+        """Has inference load ``checkpoint`` (nothing when it runs that one); returns when it is ready."""
+
     def home(self) -> None: ...
     def go(self) -> None: ...
     def start(self) -> None: ...
@@ -56,7 +61,8 @@ class Rig(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """Which trials: ``trials`` of one task, with seeds ``seed``, ``seed + 1``, ..."""
+    """Which trials: ``trials`` of one task, with seeds ``seed``, ``seed + 1``, ..., of ``checkpoint`` (empty: what inference
+    has loaded), called ``label`` in the table."""
 
     task: str
     setting: str
@@ -64,29 +70,35 @@ class Plan:
     trials: int
     seed: int
     timeout_s: float
+    checkpoint: str = ""
     answer_s: float = 15.0  # how long the arm may take to be ready, and a scene to lie
     repeat: bool = False  # whether finished trials are run again
 
 
-def run_trials(rig: Rig, plan: Plan, store: Store, say: Callable[[str], None], begin: Callable[[str], None]) -> str | None:
-    """Runs the plan's trials that ``store`` does not hold yet; returns why it ended early, or None.
+def run_trials(
+    rig: Rig, plans: Sequence[Plan], store: Store, say: Callable[[str], None], begin: Callable[[str], None]
+) -> str | None:
+    """Runs the trials of ``plans`` that ``store`` does not hold yet; returns why it ended early, or None.
 
     ``begin`` gets one line before each trial, ``say`` one line after it. An aborted trial ends the run: whatever stopped
     it wants a person's eyes. Raises Interrupted after the row is stored.
     """
-    done = set() if plan.repeat else {row.key for row in store.rows if row.counts}
-    seeds = [s for s in range(plan.seed, plan.seed + plan.trials) if (plan.task, plan.setting, plan.label, s) not in done]
-    if len(seeds) < plan.trials:
-        say(f"{plan.trials - len(seeds)} of {plan.trials} trials are recorded already in {store.path}")
+    done = {row.key for row in store.rows if row.counts}
+    wanted = sorted((seed, turn) for turn, plan in enumerate(plans) for seed in range(plan.seed, plan.seed + plan.trials))
+    todo = [(seed, plans[turn]) for seed, turn in wanted]
+    todo = [(seed, plan) for seed, plan in todo if plan.repeat or (plan.task, plan.setting, plan.label, seed) not in done]
+    if len(todo) < len(wanted):
+        say(f"{len(wanted) - len(todo)} of {len(wanted)} trials are recorded already in {store.path}")
     began, left = rig.clock(), "?"
-    for number, seed in enumerate(seeds, start=1):
-        begin(f"trial {number}/{len(seeds)} task={plan.task} setting={plan.setting} seed={seed} left={left} s")
+    for number, (seed, plan) in enumerate(todo, start=1):
+        who = f" {plan.label}" if len(plans) > 1 else ""
+        begin(f"trial {number}/{len(todo)}{who} task={plan.task} setting={plan.setting} seed={seed} left={left} s")
         row, cause = run_trial(rig, plan, seed)
         store.append(row)
-        left = f"{(rig.clock() - began) / number * (len(seeds) - number):.0f}"
+        left = f"{(rig.clock() - began) / number * (len(todo) - number):.0f}"
         why = "" if row.outcome == "success" else f" ({row.reason})"
         say(
-            f"trial {number}/{len(seeds)} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
+            f"trial {number}/{len(todo)}{who} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
             f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left} s"
         )
         if isinstance(cause, Interrupted):
@@ -119,6 +131,8 @@ def run_trial(rig: Rig, plan: Plan, seed: int) -> tuple[Row, Exception | None]:
 def prepare(rig: Rig, plan: Plan, seed: int) -> None:
     """Brings the arm to the ready pose and lays the scene; raises RigError when either does not come about."""
     rig.home()
+    if plan.checkpoint:
+        rig.use(plan.checkpoint)
     if not rig.wait(lambda: rig.at_ready() or rig.controller[0] == "fault", plan.answer_s) or rig.controller[0] == "fault":
         raise RigError(f"the arm did not reach the ready pose (controller: {': '.join(rig.controller)})")
     before = rig.scene.get("scene_id")

@@ -1,7 +1,8 @@
 """The table of trials: success rates with Wilson intervals, seconds and counts with bootstrap intervals (95 %).
 
 Seconds, steps and calls are means over the *successful* trials (time to success); stalls over all that count. Aborted
-and invalid trials are counted beside the table's rates, never in them.
+and invalid trials are counted beside the table's rates, never in them. Where a task was tried with several policies, a
+second table compares each with the first one, over the scenes in which both succeeded.
 """
 
 from __future__ import annotations
@@ -34,16 +35,38 @@ def table(rows: list[Row]) -> str:
     for row in latest(rows):
         groups.setdefault((row.task, row.setting, row.label), []).append(row)
     cells = [COLUMNS] + [_line(key, group) for key, group in groups.items()]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
+    return _aligned(cells)
+
+
+def _aligned(cells: list[tuple]) -> str:
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 
 
 def show(out) -> str:
-    """Table of everything recorded below directory ``out``."""
+    """Tables of everything recorded below directory ``out``."""
     rows = read(out)
-    return table(rows) if rows else f"no trials in {out}"
+    return "\n\n".join(filter(None, (table(rows), comparison(rows)))) if rows else f"no trials in {out}"
+
+
+def comparison(rows: list[Row]) -> str:
+    """Each later policy beside the first one of its task and setting, as a Markdown table; empty where there is only one."""
+    groups: dict[tuple, dict[str, dict[int, Row]]] = {}
+    for row in latest(rows):
+        if row.counts:
+            groups.setdefault((row.task, row.setting), {}).setdefault(row.label, {})[row.seed] = row
+    cells = [("task", "setting", "from", "to", "scenes", "solved", "both", "seconds", "S steps", "N calls")]
+    for key, labels in groups.items():
+        (first, before), *others = labels.items()
+        for label, after in others:
+            shared = [(before[seed], after[seed]) for seed in sorted(set(before) & set(after))]
+            both = [pair for pair in shared if all(row.outcome == "success" for row in pair)]
+            solved = "/".join(str(sum(pair[i].outcome == "success" for pair in shared)) for i in (0, 1))
+            means = [_change([(getattr(a, name), getattr(b, name)) for a, b in both]) for name in ("seconds", "steps", "calls")]
+            cells.append((*key, first, label, str(len(shared)), solved.replace("/", " -> "), str(len(both)), *means))
+    return _aligned(cells) if len(cells) > 1 else ""
 
 
 def latest(rows: list[Row]) -> list[Row]:
@@ -74,3 +97,11 @@ def _line(key: tuple, group: list[Row]) -> tuple:
 def _mean(values: list, digits: int) -> str:
     mean, low, high = bootstrap_mean(values)
     return "-" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _change(pairs: list[tuple[float, float]]) -> str:
+    """Means before and after, and how many times less."""
+    if not pairs:
+        return "-"
+    a, b = (sum(values) / len(pairs) for values in zip(*pairs))
+    return f"{a:.1f} -> {b:.1f} ({a / b:.2f} x)" if b else f"{a:.1f} -> {b:.1f}"

@@ -10,7 +10,7 @@ import numpy as np
 from mani_skill.utils.registration import register_env
 from transforms3d.quaternions import mat2quat
 
-from sim_bridge.agent import z_axis
+from sim_bridge.coordinates import z_axis
 from sim_bridge.tasks.mug import HEIGHT, build_mug, distance_to_body
 from sim_bridge.tasks.scene import TIME_LIMIT, TabletopEnv
 
@@ -38,8 +38,8 @@ class FlipMug(TabletopEnv):
         return {"mug": [x, y, 0.030, *mat2quat(rotation)]}
 
     def placed(self):
-        mug = self.actors["mug"].pose.raw_pose
-        return (z_axis(mug)[:, 2] > 0.985) & ((mug[:, 2] - HEIGHT / 2).abs() < 0.008)
+        mug = self.pose("mug")
+        return (z_axis(mug)[2] > 0.985) & (abs(mug[2] - HEIGHT / 2) < 0.008)
 
     def grasp_distance(self):
-        return distance_to_body(self.actors["mug"].pose.raw_pose, self.agent.tcp_position)
+        return distance_to_body(self.pose("mug"), self.agent.tcp_position)

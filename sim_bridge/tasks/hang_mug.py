@@ -7,10 +7,9 @@ touches the mug.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from mani_skill.utils.registration import register_env
 
-from sim_bridge.agent import to_local
+from sim_bridge.coordinates import to_local
 from sim_bridge.tasks.mug import HEIGHT, HOLE, build_mug, distance_to_body
 from sim_bridge.tasks.scene import TIME_LIMIT, Material, TabletopEnv, about_z, add_box, new_builder
 
@@ -20,6 +19,9 @@ PEG_ROOT = (0.0, 0.0, PEG_HEIGHT)
 
 PEG_DIRECTION = (0.0, -np.cos(PEG_RISE), np.sin(PEG_RISE))
 """Unit vector from root to tip in the rack's frame: towards the workspace, rising by PEG_RISE (rad)."""
+
+PEG = tuple(float(np.float32(PEG_LENGTH) * np.float32(part)) for part in PEG_DIRECTION)
+"""The way from root to tip, in the precision of the poses."""
 
 
 @register_env("PolicyTrim-HangMug-v1", max_episode_steps=TIME_LIMIT)
@@ -44,17 +46,17 @@ class HangMug(TabletopEnv):
         return {"mug": [*mug, HEIGHT / 2, *about_z(yaw)], "rack": [*rack, 0.0, *about_z(0.0)]}
 
     def placed(self):
-        rack, mug = (self.actors[name].pose.raw_pose for name in ("rack", "mug"))
-        high = mug[:, 2] > 0.045
+        mug = self.pose("mug")
+        high = mug[2] > 0.045
         if not high.any():
             return high
-        start = rack[:, :3] + rack.new_tensor(PEG_ROOT)  # the rack is never turned
-        root, tip = to_local(mug, start), to_local(mug, start + PEG_LENGTH * rack.new_tensor(PEG_DIRECTION))
-        crosses = root[:, 1] * tip[:, 1] < 0
-        share = root[:, 1] / torch.where(crosses, root[:, 1] - tip[:, 1], torch.ones_like(root[:, 1]))
-        hit = root + share[:, None] * (tip - root)
-        inside = (hit[:, 0] > 0.026) & (hit[:, 0] < 0.062) & ((hit[:, 2] - HOLE[2]).abs() < 0.021)
-        return crosses & inside & high
+        root = [place + way for place, way in zip(self.pose("rack"), PEG_ROOT)]  # the rack is never turned
+        tip = [place + way for place, way in zip(root, PEG)]
+        (x, y, z), (tip_x, tip_y, tip_z) = to_local(mug, root), to_local(mug, tip)
+        crosses = y * tip_y < 0
+        share = y / (crosses * (y - tip_y) + ~crosses)  # of the peg, up to the plane y = 0 of the handle
+        hit_x, hit_z = x + share * (tip_x - x), z + share * (tip_z - z)
+        return high & crosses & (hit_x > 0.026) & (hit_x < 0.062) & (abs(hit_z - HOLE[2]) < 0.021)
 
     def grasp_distance(self):
-        return distance_to_body(self.actors["mug"].pose.raw_pose, self.agent.tcp_position)
+        return distance_to_body(self.pose("mug"), self.agent.tcp_position)

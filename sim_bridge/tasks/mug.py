@@ -6,9 +6,8 @@ The handle sits low so that the fingers can grip the body between handle and rim
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from sim_bridge.agent import z_axis
+from sim_bridge.coordinates import hypot, offset, z_axis
 from sim_bridge.tasks.scene import Material, about_z, add_box, new_builder
 
 RADIUS, WALL, HEIGHT, BOTTOM = 0.028, 0.004, 0.080, 0.005
@@ -36,9 +35,10 @@ def build_mug(scene):
     return builder.build_dynamic("mug")
 
 
-def distance_to_body(mug, point) -> torch.Tensor:
-    """Distance (n,) from ``point`` (n, 3) to the axis, between bottom and rim, of the mug at pose ``mug`` (n, 7)."""
-    axis, offset = z_axis(mug), point - mug[:, :3]
-    along = (axis * offset).sum(-1)
-    beyond = torch.clamp(along.abs() - HEIGHT / 2, min=0.0)
-    return torch.hypot((offset - along[:, None] * axis).norm(dim=-1), beyond)
+def distance_to_body(mug, point):
+    """Distance from ``point`` (x, y, z) to the axis, between bottom and rim, of the mug at pose ``mug``."""
+    axis, way = z_axis(mug), offset(mug, point)
+    along = axis[0] * way[0] + axis[1] * way[1] + axis[2] * way[2]
+    x, y, z = (w - along * a for w, a in zip(way, axis))
+    beyond = abs(along) - HEIGHT / 2
+    return hypot(hypot(hypot(x, y), z), beyond * (beyond > 0))

@@ -1,6 +1,7 @@
 """What all tasks share: table, arm, cameras, settings, and how success, failure and the moved target are decided.
 
-Every quantity is batched over n environments, so a task runs on physx_cpu (n = 1) and on physx_cuda alike.
+A task runs on physx_cpu (one scene) and on physx_cuda (a batch of n) alike: coordinates, distances, flags and counters are
+numbers there and tensors (n,) here, and what a task says about them holds for both (sim_bridge/coordinates.py).
 Settings: `standard` leaves the target object where it was laid; `dynamic` shifts it once, by 3 to 5 cm within 5 control
 steps, when the open gripper first comes closer than MOVE_DISTANCE to where it would grasp. The shift stops early when
 a finger touches the object. When and where depends only on the scene and the seed, never on who moves the arm.
@@ -19,6 +20,7 @@ from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
 import sim_bridge.agent  # noqa: F401  registers the agent "piper"
 from policytrim_ros.core.types import READY
+from sim_bridge.coordinates import coordinates, hypot
 from sim_bridge.shaders import plain_shader
 
 TIME_LIMIT = 450
@@ -42,6 +44,15 @@ FOV_Y = {"front": np.radians(42.5), "wrist": np.radians(58.0)}
 
 FRONT_EYE, FRONT_TARGET = (0.95, -0.10, 0.58), (0.25, 0.05, 0.115)
 WRIST_EYE, WRIST_TILT = (-0.085, 0.0, 0.040), np.radians(32.0)
+
+COURSE = {
+    "streak": torch.int32,
+    "failed": torch.bool,
+    "moved": torch.bool,
+    "move_left": torch.int32,
+    "moves_made": torch.int32,
+}
+"""The course of an episode: control steps at the goal, lost for good; shift begun, its steps to come and those made."""
 
 
 class Material:
@@ -106,12 +117,12 @@ class TabletopEnv(BaseEnv):
         """Draws one episode: name -> pose (7,) of every object, x y z in m and quaternion w x y z."""
         raise NotImplementedError
 
-    def placed(self) -> torch.Tensor:
-        """Whether the goal holds now (n,), contact with the gripper aside."""
+    def placed(self):
+        """Whether the goal holds now, contact with the gripper aside."""
         raise NotImplementedError
 
-    def grasp_distance(self) -> torch.Tensor:
-        """Distance (n,) in m from the TCP to the nearest place where the target would be grasped."""
+    def grasp_distance(self):
+        """Distance in m from the TCP to the nearest place where the target would be grasped."""
         raise NotImplementedError
 
     # Scene --------------------------------------------------------------------------------------------------------
@@ -165,15 +176,12 @@ class TabletopEnv(BaseEnv):
 
     def _initialize_episode(self, env_idx, options):
         n = len(env_idx)
-        if not hasattr(self, "_streak"):
-            self._streak = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
-            self._failed = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-            self._moved = torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-            self._move_left = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
-            self._moves_made = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+        course = self._course()
+        for values in course.values():
+            values[env_idx] = 0
+        self._take_course(course)
+        if not hasattr(self, "_shift"):
             self._shift = torch.zeros(self.num_envs, 2, device=self.device)
-        for flags in (self._streak, self._failed, self._moved, self._move_left, self._moves_made):
-            flags[env_idx] = 0
         joints = np.zeros((n, 8), dtype=np.float32)
         poses = {name: np.zeros((n, 7), dtype=np.float32) for name in self.actors}
         for row, index in enumerate(env_idx.tolist()):
@@ -193,18 +201,22 @@ class TabletopEnv(BaseEnv):
 
     # Course of an episode -----------------------------------------------------------------------------------------
 
-    def finger_force(self) -> torch.Tensor:
-        """Largest contact force (n,) in N between a finger and the target."""
+    def pose(self, name):
+        """Where an object is: x, y, z in m and its quaternion w, x, y, z."""
+        return coordinates(self.actors[name])
+
+    def finger_force(self):
+        """Largest contact force in N between a finger and the target."""
         target = self.actors[self.TARGET]
         if not self.gpu_sim_enabled:  # one pass over the engine's contacts: ManiSkill's pairwise query costs five times that
-            touching = {finger._bodies[0].entity: 0.0 for finger in self.agent.fingers}
-            body = target._bodies[0].entity
+            touching = {finger._bodies[0]: 0.0 for finger in self.agent.fingers}
+            body = target._bodies[0]
             for contact in self.scene.px.get_contacts():
-                pair = [side.entity for side in contact.bodies]
-                finger = next((entity for entity in pair if entity in touching), None)
-                if finger is not None and body in pair:
+                one, other = contact.bodies
+                finger = one if other is body else other
+                if finger in touching and (one is body or other is body):
                     touching[finger] += sum(point.impulse for point in contact.points)
-            return torch.tensor([max(np.linalg.norm(impulse) for impulse in touching.values()) / self.scene.px.timestep])
+            return max(np.linalg.norm(impulse) for impulse in touching.values()) / self.scene.px.timestep
         forces = [self.scene.get_pairwise_contact_forces(finger, target).norm(dim=-1) for finger in self.agent.fingers]
         return torch.maximum(*forces)
 
@@ -216,28 +228,31 @@ class TabletopEnv(BaseEnv):
     def tick(self):
         """Ends a control step: counts success, notices failure, shifts the target in the dynamic setting."""
         done = self.placed()
-        if done.any():  # contacts are asked for only when they matter: the query costs a third of a tick
+        if done.any():  # contacts are asked for only when they matter: the query costs more than the rest of a tick
             done = done & (self.finger_force() <= TOUCH_FORCE)
-        self._streak = torch.where(done, self._streak + 1, 0)
-        position = self.actors[self.TARGET].pose.p
-        self._failed = self._failed | (position[:, 2] < -0.03) | (position[:, :2].norm(dim=-1) > REACH)
+        self._streak = (self._streak + 1) * done
+        x, y, z = self.pose(self.TARGET)[:3]
+        self._failed = self._failed | (z < -0.03) | (hypot(x, y) > REACH)
         if self.setting == "dynamic":
             self._shift_target()
 
     def _shift_target(self):
-        if bool((self._moved & (self._move_left == 0)).all()):
+        if (self._moved & (self._move_left == 0)).all():
             return
-        gripper_open = self.agent.controller.measured()[0][:, 6] > 0.04
+        gripper_open = self.agent.controller.measured()[0][..., 6] > 0.04
         begin = ~self._moved & gripper_open & (self.grasp_distance() < MOVE_DISTANCE)
         self._moved = self._moved | begin
-        self._move_left = torch.where(begin, torch.full_like(self._move_left, MOVE_STEPS), self._move_left)
+        self._move_left = self._move_left + MOVE_STEPS * begin
         moving = self._move_left > 0
         if moving.any():
             moving = moving & (self.finger_force() <= 0.0)
-        self._move_left = torch.where(moving, self._move_left - 1, torch.zeros_like(self._move_left))
-        self._moves_made = self._moves_made + moving.to(self._moves_made)
-        if not bool(moving.any()):
-            return
+        self._move_left = (self._move_left - 1) * moving
+        self._moves_made = self._moves_made + moving
+        if moving.any():
+            self._push_target(torch.as_tensor(moving).reshape(self.num_envs))
+
+    def _push_target(self, moving: torch.Tensor):
+        """One step of the shift, in the environments ``moving`` (n,)."""
         target = self.actors[self.TARGET]
         pose = target.pose.raw_pose.clone()
         pose[:, :2] += self._shift / MOVE_STEPS
@@ -253,10 +268,15 @@ class TabletopEnv(BaseEnv):
 
     def shifted(self) -> torch.Tensor:
         """How far (n,) in m the dynamic setting has shifted the target so far in this episode."""
-        return self._shift.norm(dim=-1) * self._moves_made / MOVE_STEPS
+        return self._shift.norm(dim=-1) * self._course()["moves_made"] / MOVE_STEPS
+
+    def outcome(self):
+        """Whether the task has succeeded, and whether it has failed for good."""
+        return self._streak >= SUCCESS_STEPS, self._failed
 
     def evaluate(self):
-        return {"success": self._streak >= SUCCESS_STEPS, "fail": self._failed.clone()}
+        course = self._course()
+        return {"success": course["streak"] >= SUCCESS_STEPS, "fail": course["failed"]}
 
     def _get_obs_extra(self, info):
         return {name: actor.pose.raw_pose for name, actor in self.actors.items()}
@@ -265,10 +285,7 @@ class TabletopEnv(BaseEnv):
 
     def get_state_dict(self):
         state = super().get_state_dict()  # holds the controller's state too
-        state["task"] = {
-            name: getattr(self, f"_{name}").clone()
-            for name in ("streak", "failed", "moved", "move_left", "moves_made", "shift", "elapsed_steps")
-        }
+        state["task"] = {**self._course(), "shift": self._shift.clone(), "elapsed_steps": self._elapsed_steps.clone()}
         return state
 
     def set_state_dict(self, state, env_idx=None):
@@ -277,5 +294,17 @@ class TabletopEnv(BaseEnv):
             raise NotImplementedError("controller and task state can only be restored for all environments at once")
         if "controller" in state:
             self.agent.set_controller_state(state["controller"])
-        for name, value in state.get("task", {}).items():
-            setattr(self, f"_{name}", value.clone().to(self.device))
+        if "task" in state:
+            self._take_course(state["task"])
+            self._shift, self._elapsed_steps = (state["task"][name].clone() for name in ("shift", "elapsed_steps"))
+
+    def _course(self) -> dict:
+        """The COURSE as tensors (n,) of their own; zeros before the first episode."""
+        zeros = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+        return {name: (zeros + getattr(self, f"_{name}", 0)).to(dtype) for name, dtype in COURSE.items()}
+
+    def _take_course(self, course: dict) -> None:
+        """Goes on from what `_course` returned."""
+        for name in COURSE:
+            values = course[name].to(self.device)
+            setattr(self, f"_{name}", values.clone() if self.gpu_sim_enabled else values.numpy()[0])

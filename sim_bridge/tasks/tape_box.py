@@ -7,9 +7,9 @@ no finger touches the roll.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from mani_skill.utils.registration import register_env
 
+from sim_bridge.coordinates import hypot, offset
 from sim_bridge.tasks.scene import TIME_LIMIT, Material, TabletopEnv, about_z, add_box, new_builder
 
 OUTER, INNER, THICKNESS = 0.040, 0.025, 0.024
@@ -56,9 +56,9 @@ class TapeBox(TabletopEnv):
         }
 
     def placed(self):
-        offset = self.actors["tape"].pose.p - self.actors["box"].pose.p
-        return (offset[:, 0].abs() < 0.046) & (offset[:, 1].abs() < 0.046) & (offset[:, 2] < 0.045)
+        x, y, z = offset(self.pose("box"), self.pose("tape"))
+        return (abs(x) < 0.046) & (abs(y) < 0.046) & (z < 0.045)
 
     def grasp_distance(self):
-        offset = self.agent.tcp_position - self.actors["tape"].pose.p
-        return torch.hypot(offset[:, :2].norm(dim=-1) - RIM, offset[:, 2])
+        x, y, z = offset(self.pose("tape"), self.agent.tcp_position)
+        return hypot(hypot(x, y) - RIM, z)

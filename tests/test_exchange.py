@@ -1,0 +1,69 @@
+"""One inference process, several checkpoints: exchanged while the policy rests, refused while it runs, the old one kept."""
+
+import json
+
+import pytest
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from stack import Operator, Stack
+
+from policytrim_ros.share import share
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def inference(tmp_path):
+    """(operator, a function that asks for another checkpoint, the directories of two checkpoints)."""
+    stack = Stack(tmp_path)
+    first, second = (str(share("models") / name) for name in ("tape-box-oft-tiny", "piper-pi0-tiny"))
+    stack.start("inference", "policytrim_ros.nodes.inference", checkpoint=first)
+    operator = Operator(stack, beats=())
+    client = operator.node.create_client(SetParameters, "inference/set_parameters")
+
+    def ask(directory):
+        operator.until(client.service_is_ready, f"inference offers no parameters: {stack.log('inference')}", 60.0)
+        request = SetParameters.Request(parameters=[Parameter("checkpoint", value=directory).to_parameter_msg()])
+        future = client.call_async(request)
+        operator.until(future.done, "inference does not answer")
+        return future.result().results[0]
+
+    yield operator, ask, first, second
+    operator.close()
+    stack.close()
+
+
+def status(operator) -> dict:
+    return json.loads(operator.status) if operator.status else {}
+
+
+def test_checkpoints_are_exchanged_in_the_running_process(inference):
+    operator, ask, first, second = inference
+    assert ask(second).successful
+    operator.until(lambda: status(operator).get("checkpoint") == second, "the second checkpoint is not loaded", 60.0)
+    now = status(operator)
+    assert (now["generation"], now["horizon"], now["loading"], now["complaint"]) == (2, 5, "", "")
+    assert ask(first).successful
+    operator.until(lambda: status(operator).get("generation") == 3, "the first checkpoint does not come back", 60.0)
+    assert status(operator)["horizon"] == 8
+
+
+def test_what_cannot_be_loaded_leaves_the_old_one_and_says_why(inference):
+    operator, ask, first, _ = inference
+    assert ask("nowhere").successful
+    operator.until(lambda: status(operator).get("complaint"), "nobody complains", 60.0)
+    now = status(operator)
+    assert (now["checkpoint"], now["generation"], now["loading"]) == (first, 1, "")
+    assert now["complaint"].startswith(f"nowhere is not used, {first} stays: nowhere: is not a checkpoint")
+    assert operator.order("inference/run", True).success
+
+
+def test_a_running_policy_keeps_its_checkpoint(inference):
+    operator, ask, first, second = inference
+    operator.until(lambda: status(operator), "inference does not report", 60.0)
+    assert operator.order("inference/run", True).success
+    answer = ask(second)
+    assert not answer.successful and "stop it first" in answer.reason
+    assert operator.order("inference/run", False).success
+    assert ask(second).successful
+    operator.until(lambda: status(operator)["checkpoint"] == second, "the second checkpoint is not loaded", 60.0)
