@@ -49,6 +49,7 @@ EXTRAS = {
         "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3
     ],
+    "metaworld": ["metaworld==3.1.1"],  # a second set of tasks, with MuJoCo 3.3.0; it draws scenes and judges success
     "train": [
         "matplotlib>=3.8",  # figures of evaluations; the simulator brings it, too
         "tensorboard>=2.14",  # training curves

@@ -15,7 +15,6 @@ import functools
 import gc
 import multiprocessing
 import traceback
-from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
@@ -24,27 +23,13 @@ import torch
 from mani_skill.utils.structs.pose import Pose
 
 from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_targets, to_project
+from sim_bridge.step import StepResult
 from sim_bridge.tasks import SETTINGS, SHARED, TASKS
 from sim_bridge.tasks.scene import FOV_Y, TIME_LIMIT
 
 SUBSTEPS = 5
 SUBSTEP_S = 0.01
 GYM_IDS = {"tape_box": "PolicyTrim-TapeBox-v1", "flip_mug": "PolicyTrim-FlipMug-v1", "hang_mug": "PolicyTrim-HangMug-v1"}
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """After one control step: whether the task succeeded, failed for good, or ran out of time; steps since the reset."""
-
-    success: bool
-    failure: bool
-    truncated: bool
-    steps: int
-
-    @property
-    def over(self) -> bool:
-        """Whether the episode has ended in any of the three ways."""
-        return self.success or self.failure or self.truncated
 
 
 def _make_base(task, setting, cameras, image_size, num_envs, sim_backend):

@@ -20,6 +20,9 @@ STATE_LAYOUT = ("measured", "setpoint")
 """Proprioception is a 14-vector: the 7 measured positions, then the 7 limited setpoints, in the joint order."""
 
 ACTION_KIND = "absolute_joint_position"
+HAND_POSITION = "absolute_hand_position"
+"""Of a simulated arm that is told where its hand is to be: x y z in m, three zeros, gripper stroke in m."""
+
 GRIPPER_RANGE_M = (0.0, 0.07)
 ASPECT_TOLERANCE = 0.03
 PLAUSIBLE_RAD = 3.5

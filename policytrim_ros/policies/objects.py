@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from policytrim_ros.core.contract import ACTION_KIND, HAND_POSITION
 from policytrim_ros.core.kinematics import tools
 
 OBJECT_SLOTS = 2
@@ -25,31 +26,39 @@ def object_poses(objects, slots: int = OBJECT_SLOTS) -> np.ndarray:
     return found
 
 
-def object_features(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 13) float32, all zero where there is no object.
+def object_features(objects: np.ndarray, state: np.ndarray, action_kind: str = ACTION_KIND) -> np.ndarray:
+    """Poses (B, slots, 7) and state (B, 14), joints or hand as ``action_kind`` says -> (B, slots, 13) float32, all zero where
+    there is no object.
 
     Present (1), position in base_link and in the tool's frame (3 + 3, in 0.1 m), first two columns of the rotation (6).
     """
     features = np.zeros((*objects.shape[:2], OBJECT_FEATURES), np.float32)
     there = np.isfinite(objects).all(axis=-1)
     features[..., 0] = 1.0
-    features[..., 1:7] = object_places(objects, state)[..., POSITIONS]
+    features[..., 1:7] = object_places(objects, state, action_kind)[..., POSITIONS]
     features[..., 7:] = np.concatenate(axes(objects)[:2], axis=-1)
     features[~there] = 0.0
     return features
 
 
-def object_places(objects: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Poses (B, slots, 7) and joint state (B, 14) -> (B, slots, 18) float32, what the auxiliary task asks for; NaN: no object.
+def object_places(objects: np.ndarray, state: np.ndarray, action_kind: str = ACTION_KIND) -> np.ndarray:
+    """Poses (B, slots, 7) and state (B, 14) -> (B, slots, 18) float32, what the auxiliary task asks for; NaN: no object.
 
     Position in base_link and in the tool's frame (3 + 3, in 0.1 m); the object's x and z axis (where a handle points, and
     the axis of what is round) in base_link and in the tool's frame (6 + 6).
     """
-    tool, position = tools(state[:, :6]), objects[..., :3].astype(np.float64)
+    tool, position = (hands if action_kind == HAND_POSITION else tools)(state[:, :6]), objects[..., :3].astype(np.float64)
     turn = tool[:, :3, :3]
     x, _, z = axes(objects)
     found = [position / DECIMETRE, (position - tool[:, None, :3, 3]) @ turn / DECIMETRE, x, z, x @ turn, z @ turn]
     return np.concatenate(found, axis=-1).astype(np.float32)
+
+
+def hands(state: np.ndarray) -> np.ndarray:
+    """`core.kinematics.tools` of hands that never turn: x y z in m and three zeros (B, 6) -> (B, 4, 4)."""
+    poses = np.tile(np.eye(4), (len(state), 1, 1))
+    poses[:, :3, 3] = state[:, :3]
+    return poses
 
 
 def axes(poses: np.ndarray) -> list[np.ndarray]:

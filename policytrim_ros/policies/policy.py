@@ -160,7 +160,8 @@ class ChunkPolicy(nn.Module):
         if slots := self.contract.object_slots:
             if observation.objects is None or observation.objects.shape[1] < slots:
                 raise ValueError(f"this policy needs the poses of {slots} objects, which only the simulator knows")
-            objects = torch.from_numpy(object_features(observation.objects[:, :slots], observation.state)).to(self.device)
+            features = object_features(observation.objects[:, :slots], observation.state, self.contract.action_kind)
+            objects = torch.from_numpy(features).to(self.device)
         state = torch.from_numpy(observation.state).to(self.device)
         return Inputs(pixels, state, objects, *self.words(observation.instruction))
 

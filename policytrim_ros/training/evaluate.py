@@ -42,7 +42,7 @@ from policytrim_ros.policies.policy import Observation
 from policytrim_ros.training.figures import horizon_figure
 from policytrim_ros.training.films import Films, failure_sheet, films_of
 from policytrim_ros.training.perturbations import perturbed
-from policytrim_ros.training.recipe import TASKS, Evaluation, Pictures, Recipe, commit, factory, load_recipe
+from policytrim_ros.training.recipe import TASKS, Evaluation, Pictures, Recipe, commit, factory, load_recipe, world_of
 from policytrim_ros.training.rollout import (
     Conditions,
     EpisodeResult,
@@ -663,17 +663,17 @@ def plan(args) -> tuple[str | None, Bench, list[Evaluation]]:
         args.device,
         args.film,
     )
-    rows = []
+    rows, known = [], world_of(bench.environment).tasks
     if contract:
-        tasks = tuple(task for task in contract.tasks if task in TASKS) or TASKS
+        tasks = tuple(task for task in contract.tasks if task in known) or known
         base = recipe.evaluation if recipe else [Evaluation(task, horizon=contract.execution_horizon) for task in tasks]
         rows = combinations(base, given)
     if demonstrators:
         plain = {name: value for name, value in given.items() if name in ("task", "setting", "episodes")}
-        rows += combinations([Evaluation(task) for task in TASKS], {**plain, "demonstrator": demonstrators})
+        rows += combinations([Evaluation(task) for task in known], {**plain, "demonstrator": demonstrators})
     for row in rows:
-        if row.task not in TASKS:
-            raise ConfigError(f"task '{row.task}' does not exist; choose one of {', '.join(TASKS)}")
+        if row.task not in known:
+            raise ConfigError(f"task '{row.task}' does not exist; choose one of {', '.join(known)}")
         check(row, bench, checkpoint.read_manifest(directory) if directory and not row.demonstrator else None)
     return directory, bench, rows
 

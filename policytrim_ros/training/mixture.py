@@ -12,7 +12,7 @@ from typing import Sequence
 import numpy as np
 
 from policytrim_ros.training.demos import DatasetError, data_digest, read_episodes, read_index
-from policytrim_ros.training.recipe import Recipe, Source
+from policytrim_ros.training.recipe import Recipe, Source, world_of
 from policytrim_ros.training.samples import Samples
 
 
@@ -38,7 +38,7 @@ def load(recipe: Recipe, directories=None, progress=False) -> Mixture:
 def mix(episodes, labels, sources: Sequence[Source], recipe: Recipe, sha256: str) -> Mixture:
     """Divides episodes into training and held-out ones. ``labels``: (number of the source, task) of each."""
     train, held_out = split(len(episodes), recipe.training.held_out, recipe.seed)
-    options = (recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots)
+    options = (recipe.pictures.cameras, recipe.network.horizon, recipe.object_slots, world_of(recipe.environment).action_kind)
     samples = Samples([episodes[i] for i in train], *options)
     return Mixture(
         samples,

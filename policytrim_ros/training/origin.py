@@ -11,10 +11,20 @@ from policytrim_ros.core.contract import Camera, Contract
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.policies.tokenizer import UNKNOWN, train_tokenizer
-from policytrim_ros.training.recipe import Recipe
+from policytrim_ros.training.recipe import Recipe, world_of
 from policytrim_ros.training.samples import Samples
 
-FIXED = ("cameras", "object_slots", "prediction_horizon", "joints", "joint_unit", "signs", "gripper_unit", "control_rate_hz")
+FIXED = (
+    "cameras",
+    "object_slots",
+    "prediction_horizon",
+    "joints",
+    "joint_unit",
+    "signs",
+    "gripper_unit",
+    "control_rate_hz",
+    "action_kind",
+)
 """What a parent and a recipe must have in common."""
 
 
@@ -76,12 +86,13 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
 
 
 def offered(recipe: Recipe) -> Contract:
-    """The terms that recipe and demonstrations set: cameras, horizon, and the units in which demonstrations are written."""
+    """The terms that recipe and demonstrations set: cameras, horizon, kind of action, and the units in which demonstrations are written."""
     pictures = recipe.pictures
     return Contract(
         cameras=tuple(Camera(name, pictures.width, pictures.height) for name in pictures.cameras),
         object_slots=recipe.object_slots,
         prediction_horizon=recipe.network.horizon,
+        action_kind=world_of(recipe.environment).action_kind,
     )
 
 

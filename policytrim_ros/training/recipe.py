@@ -15,11 +15,13 @@ import yaml
 
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
+from policytrim_ros.core.contract import ACTION_KIND
 from policytrim_ros.core.replanning import ASYNC, SYNC
 from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
 from policytrim_ros.training.version import commit as commit  # offered here, too
 
+ENVIRONMENT = "sim_bridge.env:TaskEnv"
 TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic", "shared")
 """`shared`: the objects of TapeBox and FlipMug stand together and only the instruction says what to do."""
@@ -185,7 +187,7 @@ class Recipe(Config):
     """Everything that makes one checkpoint."""
 
     name: str = option("policy", "name of the checkpoint")
-    environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
+    environment: str = option(ENVIRONMENT, "factory of the environment, module:name")
     demonstrator: str = option("sim_bridge.demonstrators:make_demonstrator", "factory of the demonstrators, module:name")
     dataset: str = option("data/policy", "directory of the demonstrations; `demos make` fills it")
     datasets: tuple[Source, ...] = field(default_factory=tuple, metadata={})
@@ -289,6 +291,23 @@ def factory(dotted: str):
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"'{dotted}' cannot be imported ({error}); install what it needs or correct the name") from error
+
+
+@dataclass(frozen=True)
+class World:
+    """What an environment's module says about it: names of its tasks, and the kind of its actions as in a contract."""
+
+    tasks: tuple[str, ...] = TASKS
+    action_kind: str = ACTION_KIND
+
+
+def world_of(environment: str) -> World:
+    """TASKS and ACTION_KIND of the module in ``environment`` (module:name), the Piper's where it has none; ConfigError."""
+    if environment == ENVIRONMENT:  # without loading the simulator
+        return World()
+    factory(environment)
+    module = importlib.import_module(environment.partition(":")[0])
+    return World(tuple(getattr(module, "TASKS", TASKS)), getattr(module, "ACTION_KIND", ACTION_KIND))
 
 
 def tupled(mapping) -> dict:

@@ -17,7 +17,7 @@ from typing import Sequence
 import numpy as np
 import torch
 
-from policytrim_ros.core.contract import Normalisation
+from policytrim_ros.core.contract import ACTION_KIND, Normalisation
 from policytrim_ros.policies.objects import OBJECT_SLOTS, object_features, object_places
 from policytrim_ros.training.demos import DatasetError, Episode
 from policytrim_ros.training.recipe import Training
@@ -71,14 +71,16 @@ class Batch:
 class Samples:
     """Every control step of the given episodes is one sample. The pictures stay where the episodes have them.
 
-    ``object_slots`` > 0: batches hold the poses of so many objects. Raises DatasetError when there is no episode, when
-    pictures differ in size or when object poses are wanted and missing.
+    ``object_slots`` > 0: batches hold the poses of so many objects; ``action_kind``: of the contract. Raises DatasetError when
+    there is no episode, when pictures differ in size or when object poses are wanted and missing.
     """
 
-    def __init__(self, episodes: Sequence[Episode], cameras: Sequence[str], horizon: int, object_slots: int = 0):
+    def __init__(
+        self, episodes: Sequence[Episode], cameras: Sequence[str], horizon: int, object_slots: int = 0, action_kind=ACTION_KIND
+    ):
         if not episodes:
             raise DatasetError("no episode is left to train on; make more demonstrations")
-        self.horizon, self.cameras, self.object_slots = horizon, tuple(cameras), object_slots
+        self.horizon, self.cameras, self.object_slots, self.action_kind = horizon, tuple(cameras), object_slots, action_kind
         steps = np.array([len(episode.state) for episode in episodes])
         self.state = np.concatenate([episode.state for episode in episodes])
         self.first = np.repeat(np.cumsum(steps) - steps, steps)
@@ -142,7 +144,7 @@ class Samples:
         """The rows of a draw as tensors."""
         index, objects, pictures, light, places = draw.index, None, None, None, None
         if self.object_slots:
-            objects = torch.from_numpy(object_features(self.objects[index, : self.object_slots], draw.state))
+            objects = torch.from_numpy(object_features(self.objects[index, : self.object_slots], draw.state, self.action_kind))
         if self.cameras:
             taken = np.maximum(index - draw.delay, self.first[index])
             pictures, light = torch.from_numpy(self._pictures(taken, draw.shift)), torch.from_numpy(draw.light)
@@ -194,7 +196,7 @@ class Samples:
     def _places(self, taken) -> np.ndarray:
         """(B, 2, 18): where the objects are, and how they lie, in the picture of each sample of ``taken``: `object_places`."""
         moment = self.first[taken] + self.picture_step[taken]
-        return object_places(self.objects[moment, :OBJECT_SLOTS], self.state[moment])
+        return object_places(self.objects[moment, :OBJECT_SLOTS], self.state[moment], self.action_kind)
 
 
 def move(picture: np.ndarray, dy: int, dx: int, out: np.ndarray) -> None:

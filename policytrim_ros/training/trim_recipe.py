@@ -17,7 +17,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.policies.samplers import Sampler
 from policytrim_ros.training.grpo import GrpoConfig
-from policytrim_ros.training.recipe import SETTINGS, TASKS, Lora, digest_of, read_mapping, tupled
+from policytrim_ros.training.recipe import SETTINGS, Lora, digest_of, read_mapping, tupled, world_of
 from policytrim_ros.training.rewards import RewardConfig
 
 
@@ -109,8 +109,8 @@ class TrimRecipe(Config):
         if self.renew_reference and self.lora.rank:
             raise ConfigError("TrimRecipe.renew_reference: with adapters the reference is what lies beneath them; leave it 0")
         for task in self.tasks:
-            if task not in TASKS:
-                raise ConfigError(f"TrimRecipe.tasks: task '{task}' does not exist; choose from {', '.join(TASKS)}")
+            if task not in (known := world_of(self.environment).tasks):
+                raise ConfigError(f"TrimRecipe.tasks: task '{task}' does not exist; choose from {', '.join(known)}")
 
     @property
     def digest(self) -> str:
