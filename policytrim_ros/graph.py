@@ -391,11 +391,15 @@ def checkpoint_at(argument: str, directory: str) -> str:
 
 
 def own_checkpoint(task: str) -> Path | None:
-    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks, and
-    a trimmed one before its baseline."""
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks, or
+    what was trimmed from it for this task."""
     manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
-    return max(able, key=lambda path: (len(manifests[path]["tasks"]), _trimmed(manifests[path])), default=None)
+    able.sort(key=lambda path: -len(manifests[path]["tasks"]))
+    baseline = next((path for path in able if not _trimmed(manifests[path])), None)
+    if baseline is None:
+        return next(iter(able), None)
+    return next((path for path in able if baseline_of(path) == baseline), baseline)
 
 
 def baseline_of(checkpoint) -> Path | None:

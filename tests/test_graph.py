@@ -513,8 +513,8 @@ def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_
     three, one = ["tape_box", "flip_mug", "hang_mug"], ["tape_box"]
     base = save("a", "1", three, method="sft")
     assert own_checkpoint("tape_box") == base and baseline_of(base) is None
-    save("b", "2", one, method="trim", parent="1")
-    assert own_checkpoint("tape_box") == base
-    trimmed = save("c", "3", three, method="trim", parent="1")
-    assert own_checkpoint("tape_box") == trimmed and baseline_of(trimmed) == base
+    for_one = save("b", "2", one, method="trim", parent="1")
+    assert own_checkpoint("tape_box") == for_one and baseline_of(for_one) == base and own_checkpoint("flip_mug") == base
+    for_all = save("c", "3", three, method="trim", parent="1")
+    assert own_checkpoint("tape_box") == own_checkpoint("hang_mug") == for_all
     assert baseline_of(save("d", "4", one, method="trim", parent="elsewhere")) is None
