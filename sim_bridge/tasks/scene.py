@@ -1,7 +1,7 @@
 """What all tasks share: table, arm, cameras, settings, and how success, failure and the moved target are decided.
 
 A task runs on physx_cpu (one scene) and on physx_cuda (a batch of n) alike: coordinates, distances, flags and counters are
-numbers there and tensors (n,) here, and what a task says about them holds for both (sim_bridge/coordinates.py).
+numbers on the CPU and tensors (n,) on the GPU, and what a task says holds for both (sim_bridge/coordinates.py).
 Settings: `standard` leaves the target object where it was laid; `dynamic` shifts it once, by 3 to 5 cm within 5 control
 steps, when the open gripper first comes closer than MOVE_DISTANCE to where it would grasp. The shift stops early when
 a finger touches the object. When and where depends only on the scene and the seed, never on who moves the arm.
