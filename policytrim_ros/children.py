@@ -17,13 +17,13 @@ def end_with_parent(number: int = signal.SIGINT) -> None:
     _libc.prctl(1, number)  # PR_SET_PDEATHSIG
 
 
-def share_as(niceness: int) -> None:
-    """Makes ``niceness`` count beside other sessions, where that is allowed; call it in a session of its own.
+def share_as(niceness: int, pid: int | str = "self") -> None:
+    """Makes ``niceness`` of the session of process ``pid`` count beside other sessions, where that is allowed.
 
     The kernel shares the processor between sessions first; `nice` alone would only count within the child's own.
     """
     try:
-        with open("/proc/self/autogroup", "w", encoding="ascii") as file:
+        with open(f"/proc/{pid}/autogroup", "w", encoding="ascii") as file:
             file.write(str(niceness))
     except OSError:
         return  # not allowed, or a kernel without autogroups: then `nice` alone decides
@@ -38,3 +38,12 @@ def step_aside(niceness: int) -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         return  # a parent that is lower already, or a sandbox that forbids it
+
+
+def hurry(pid: int) -> None:
+    """Takes back, where that is allowed, what `step_aside` has done to process ``pid``: for one that is waited for."""
+    share_as(0, pid)
+    try:
+        os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        return  # it is gone, or the system forbids it

@@ -256,9 +256,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
             )
         )
     if arguments.trainer:
-        processes.append(
-            Process("trainer", "trainer_node", "policytrim_ros.nodes.trainer", niceness=10, **common, required=False)
-        )
+        processes.append(Process("trainer", "trainer_node", "policytrim_ros.nodes.trainer", **common, required=False))
     if arguments.trials:
         label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
         processes.append(
@@ -319,8 +317,8 @@ def command(process: Process, namespace: str = "") -> list[str]:
 
 
 def prefix(process: Process) -> list[str]:
-    """``nice``, where this user may: anybody lowers a process, few raise it as far as ``process`` asks."""
-    allowed = process.niceness > 0 or os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
+    """``nice``, where this user may raise a process as far as ``process`` asks."""
+    allowed = os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
     return ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
 
 

@@ -74,11 +74,11 @@ class Trainer(Node):
         self._status.publish(String(data=json.dumps(status)))
 
     def _publish_diagnostics(self) -> None:
-        failed = self._background.state == "failed"
+        failed = self._said["state"] == "failed"
         status = DiagnosticStatus(
             level=DiagnosticStatus.ERROR if failed else DiagnosticStatus.OK,
             name="trainer",
-            message=f"{self._background.state}: {self._background.reason or self._background.where()}",
+            message=": ".join(filter(None, (self._said["state"], self._said["reason"]))),
             values=[KeyValue(key=k, value=str(v)) for k, v in self._said.items() if v is not None],
         )
         array = DiagnosticArray(status=[status])

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from policytrim_ros.children import LOWEST, end_with_parent, step_aside
+from policytrim_ros.children import LOWEST, end_with_parent, hurry, step_aside
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.training import progress
 
 LOG = "trainer.log"
-PATIENCE_S = 6.0
-"""How long `Background.close` waits for the state to be saved; whoever ended the node waits 8 s for it."""
+PATIENCE_S, DEATH_S = 5.0, 1.0
+"""How long `Background.close` waits for the state to be saved, and for a killed process; whoever ended the node waits 8 s for it."""
 
 WAITING = {"phase": None, "iteration": 0, "iterations": 0} | dict.fromkeys(
     ("eta_s", "success_rate", "steps", "horizon", "best", "verdict", "improvement", "checkpoint", "weights_sha256")
@@ -131,17 +131,20 @@ class Background:
         if self._child is None:
             return
         self.stop()
-        try:
-            self._child.wait(PATIENCE_S)
-        except subprocess.TimeoutExpired:
-            self._kill_the_rest()
-            self._child.wait()
+        hurry(self._child.pid)
+        for patience_s in (PATIENCE_S, DEATH_S):
+            try:
+                self._child.wait(patience_s)
+                break
+            except subprocess.TimeoutExpired:
+                self._kill_the_rest()
         self.watch()
 
     def status(self) -> dict[str, Any]:
         """State, progress and reason, JSON-ready."""
         run = {"name": self.config.name, "run_dir": str(self.config.directory)}
-        return {"state": self.state, **run, **WAITING, **self._progress, "reason": self.reason}
+        reason = self.reason or (self.where() if self._child else "")
+        return {"state": self.state, **run, **WAITING, **self._progress, "reason": reason}
 
     def where(self) -> str:
         """Phase and iteration in words."""
