@@ -7,7 +7,7 @@ help:
 	@echo "make demo    watch the simulated arm do three tasks; ends with a table"
 	@echo "make test    unit tests, then tests that start the real processes"
 	@echo "make bench   measure control-loop lateness, pictures and CPU; prints tables"
-	@echo "make models  make demonstrations and train the project's own checkpoints again (hours)"
+	@echo "make models  make demonstrations, train and trim the project's own checkpoints again (hours)"
 	@echo "make setup   only install (done by the others, once)"
 	@echo "make clean   remove runs, caches and build products; not .venv, data or models"
 
@@ -30,7 +30,9 @@ bench: setup
 	@for each in $(BENCHMARKS); do echo "== $$each"; .venv/bin/python -m benchmarks.$$each || exit 1; done
 	@echo "== inference_latency"; .venv/bin/python -m benchmarks.inference_latency models/*
 
+TRIMMED = tape_box_state tape_box
 models: setup
 	@for recipe in config/demos_*.yaml; do .venv/bin/policytrim demos make --recipe $$recipe || exit 1; done
 	@for recipe in config/sft_*.yaml; do \
 	  .venv/bin/policytrim train sft --recipe $$recipe && .venv/bin/policytrim eval --recipe $$recipe --record || exit 1; done
+	@for name in $(TRIMMED); do .venv/bin/policytrim train trim --recipe config/trim_$$name.yaml --processes 2 || exit 1; done

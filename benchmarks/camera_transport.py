@@ -72,9 +72,13 @@ def subscribe(seconds: float, depth: bool) -> dict:
         latency_ms = np.percentile([1000 * latency for _, latency, _ in pictures], (50, 99)) if pictures else (np.nan, np.nan)
         sent = numbers[-1] - numbers[0] + 1 if numbers else 0
         result[name] = dict(
-            hz=len(pictures) / elapsed, lost=sent - len(set(numbers)), sent=sent,
+            hz=len(pictures) / elapsed,
+            lost=sent - len(set(numbers)),
+            sent=sent,
             broken=sum(not whole for _, _, whole in pictures),
-            p50_ms=float(latency_ms[0]), p99_ms=float(latency_ms[1]), depth_hz=depths[name] / elapsed,
+            p50_ms=float(latency_ms[0]),
+            p99_ms=float(latency_ms[1]),
+            depth_hz=depths[name] / elapsed,
         )
     node.destroy_node()
     rclpy.shutdown()
@@ -93,9 +97,22 @@ def measure(name: str, profile: Path | None, depth: bool, seconds: float) -> dic
         environment["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(profile)
     context = f"sim_bridge.realsense:context?session=pattern-benchmark-{os.getpid()}"
     node = subprocess.Popen(
-        [sys.executable, "-m", "policytrim_ros.nodes.camera", "--ros-args", "-p", "serials:=[emulated-front,emulated-wrist]",
-         "-p", f"realsense_context:={context}", "-p", f"publish_depth:={str(depth).lower()}", "--log-level", "warn"],
-        cwd=ROOT, env=environment,
+        [
+            sys.executable,
+            "-m",
+            "policytrim_ros.nodes.camera",
+            "--ros-args",
+            "-p",
+            "serials:=[emulated-front,emulated-wrist]",
+            "-p",
+            f"realsense_context:={context}",
+            "-p",
+            f"publish_depth:={str(depth).lower()}",
+            "--log-level",
+            "warn",
+        ],
+        cwd=ROOT,
+        env=environment,
     )
     try:
         command = [sys.executable, "-m", "benchmarks.camera_transport", "--subscribe", "--seconds", str(seconds)]

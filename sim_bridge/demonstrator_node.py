@@ -43,7 +43,9 @@ class DemonstratorConfig(Config):
     """How the scripted demonstrator moves."""
 
     style: str = option(
-        "clean", "clean: without detours; slow: the same at half the speed; hesitant: slow, with pauses, jitter and overshoot", choices=tuple(STYLES)
+        "clean",
+        "clean: without detours; slow: the same at half the speed; hesitant: slow, with pauses, jitter and overshoot",
+        choices=tuple(STYLES),
     )
 
 

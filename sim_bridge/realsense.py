@@ -246,7 +246,7 @@ class Pattern:
         image = np.full((self._height, self._width), self.FAR_MM, np.uint16)
         left, right, top, bottom = self.square(number)
         shift = round(self._focal * BASELINE_M / (self.NEAR_MM / 1000))
-        image[top:bottom, max(0, left - shift):max(0, right - shift)] = self.NEAR_MM
+        image[top:bottom, max(0, left - shift) : max(0, right - shift)] = self.NEAR_MM
         return image
 
     def square(self, number: int) -> tuple[int, int, int, int]:
@@ -256,7 +256,7 @@ class Pattern:
         return left, left + side, self._height // 3, self._height // 3 + side
 
     def _make_wall(self) -> np.ndarray:
-        y, x = np.mgrid[:self._height, :self._width]
+        y, x = np.mgrid[: self._height, : self._width]
         squares = 64 + (x // 16 + y // 16) % 2 * 64
         wall = np.stack([x * 255 // self._width, y * 255 // self._height, squares], axis=2).astype(np.uint8)
         return wall if self._camera == "front" else np.ascontiguousarray(wall[..., ::-1])

@@ -91,5 +91,7 @@ def open_block(session: str, name: str, dtype: np.dtype, timeout_s: float = 60.0
             return Block(session, name, dtype)
         except FileNotFoundError:
             if time.monotonic() > end:
-                raise TimeoutError(f"no '{name}' in simulation session '{session}' after {timeout_s:.0f} s: is the process that writes it running?")
+                raise TimeoutError(
+                    f"no '{name}' in simulation session '{session}' after {timeout_s:.0f} s: is the process that writes it running?"
+                )
             time.sleep(0.05)
