@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.training.rewards import RewardConfig, advantages, extension, instability, step_saving, sweep
+from policytrim_ros.training.rewards import RewardConfig, advantages, extension, in_proportion, instability, step_saving, sweep
 
 CODE = RewardConfig(form="code", beta=1.0)
 
@@ -82,3 +82,19 @@ def test_advantages_are_centred_and_of_unit_spread(group, budget):
     found = advantages(step_saving(success, steps, budget), success)
     if found is not None:
         assert abs(found.mean()) < 1e-9 and found.std() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_scaled_by_the_batch_a_failure_weighs_more_than_a_few_steps():
+    config = RewardConfig(stability=0.0, spread="batch")
+    fast, failed = [True] * 4, [True, True, True, False]
+    groups = [
+        advantages(step_saving(success, steps, 200, config), success, config)
+        for success, steps in ((fast, [100, 104, 100, 104]), (failed, [100, 100, 100, 300]), (fast, [100] * 4))
+    ]
+    speed, success, nothing = in_proportion(groups, config)
+    assert nothing is None and np.concatenate([speed, success]).std() == pytest.approx(1.0, abs=1e-4)
+    assert speed[0] / success[0] == pytest.approx(
+        0.01 / (0.75 / 4)
+    )  # as the rewards: 2 steps of 200, halved; 0.75 of one in four
+    same = [advantages(step_saving(fast, [100, 104, 100, 104], 200), fast), None]
+    assert in_proportion(same)[0] is same[0] and in_proportion([None], config) == [None]

@@ -14,12 +14,14 @@ public code has it: stage 1 pays coefficient h / 20 whatever H is, and stage 2 h
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import numpy as np
 
 from policytrim_ros.core.config import Config, setting
 
 FORMS = ("paper", "code")
+SPREADS = ("group", "batch")
 CODE_BASE_HORIZON = 20
 """Horizon at which the public code's extension reward is its coefficient."""
 
@@ -37,6 +39,12 @@ class RewardConfig(Config):
     stability: float = setting(0.15, "lambda, weight of the penalty on steps far from the group's mean in stage 2", low=0, high=1)
     sigma_floor: float = setting(
         5.0, "smallest standard deviation of steps that counts", low=1e-6, high=1000, unit="control steps"
+    )
+    spread: str = setting(
+        "group",
+        "whose standard deviation scales an advantage: the group's (paper), so that a group in which all succeed teaches speed as "
+        "loudly as a failure teaches success; or the batch's, which keeps the proportions of the rewards",
+        choices=SPREADS,
     )
     lowest_mean: float = setting(0.1, "groups whose mean success is below this teach nothing and are dropped", low=0, high=1)
 
@@ -67,11 +75,21 @@ def instability(success, steps, config: RewardConfig = RewardConfig()) -> np.nda
 
 
 def advantages(rewards, success, config: RewardConfig = RewardConfig()) -> np.ndarray | None:
-    """(R - mean) / (std + 1e-6) within the group; None for a group without a signal: all rewards equal, or too few successes."""
+    """(R - mean) / (std + 1e-6) within the group, or R - mean for `in_proportion`; None for a group without a signal: all
+    rewards equal, or too few successes."""
     rewards = np.asarray(rewards, dtype=np.float64)
     if rewards.std() < 1000 * SPREAD or np.mean(success) < config.lowest_mean:
         return None
-    return (rewards - rewards.mean()) / (rewards.std() + SPREAD)
+    return (rewards - rewards.mean()) / (rewards.std() + SPREAD if config.spread == "group" else 1.0)
+
+
+def in_proportion(groups: Sequence[np.ndarray | None], config: RewardConfig = RewardConfig()) -> list[np.ndarray | None]:
+    """The advantages of a batch, scaled by their common standard deviation where ``config.spread`` is "batch"."""
+    known = [values for values in groups if values is not None]
+    if config.spread == "group" or not known:
+        return list(groups)
+    scale = np.concatenate(known).std() + SPREAD
+    return [None if values is None else values / scale for values in groups]
 
 
 def sweep(base: int, horizon: int, count: int = 3) -> tuple[int, ...]:

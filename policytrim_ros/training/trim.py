@@ -326,7 +326,7 @@ class Trimming:
                 steps = np.array([result.steps for result in results])
                 reward = rewards.step_saving(success, steps, self.budgets[group.task], config)
             found.append(rewards.advantages(reward, success, config))
-        return found
+        return rewards.in_proportion(found, config)
 
     # -- checks -------------------------------------------------------------------------------------------------
 
