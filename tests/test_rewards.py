@@ -93,8 +93,6 @@ def test_scaled_by_the_batch_a_failure_weighs_more_than_a_few_steps():
     ]
     speed, success, nothing = in_proportion(groups, config)
     assert nothing is None and np.concatenate([speed, success]).std() == pytest.approx(1.0, abs=1e-4)
-    assert speed[0] / success[0] == pytest.approx(
-        0.01 / (0.75 / 4)
-    )  # as the rewards: 2 steps of 200, halved; 0.75 of one in four
+    assert speed[0] / success[0] == pytest.approx(0.005 / (0.75 / 4))  # 2 steps of 200, halved; 0.75 lost by one in four
     same = [advantages(step_saving(fast, [100, 104, 100, 104], 200), fast), None]
     assert in_proportion(same)[0] is same[0] and in_proportion([None], config) == [None]
