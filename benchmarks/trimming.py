@@ -22,7 +22,7 @@ from policytrim_ros.training.evidence import judge
 from policytrim_ros.training.version import commit
 
 KEPT = ("evidence.json", "evidence.md", "learning.png", "baseline.json")
-HEAD = ("policy", "task", "n", "h", "SR %", "S", "S saved", "N", "fewer calls", "seconds", "speedup")
+HEAD = ("run", "task", "n", "h", "SR %", "S", "S saved", "N", "fewer calls", "seconds", "speedup")
 REPORTED = {
     "pi0.5, LIBERO Spatial": ("libero", "pi05", "spatial"),
     "pi0.5, LIBERO Object": ("libero", "pi05", "object"),
@@ -69,7 +69,7 @@ def ours(run: Path, latency_s: float) -> list[tuple]:
         low, high = (100 * value for value in row["difference"][1:])
         rates = f"{100 * row['success'][0]:.1f}", f"{100 * row['success'][1]:.1f} [{low:+.1f}, {high:+.1f}]"
         means = [(row[name]["a"], row[name]["b"]) for name in ("steps", "calls")]
-        found.append(line(settings["name"], row["task"], row["n"], row["horizon"], rates, *means, latency_s))
+        found.append(line(run.name, row["task"], row["n"], row["horizon"], rates, *means, latency_s))
     return found
 
 
