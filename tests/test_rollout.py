@@ -10,9 +10,10 @@ from reach_task import ReachEnv
 
 from policytrim_ros.core.executor import ChunkExecutor
 from policytrim_ros.core.replanning import Replanner
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import READY, Chunk
 from policytrim_ros.policies.objects import object_poses
-from policytrim_ros.training.rollout import Conditions, RolloutError, Start, play, play_together
+from policytrim_ros.training.rollout import Conditions, Player, RolloutError, Start, play, play_together
 
 STILL = np.array(READY, np.float32).astype(float)  # as proprioception reports it
 
@@ -326,3 +327,42 @@ def test_the_simulator_in_processes_plays_the_same_episodes_as_single_environmen
         vec.close()
     apart = dict(play([TaskEnv("tape_box"), TaskEnv("tape_box")], starts, nod, Conditions("sync", 0.1), object_slots=2))
     assert together == apart
+
+
+def lowered(depth_m: float) -> np.ndarray:
+    """READY with the shoulder bent until the arm reaches so far below its limits (m)."""
+    guard, low, high = SafetyFilter(SafetyLimits()), 0.0, 1.2
+    for _ in range(40):
+        bend = (low + high) / 2
+        deeper = guard._depth(np.array(READY) + np.eye(7)[1] * bend) > depth_m
+        low, high = (low, bend) if deeper else (bend, high)
+    return np.array(READY) + np.eye(7)[1] * low
+
+
+def test_a_guarded_arm_does_not_follow_targets_below_the_table_and_fails_where_the_controller_would_hold():
+    above, below, far = lowered(-0.02), lowered(0.02), lowered(0.1)
+    for goals, targets, held in (
+        ([above, below, above], [above, above, above], ""),
+        ([above, far], [above, above], "100 mm beyond the workspace or table limit"),
+    ):
+        for guarded in (True, False):
+            player = Player(Start(0, len(goals)), np.array(READY), Conditions(guarded=guarded))
+            assert player.begin()
+            player.hear(np.array(goals))
+            for number, (goal, target) in enumerate(zip(goals, targets)):
+                if number:
+                    player.begin()
+                assert np.allclose(player.target, target if guarded else goal)
+                assert (held in player.held and bool(held)) == (guarded and bool(held) and number == 1)
+                player.passed()
+
+
+def test_where_the_controller_would_hold_the_episode_is_a_failure():
+    from sim_bridge.env import TaskEnv
+
+    env, far = TaskEnv("tape_box"), lowered(0.1)
+    dive = lambda seen, seeds: np.repeat(far[None, None], 5, axis=1)  # noqa: E731
+    ((_, result),) = play([env], [Start(5, 5)], dive, Conditions(guarded=True))
+    assert (result.outcome, result.control_steps) == ("failure", 1)
+    ((_, free),) = play([env], [Start(5, 5)], dive, Conditions(limit=8))
+    assert (free.outcome, free.control_steps) == ("truncated", 8)

@@ -200,12 +200,7 @@ class SafetyFilter:
         resting = x + v * np.abs(v) / (2.0 * self._a_max)  # where the arm would come to rest if it braked now
         now, then = self._depth(self.setpoint), self._depth(resting)
         if then > max(now, 0.0):
-            goal_depth = self._depth(inside)
-            if goal_depth > self.limits.limit_tolerance_m:
-                return Filtered(
-                    *self._braked(dt), f"the goal lies {goal_depth * 1000:.0f} mm beyond the workspace or table limit"
-                )
-            return Filtered(*self._braked(dt), "")
+            return Filtered(*self._braked(dt), self._depth_breach(self._depth(inside)))
         self.setpoint, self.velocity = x, v
         return Filtered(x, v, "")
 
@@ -220,6 +215,16 @@ class SafetyFilter:
         below = stopping_speed(np.maximum(x - self._low, 0.0), self._a_max, dt)
         v = np.clip(v, -below, above)
         return x + v * dt, v
+
+    def judge(self, goal) -> tuple[bool, str]:
+        """(whether the arm may go to ``goal`` (7,), why it would be held rather than stopped at the limit; '' when it would not)."""
+        depth = self._depth(goal)
+        return depth <= 0.0, self._joint_breach(goal) or self._depth_breach(depth)
+
+    def _depth_breach(self, depth: float) -> str:
+        if depth <= self.limits.limit_tolerance_m:
+            return ""
+        return f"the goal lies {depth * 1000:.0f} mm beyond the workspace or table limit"
 
     def _joint_breach(self, goal) -> str:
         excess = np.maximum(self._low - goal, goal - self._high)

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.contract import ACTION_KIND
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.training.adapters import merged_weights
 from policytrim_ros.training.groups import Group, Rollouts, collect
@@ -67,7 +68,11 @@ class Worker:
                     [groups[i] for i in mine],
                     cameras=cameras,
                     object_slots=contract.object_slots,
-                    conditions=Conditions(rebuild=self.grounds.backend == "cpu", limit=limits.get(task, 0)),
+                    conditions=Conditions(
+                        rebuild=self.grounds.backend == "cpu",
+                        limit=limits.get(task, 0),
+                        guarded=contract.action_kind == ACTION_KIND,
+                    ),
                 )
             )
             order += mine

@@ -19,6 +19,7 @@ Latency is rounded up to whole control steps; in sync mode the arm rests for so 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ import numpy as np
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
 from policytrim_ros.core.replanning import SYNC, Replanner
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.policies.objects import object_poses
 from policytrim_ros.policies.policy import Observation
@@ -66,7 +68,9 @@ class Conditions:
 
     ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.01 s), so that an
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
-    after so many control steps is truncated.
+    after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
+    and joints (core/safety.py): it does not follow a target beyond them, and one beyond the tolerance, at which the
+    controller would hold until an operator comes, is a failure.
     """
 
     mode: str = SYNC
@@ -75,6 +79,7 @@ class Conditions:
     hide_target: bool = False
     rebuild: bool = False
     limit: int = 0
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Player:
         self._replanner = Replanner(conditions.mode, start.horizon, rate_hz)
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk)
+        self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
+        self.held = ""  # why the controller would have held the arm
         self.control_steps = self.steps = self.refused = 0
         self.looks: list[list[int]] = []
 
@@ -159,9 +166,14 @@ class Player:
     def target(self) -> np.ndarray:
         """What the arm is told for the end of this control step (7,)."""
         target = self._executor.target
-        if not self._noise:
+        if self._noise:
+            target = target + np.append(self._random.normal(0.0, self._noise, 6), 0.0)
+        if not self._guard:
             return target
-        return target + np.append(self._random.normal(0.0, self._noise, 6), 0.0)
+        inside, self.held = self._guard.judge(target)
+        if inside and not self.held:
+            self._inside = target
+        return self._inside
 
     def passed(self) -> None:
         """The control step is over."""
@@ -186,6 +198,12 @@ class Player:
             self.refused,
             moved_m,
         )
+
+
+@functools.cache
+def _guard() -> SafetyFilter:
+    """The controller's limits, for `SafetyFilter.judge` alone."""
+    return SafetyFilter(SafetyLimits())
 
 
 def play(
@@ -260,7 +278,7 @@ class _Lane:
         """Lets one control step pass; True when the episode has ended (then `ended` holds its result)."""
         result = self.env.step(self.player.target)
         self.player.passed()
-        if outcome := outcome_of(result, self._limit):
+        if outcome := "failure" if self.player.held else outcome_of(result, self._limit):
             self.ended = self.player.result(outcome, moved(self._placed, first_position(self.env.objects())))
         if self._watch:
             self._watch(self.player.start, self.env, result)
@@ -321,7 +339,7 @@ def _play_batch(vec, batch, look, conditions, cameras, object_slots):
         results = vec.step(targets)
         for lane, player in list(running.items()):
             player.passed()
-            if outcome := outcome_of(results[lane], conditions.limit):
+            if outcome := "failure" if player.held else outcome_of(results[lane], conditions.limit):
                 end = first_position(_rows(vec.objects(), vec.num_envs)[lane])
                 yield player.start, player.result(outcome, moved(first_position(placed[lane]), end))
                 del running[lane]
