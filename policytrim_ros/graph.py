@@ -397,15 +397,13 @@ def own_checkpoint(task: str) -> Path | None:
     baseline = next((path for path in able if not _trimmed(manifests[path])), None)
     if baseline is None:
         return next(iter(able), None)
-    return next((path for path in able if baseline_of(path) == baseline), baseline)
+    return next((path for path in able if _descends(manifests[path], manifests[baseline])), baseline)
 
 
 def baseline_of(checkpoint) -> Path | None:
     """The project's checkpoint that ``checkpoint`` was trimmed from, or None."""
-    made = json.loads((Path(checkpoint) / "manifest.json").read_text())
-    parent = made["made"].get("parent") if _trimmed(made) else None
-    found = (path for path, m in _own_manifests().items() if m["files"]["model.safetensors"] == parent)
-    return next(found, None)
+    manifest = json.loads((Path(checkpoint) / "manifest.json").read_text())
+    return next((path for path, parent in _own_manifests().items() if _descends(manifest, parent)), None)
 
 
 def _own_manifests() -> dict[Path, dict]:
@@ -413,6 +411,11 @@ def _own_manifests() -> dict[Path, dict]:
         return {path.parent: json.loads(path.read_text()) for path in sorted(share("models").glob("*/manifest.json"))}
     except FileNotFoundError:
         return {}
+
+
+def _descends(manifest: Mapping[str, Any], parent: Mapping[str, Any]) -> bool:
+    """Whether the one checkpoint was trimmed from the other."""
+    return _trimmed(manifest) and manifest["made"].get("parent") == parent["files"]["model.safetensors"]
 
 
 def _trimmed(manifest: Mapping[str, Any]) -> bool:

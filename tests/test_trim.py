@@ -157,16 +157,7 @@ def test_a_run_with_adapters_resumes_in_stage_2_from_what_stage_1_learned(trimmi
     whole = trimming("whole", **ADAPTERS)
     whole.run()
     broken = trimming("broken", **ADAPTERS)
-    iterate, count = broken._iterate, iter(range(1, 100))
-
-    def stopping(*arguments):
-        figures = iterate(*arguments)
-        broken.stop_requested = next(count) == 4  # the second iteration of stage 2
-        return figures
-
-    broken._iterate = stopping
-    with pytest.raises(Interrupted):
-        broken.run()
+    run_until(broken, 4)  # the second iteration of stage 2
     again = trimming("broken", **ADAPTERS)
     again.run()
     ours, theirs = (one._deployed(6).state_dict() for one in (again, whole))

@@ -33,7 +33,7 @@ from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
 from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
 from policytrim_ros.trials.store import Store, StoreError
-from policytrim_ros.trials.table import comparison, table
+from policytrim_ros.trials.table import tables
 
 ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
 ENABLE_S = 12.0  # go and home may have to bring the motors on
@@ -290,7 +290,7 @@ def main(args=None) -> int:
     finally:
         if store is not None:
             if store.rows:
-                screen.say("\n\n".join(filter(None, (table(store.rows), comparison(store.rows)))))
+                screen.say(tables(store.rows))
             store.close()
         node.destroy_node()
         rclpy.try_shutdown()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.contract import Contract
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.training.recipe import Lora
 
@@ -61,9 +62,10 @@ class SwitchedOff:
             layer._disable_adapters = False
 
 
-def merged_copy(policy: ChunkPolicy) -> ChunkPolicy:
-    """A policy of its own on the CPU, in evaluation mode, with all adapters added to the layers they stand beside."""
-    copy = type(policy)(policy.config, policy.contract, policy.tokenizer)
+def merged_copy(policy: ChunkPolicy, contract: Contract | None = None) -> ChunkPolicy:
+    """A policy of its own on the CPU, in evaluation mode, with all adapters added to the layers they stand beside; under another
+    ``contract`` where one is given."""
+    copy = type(policy)(policy.config, contract or policy.contract, policy.tokenizer)
     copy.load_state_dict(merged_weights(policy))
     return copy.eval().requires_grad_(False)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -175,6 +175,10 @@ class Player:
             self._inside = target
         return self._inside
 
+    def judged(self, result):
+        """What the environment says of this control step, a failure where the controller would have held the arm."""
+        return replace(result, success=False, failure=True) if self.held else result
+
     def passed(self) -> None:
         """The control step is over."""
         self.control_steps += 1
@@ -276,9 +280,9 @@ class _Lane:
 
     def step(self) -> bool:
         """Lets one control step pass; True when the episode has ended (then `ended` holds its result)."""
-        result = self.env.step(self.player.target)
+        result = self.player.judged(self.env.step(self.player.target))
         self.player.passed()
-        if outcome := "failure" if self.player.held else outcome_of(result, self._limit):
+        if outcome := outcome_of(result, self._limit):
             self.ended = self.player.result(outcome, moved(self._placed, first_position(self.env.objects())))
         if self._watch:
             self._watch(self.player.start, self.env, result)
@@ -339,7 +343,7 @@ def _play_batch(vec, batch, look, conditions, cameras, object_slots):
         results = vec.step(targets)
         for lane, player in list(running.items()):
             player.passed()
-            if outcome := "failure" if player.held else outcome_of(results[lane], conditions.limit):
+            if outcome := outcome_of(player.judged(results[lane]), conditions.limit):
                 end = first_position(_rows(vec.objects(), vec.num_envs)[lane])
                 yield player.start, player.result(outcome, moved(first_position(placed[lane]), end))
                 del running[lane]

@@ -437,9 +437,8 @@ class Trimming:
 
     def _deployed(self, horizon: int):
         """The present policy; its contract says the h and the tasks that it is trained for."""
-        policy = merged_copy(self.policy)
-        policy = policy.shortened(horizon) if self.plans else policy
-        return policy.under(replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
+        policy = self.policy.shortened(horizon) if self.plans else self.policy
+        return merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
 
     def _candidate(self, horizon: int, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""

@@ -48,7 +48,12 @@ def _aligned(cells: list[tuple]) -> str:
 def show(out) -> str:
     """Tables of everything recorded below directory ``out``."""
     rows = read(out)
-    return "\n\n".join(filter(None, (table(rows), comparison(rows)))) if rows else f"no trials in {out}"
+    return tables(rows) if rows else f"no trials in {out}"
+
+
+def tables(rows: list[Row]) -> str:
+    """`table`, and `comparison` where there is something to compare."""
+    return "\n\n".join(filter(None, (table(rows), comparison(rows))))
 
 
 def comparison(rows: list[Row]) -> str:
@@ -63,9 +68,9 @@ def comparison(rows: list[Row]) -> str:
         for label, after in others:
             shared = [(before[seed], after[seed]) for seed in sorted(set(before) & set(after))]
             both = [pair for pair in shared if all(row.outcome == "success" for row in pair)]
-            solved = "/".join(str(sum(pair[i].outcome == "success" for pair in shared)) for i in (0, 1))
+            solved = " -> ".join(str(sum(pair[i].outcome == "success" for pair in shared)) for i in (0, 1))
             means = [_change([(getattr(a, name), getattr(b, name)) for a, b in both]) for name in ("seconds", "steps", "calls")]
-            cells.append((*key, first, label, str(len(shared)), solved.replace("/", " -> "), str(len(both)), *means))
+            cells.append((*key, first, label, str(len(shared)), solved, str(len(both)), *means))
     return _aligned(cells) if len(cells) > 1 else ""
 
 
