@@ -354,9 +354,11 @@ class Trimming:
             self.best, self._best_weights = check, self._weights()
 
     def _better(self, check: dict, best: dict) -> bool:
-        """Stage 1 wants success at its longest horizon; stage 2 fewer steps at a success rate that the recipe's margin allows."""
+        """Stage 1 wants the latest policy whose success at the longest horizon is within the recipe's margin of the best one's (a
+        few episodes cannot rank them more finely); stage 2 fewer steps at a success rate that the margin allows."""
         if self.phase == "extension":
-            return (check["success_rate"], -check["steps"]) > (best["success_rate"], -best["steps"])
+            rates = [check["success_rate"] for check in self.checks if check["phase"] == self.phase]
+            return check["success_rate"] >= max(rates) - self.recipe.margin
         enough = self._first_check()["success_rate"] - self.recipe.margin
         if check["success_rate"] < enough:
             return False
