@@ -174,6 +174,39 @@ class DampedStop(Order):
         parser.add_argument("--yes", action="store_true", required=True, help="the arm is supported and its workspace is free")
 
 
+class Swap:
+    """exchange the policy of the running system, also while it moves the arm
+
+    example: policytrim swap models/mine
+
+    The checkpoint is tried in a process of its own, loaded beside the one that speaks, and speaks from the next chunk boundary on.
+    One that does not fit, or predicts other actions than when it was made, is refused, and the old one stays. Paths are seen from
+    where the system was started. `policytrim roll-back` brings the one before back at once.
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("checkpoint", help="directory of the checkpoint")
+        parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="how long it may take (120)")
+        add_namespace(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros.orders import swap
+
+        return swap(os.path.abspath(options.checkpoint), options.timeout, options.namespace)
+
+
+class RollBack:
+    """the policy before the last swap speaks again, from the next chunk on"""
+
+    def add_arguments(self, parser) -> None:
+        add_namespace(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros.orders import roll_back
+
+        return roll_back(options.namespace)
+
+
 class Trainer:
     """trim a policy beside the running system (trainer:=true): start or resume, stop, status
 
@@ -243,12 +276,13 @@ class Fault:
 
 
 class Checkpoint:
-    """look at a checkpoint, check it, compare two, or import a pi0 of the transformers library
+    """look at a checkpoint, check it, compare two, give it golden observations, or import a pi0 of the transformers library
 
     examples:
       policytrim checkpoint show models/piper-pi0-tiny
       policytrim checkpoint verify models/piper-pi0-tiny
       policytrim checkpoint diff models/piper-pi0-tiny runs/mine
+      policytrim checkpoint golden models/mine       what it predicts now, to be compared wherever it is loaded
       policytrim checkpoint import DIRECTORY --contract contract.yaml --out models/pi0
     """
 
@@ -259,6 +293,9 @@ class Checkpoint:
         two = actions.add_parser("diff", help="say in what two checkpoints differ: contract, making, evaluation, weights")
         two.add_argument("directory", help="the first one")
         two.add_argument("other", help="the second one")
+        golden = actions.add_parser("golden", help="record golden observations of its tasks in the simulator, and its answers")
+        golden.add_argument("directory", nargs="+", help="directories of checkpoints")
+        golden.add_argument("--environment", default="sim_bridge.env:TaskEnv", help="factory of the environment, module:name")
         importer = actions.add_parser("import", help="make a checkpoint of a PI0 directory written by transformers")
         importlib.import_module("policytrim_ros.policies.pi0").add_arguments(importer)
 
@@ -267,7 +304,13 @@ class Checkpoint:
         try:
             if options.action == "import":
                 return importlib.import_module("policytrim_ros.policies.pi0").main(options)
-            if options.action == "show":
+            if options.action == "golden":
+                from policytrim_ros.training.golden_scenes import record
+
+                for directory in options.directory:
+                    record(directory, options.environment)
+                    print(f"{directory}: golden observations recorded")
+            elif options.action == "show":
                 print(json.dumps(checkpoint.read_manifest(options.directory), indent=2))
             elif options.action == "verify":
                 files = checkpoint.verify(options.directory)["files"]
@@ -383,6 +426,8 @@ COMMANDS = {
     "park": Park,
     "clear-fault": ClearFault,
     "damped-stop": DampedStop,
+    "swap": Swap,
+    "roll-back": RollBack,
     "trainer": Trainer,
     "doctor": Doctor,
     "fault": Fault,

@@ -27,6 +27,42 @@ def order(name: str, policy: bool | None, namespace: str) -> int:
         return 0 if accepted else 1
 
 
+def roll_back(namespace: str) -> int:
+    """Has inference return to the checkpoint before the present one. Returns the exit code."""
+    with _operator(namespace) as node:
+        return 0 if _call(node, Trigger, "inference/roll_back", Trigger.Request()) else 1
+
+
+def swap(directory: str, timeout_s: float, namespace: str) -> int:
+    """Has inference exchange its checkpoint for the one in ``directory`` and waits until that speaks. Returns the exit code."""
+    with _operator(namespace) as node, _hearing(node, "inference/status") as heard:
+        began = time.monotonic()
+        before = heard(lambda status: True, FIND_S)
+        if before is None:
+            where = node.resolve_topic_name("inference/status")
+            print(f"nobody speaks on {where}: is the system up, with this namespace and ROS_DOMAIN_ID?", file=sys.stderr)
+            return 1
+        request = SetParametersAtomically.Request(parameters=[Parameter("checkpoint", value=directory).to_parameter_msg()])
+        answer = _answer(node, SetParametersAtomically, "inference/set_parameters_atomically", request)
+        if answer is None or not answer.result.successful:
+            if answer is not None:
+                print(f"inference refused: {answer.result.reason}", file=sys.stderr)
+            return 1
+        ended = lambda now: now["generation"] != before["generation"] or (not now["loading"] and now["news"] != before["news"])
+        after = heard(ended, timeout_s)
+        if after is None:
+            print(f"{directory} does not speak after {timeout_s:.0f} s; see inference/status", file=sys.stderr)
+            return 1
+        if after["generation"] == before["generation"] or after["checkpoint"] != directory:
+            print(f"inference: {after['news']}", file=sys.stderr)
+            return 1
+        print(
+            f"generation {after['generation']} speaks after {time.monotonic() - began:.1f} s: {after['checkpoint']}, h = "
+            f"{after['horizon']}; for {after['probation']} chunks a hold that a policy can cause brings the one before back"
+        )
+        return 0
+
+
 def train(on: bool, changes, namespace: str) -> int:
     """Sets the trainer's parameters ``changes`` (name -> value), then starts (``on``) or stops it. Returns the exit code."""
     with _operator(namespace) as node:
@@ -44,23 +80,38 @@ def train(on: bool, changes, namespace: str) -> int:
 
 def training_status(namespace: str) -> int:
     """Prints what the trainer says of itself, a line for each entry that it knows. Returns the exit code."""
-    from policytrim_ros.nodes.messages import LATCHED  # numpy and all messages, which no other order waits for
-
-    with _operator(namespace) as node:
-        heard: list[str] = []
-        node.create_subscription(String, "trainer/status", lambda message: heard.append(message.data), LATCHED)
-        executor, end = SingleThreadedExecutor(), time.monotonic() + FIND_S
-        executor.add_node(node)
-        while not heard and time.monotonic() < end:
-            executor.spin_once(timeout_sec=0.1)
-        if not heard:
+    with _operator(namespace) as node, _hearing(node, "trainer/status") as heard:
+        status = heard(lambda status: True, FIND_S)
+        if status is None:
             where = node.resolve_topic_name("trainer/status")
             print(f"nobody speaks on {where}: was the system started with trainer:=true, in this namespace?", file=sys.stderr)
             return 1
-        for name, value in json.loads(heard[-1]).items():
+        for name, value in status.items():
             if value not in (None, ""):
                 print(f"{name:15} {value}")
         return 0
+
+
+@contextmanager
+def _hearing(node, topic: str):
+    """A function (condition, seconds) -> the first status on ``topic``, a JSON mapping, of which ``condition`` is true, or None."""
+    from policytrim_ros.nodes.messages import LATCHED  # numpy and all messages, which no other order waits for
+
+    heard: list[dict] = []
+    node.create_subscription(String, topic, lambda message: heard.append(json.loads(message.data)), LATCHED)
+    executor = SingleThreadedExecutor()
+
+    def hear(condition, timeout_s: float):
+        end = time.monotonic() + timeout_s
+        executor.add_node(node)
+        try:
+            while not (heard and condition(heard[-1])) and time.monotonic() < end:
+                executor.spin_once(timeout_sec=0.1)
+            return heard[-1] if heard and condition(heard[-1]) else None
+        finally:
+            executor.remove_node(node)
+
+    yield hear
 
 
 @contextmanager

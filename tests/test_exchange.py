@@ -1,4 +1,4 @@
-"""One inference process, several checkpoints: exchanged while the policy rests, refused while it runs, the old one kept."""
+"""One inference process, several checkpoints: exchanged at rest, refused with a reason, taken back."""
 
 import json
 
@@ -42,7 +42,8 @@ def test_checkpoints_are_exchanged_in_the_running_process(inference):
     assert ask(second).successful
     operator.until(lambda: status(operator).get("checkpoint") == second, "the second checkpoint is not loaded", 60.0)
     now = status(operator)
-    assert (now["generation"], now["horizon"], now["loading"], now["complaint"]) == (2, 5, "", "")
+    assert (now["generation"], now["horizon"], now["loading"], now["news"]) == (2, 5, "", "")
+    assert now["earlier"] == [first] and now["probation"] == 50
     assert ask(first).successful
     operator.until(lambda: status(operator).get("generation") == 3, "the first checkpoint does not come back", 60.0)
     assert status(operator)["horizon"] == 8
@@ -51,19 +52,20 @@ def test_checkpoints_are_exchanged_in_the_running_process(inference):
 def test_what_cannot_be_loaded_leaves_the_old_one_and_says_why(inference):
     operator, ask, first, _ = inference
     assert ask("nowhere").successful
-    operator.until(lambda: status(operator).get("complaint"), "nobody complains", 60.0)
+    operator.until(lambda: status(operator).get("news"), "nobody complains", 60.0)
     now = status(operator)
     assert (now["checkpoint"], now["generation"], now["loading"]) == (first, 1, "")
-    assert now["complaint"].startswith(f"nowhere is not used, {first} stays: nowhere: is not a checkpoint")
+    assert now["news"].startswith(f"nowhere is not used, {first} stays: nowhere: is not a checkpoint")
     assert operator.order("inference/run", True).success
 
 
-def test_a_running_policy_keeps_its_checkpoint(inference):
+def test_the_one_before_comes_back_under_a_new_number(inference):
     operator, ask, first, second = inference
     operator.until(lambda: status(operator), "inference does not report", 60.0)
-    assert operator.order("inference/run", True).success
-    answer = ask(second)
-    assert not answer.successful and "stop it first" in answer.reason
-    assert operator.order("inference/run", False).success
+    answer = operator.order("inference/roll_back")
+    assert not answer.success and "no earlier generation" in answer.message
     assert ask(second).successful
     operator.until(lambda: status(operator)["checkpoint"] == second, "the second checkpoint is not loaded", 60.0)
+    assert operator.order("inference/roll_back").success
+    operator.until(lambda: status(operator)["checkpoint"] == first, "the first checkpoint does not come back")
+    assert status(operator)["generation"] == 3 and status(operator)["earlier"] == []

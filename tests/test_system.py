@@ -8,10 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sensor_msgs.msg import JointState
 from stack import ROOT, Operator, Stack, wait_for
 
+from std_msgs.msg import Int64MultiArray, String
+
+from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.graph import own_checkpoint, runtime_dir
+from policytrim_ros.nodes.messages import LATCHED, Consumed
 from policytrim_ros.trials.store import Store
 
 SESSION = f"test-{os.getpid()}"
@@ -123,3 +129,45 @@ def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(
     h = json.loads((checkpoint / "manifest.json").read_text())["contract"]["execution_horizon"]
     assert row.outcome in ("success", "failure") and row.horizon == h  # one trial proves that it runs, not how well
     assert row.calls >= 5 and row.steps <= row.calls * h and row.steps > (row.calls - 2) * h
+
+
+def test_the_policy_is_exchanged_while_it_moves_the_arm(system):
+    first, second = (str(ROOT / "models" / name) for name in ("piper-pi0-tiny", "tape-box-oft-tiny"))
+    system.up("up", f"checkpoint:={first}")
+    wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)
+    operator, heard = Operator(system, beats=()), []
+    speeds, generations = [], []
+    operator.node.create_subscription(JointState, "controller/setpoint", lambda m: speeds.append(list(m.velocity)), 50)
+    operator.node.create_subscription(String, "controller/state", lambda m: heard.append(m.data), LATCHED)
+    operator.node.create_subscription(
+        Int64MultiArray, "controller/consumed", lambda m: generations.append(Consumed.from_message(m).generation), 50
+    )
+    try:
+        operator.ready()
+        assert operator.order("scene/reset").success
+        operator.until(lambda: operator.order("controller/go").success, "go is refused")
+        assert operator.order("inference/run", True).success
+        began = operator.consumed.next_step
+        operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")
+        heard.clear(), speeds.clear(), generations.clear()
+
+        line = [sys.executable, "-m", "policytrim_ros.cli", "swap", second]
+        swap = subprocess.Popen(
+            line, cwd=ROOT, env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        operator.until(lambda: swap.poll() is not None, "the swap does not come to an end", 180.0)
+        said = swap.communicate()[0]
+        assert swap.returncode == 0 and "generation 2 speaks after" in said and "h = 8" in said, said
+        operator.until(lambda: generations[-1] == 2, "no action of the second generation is played")
+        operator.until(lambda: operator.consumed.generation == 2, "")
+        operator.spin(1.0)
+
+        assert sorted(set(generations)) == [1, 2] == list(dict.fromkeys(generations)), "a retired generation came back"
+        assert {state.partition(":")[0] for state in heard} <= {"moving"}, heard
+        a_max, ticks = np.array(SafetyLimits().a_max), 0.01 * 6  # of the setpoints a busy subscriber may miss a few
+        assert np.all(np.abs(np.diff(speeds, axis=0)) <= a_max * ticks + 1e-6), "the velocity jumps"
+
+        assert operator.order("inference/roll_back").success
+        operator.until(lambda: generations[-1] == 3, "the first checkpoint does not come back")
+    finally:
+        operator.close()

@@ -44,6 +44,19 @@ class Replanner:
         left = queued if self._planned_until is None else max(queued, self._planned_until - next_step)
         return left <= self.lead(latency_s)
 
+    def first(self, next_step: int, playing: bool, since_step_s: float) -> int:
+        """The control step that an observation's first action belongs to, ``since_step_s`` after the last step began.
+
+        A policy learned from observations taken between two steps: its first action ends one step after the observation. That is
+        the end of the playing step when it has just begun, of the next one when it is nearly over.
+        """
+        return next_step - 1 if playing and since_step_s < 0.5 / self.rate_hz else next_step
+
+    def slack(self, next_step: int, latency_s: float) -> float:
+        """Seconds for which the plan would still play when a chunk arrived that is looked for now; negative: the arm will wait."""
+        left = 0 if self._planned_until is None else max(0, self._planned_until - next_step)
+        return left / self.rate_hz - latency_s
+
     def lead(self, latency_s: float) -> int:
         """Actions that must be left when the policy looks: 0 in sync mode."""
         return 0 if self.mode == SYNC else math.ceil(latency_s * self.rate_hz) + 1

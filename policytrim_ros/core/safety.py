@@ -27,6 +27,8 @@ class Failsafe:
     condition: str
     reaction: str
     advice: str
+    policy: bool = False
+    """Whether the policy that plays may be the cause."""
 
 
 FAILSAFES = {
@@ -38,24 +40,28 @@ FAILSAFES = {
             "no action left and no new chunk for chunk_timeout_s while moving",
             HOLD,
             "look at the inference node (its latency, its log), then call controller/go",
+            policy=True,
         ),
         Failsafe(
             "bad chunk",
             "a chunk with NaN, a partial joint list or unreadable ids",
             HOLD,
             "the sender of `chunk` is faulty; fix it, then call controller/go",
+            policy=True,
         ),
         Failsafe(
             "beyond limits",
             "an action asks for more than limit_tolerance beyond a joint, workspace or table limit",
             HOLD,
             "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go",
+            policy=True,
         ),
         Failsafe(
             "tracking",
             "arm and setpoint differ by more than tracking_tolerance_rad for tracking_time_s",
             HOLD,
             "something blocks the arm; free it, then call controller/go",
+            policy=True,
         ),
         Failsafe(
             "node lost",
@@ -74,6 +80,7 @@ FAILSAFES = {
             "the arm reports an error, a collision, a stall or teach mode",
             FAULT,
             "remove the cause, then call controller/clear_fault",
+            policy=True,
         ),
         Failsafe(
             "not enabled",
@@ -101,6 +108,11 @@ FAILSAFES = {
         ),
     )
 }
+
+
+def blames_policy(reason: str) -> bool:
+    """Whether ``reason``, as a controller gives it for a hold or fault, begins with a failsafe that a policy can cause."""
+    return any(row.policy and reason.startswith(row.name) for row in FAILSAFES.values())
 
 
 @dataclass(frozen=True)
@@ -243,14 +255,18 @@ class SafetyFilter:
 
 def failsafe_table() -> str:
     """The failsafe table as Markdown."""
-    lines = ["| failsafe | when | reaction | what the operator does |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row.name} | {row.condition} | {row.reaction} | {row.advice} |" for row in FAILSAFES.values()]
+    lines = ["| failsafe | when | reaction | what the operator does | takes a new policy back |", "| --- " * 5 + "|"]
+    lines += [
+        f"| {row.name} | {row.condition} | {row.reaction} | {row.advice} | {'yes' if row.policy else 'no'} |"
+        for row in FAILSAFES.values()
+    ]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     print(
         "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. Every reaction\n"
-        "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`.\n"
+        "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`. What a\n"
+        "policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the same.\n"
     )
     print(failsafe_table(), end="")

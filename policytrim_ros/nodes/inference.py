@@ -9,9 +9,10 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
            there before the old one runs out; alignment is by the control step counted by the controller
 
-While the policy does not run, setting the parameter ``checkpoint`` loads another one into the same process: the worker
-loads and warms it up, and it becomes the next generation; when it cannot be used the old one stays, and ``complaint`` in
-inference/status says why.
+Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: a child process of low priority tries
+the new one (policies/staging.py), another thread loads it beside the one that speaks; it speaks from the next chunk boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``complaint``
+in inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
+before back; the service inference/roll_back does so at any time.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Int64MultiArray, String
-from std_srvs.srv import SetBool
+from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
+from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
 from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
+from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.nodes.messages import (
     LATCHED,
@@ -70,6 +73,11 @@ class InferenceConfig(Config):
     )
     threads: int = setting(1, "torch threads", low=1, high=32)
     seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
+    device: str = setting("cpu", "torch device of the policy: cpu, cuda, cuda:1")
+    keep_generations: int = setting(1, "earlier policies that stay in memory, to come back at once", low=0, high=8)
+    probation_chunks: int = setting(
+        50, "chunks during which a hold that a policy can cause brings the one before back (0: never)", low=0, high=100_000
+    )
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
 
 
@@ -80,37 +88,49 @@ class Inference(Node):
         super().__init__("inference")
         self.fatal = None
         self.config = declare(self, InferenceConfig)
-        self._calls = self._chunk_id = self.generation = 0
+        self._calls = self._chunk_id = 0
         self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
         self._consumed = None
+        self._stepped_at = 0.0  # when the newest control step was heard of
         self._controller_state = ""
         self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
-        self._wanted = self._complaint = ""  # checkpoint to load; why something is not as it should be
+        self._slack = None  # s, of the latest look
+        self._wanted = self._complaint = ""  # checkpoint that is being loaded; why something is not as it should be
+        self._news = ""  # what became of the latest exchange
         self._arrivals: dict[str, collections.deque] = {}
-        self._load(self.config.checkpoint)
+        self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
+        self._replanner = Replanner(self.config.mode, 1, CONTROL_RATE_HZ)
+        from policytrim_ros.policies import staging  # torch comes with it
+
+        self._try = staging.tried
+        self._stage(self.config.checkpoint, staging.stage)
+        self._switch()
+        for camera in self.config.cameras:
+            self.create_subscription(Image, f"{camera}/color/image_raw", self._on_image(camera), NEWEST)
 
         self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
         self._status = self.create_publisher(String, "inference/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
-        self.create_subscription(Int64MultiArray, "controller/consumed", self._keep("_consumed", Consumed.from_message), 10)
-        self.create_subscription(String, "controller/state", self._keep("_controller_state", lambda m: m.data), LATCHED)
+        self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
+        self.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
         self.create_service(SetBool, "inference/run", self._on_run)
+        self.create_service(Trigger, "inference/roll_back", self._on_roll_back)
         self.create_timer(1.0, self._publish_diagnostics)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._publish_status()
         self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
         self._worker.start()
 
-    def _load(self, directory: str) -> None:
-        """Takes the checkpoint in ``directory`` as the next generation; raises, with nothing changed, when it does not fit."""
-        import torch  # a second of import, and only this process needs it
+    # ---- generations -----------------------------------------------------------------------------------------------
 
-        from policytrim_ros.policies import checkpoint
+    def _stage(self, directory: str, load, **how) -> None:
+        """Loads the checkpoint in ``directory``, which then waits for `_switch`; raises, with nothing changed, when it does not fit."""
+        import torch  # a second of import, and only this process needs it
 
         torch.set_num_threads(self.config.threads)
         began = time.monotonic()
@@ -119,58 +139,100 @@ class Inference(Node):
             execution_horizon=self.config.horizon,
             tasks=[self.config.task] if self.config.task else [],
         )
-        policy, _ = checkpoint.load(directory, robot=robot)
-        self._warm_up(policy)
+        say = self.get_logger().info
+        policy, weights = load(directory, robot, device=self.config.device, say=say, **how)
         with self._changed:
-            self.policy, self.contract, self.checkpoint = policy, policy.contract, directory
-            self.horizon = self.config.horizon or self.contract.execution_horizon
-            self.generation += 1
-            self._replanner = Replanner(self.config.mode, self.horizon, CONTROL_RATE_HZ)
+            self._generations.stage(directory, weights, policy)
+        say(f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f}")
+
+    def _switch(self) -> None:
+        """At a chunk boundary: what waits becomes the generation that speaks."""
+        with self._changed:
+            generation = self._generations.switch()
+        if generation is not None:
+            self._speaks(generation)
+
+    def _speaks(self, generation: Generation, news: str = "") -> None:
+        contract = generation.policy.contract
+        with self._changed:
+            self.horizon = self.config.horizon or contract.execution_horizon
+            self._replanner.horizon = self.horizon
             self._latency.clear()
-            known = self.contract.instructions
-            if not self._instruction and len(known) == 1:
-                self._instruction = known[0]
-        for camera in self.contract.cameras:
-            if camera.name not in self._arrivals:
-                self.create_subscription(Image, f"{camera.name}/color/image_raw", self._on_image(camera.name), NEWEST)
-        if self.horizon != self.contract.execution_horizon:
+            self._news = news
+            if not self._instruction and len(contract.instructions) == 1:
+                self._instruction = contract.instructions[0]
+        if self.horizon != contract.execution_horizon:
             self.get_logger().warning(
-                f"horizon={self.horizon} trained_for={self.contract.execution_horizon}: success was not measured at this horizon"
+                f"horizon={self.horizon} trained_for={contract.execution_horizon}: success was not measured at this horizon"
             )
         self.get_logger().info(
-            f"loaded checkpoint={directory} generation={self.generation} family={policy.family} "
-            f"H={self.contract.prediction_horizon} h={self.horizon} mode={self.config.mode} load_s={time.monotonic() - began:.1f}"
+            f"speaks checkpoint={generation.checkpoint} generation={generation.number} H={contract.prediction_horizon} "
+            f"h={self.horizon} mode={self.config.mode}"
         )
-
-    def _warm_up(self, policy) -> None:
-        blank = np.zeros((self.config.height, self.config.width, 3), np.uint8)
-        images = {camera.name: blank[None] for camera in policy.contract.cameras}
-        seen = Observation(images, np.zeros((1, 14), np.float32), [policy.contract.instructions[0]])
-        for _ in range(3):
-            policy.predict(seen, seeds=[self.config.seed], steps=self.config.denoising_steps or None)
 
     def _on_parameters(self, parameters) -> SetParametersResult:
         for parameter in parameters:
             if parameter.name == "checkpoint":
                 with self._changed:
-                    if self._running:
-                        reason = "the policy is running; stop it first (service inference/run, data: false)"
+                    if self._wanted:
+                        reason = f"{self._wanted} is being loaded; ask again in a moment"
                         return SetParametersResult(successful=False, reason=reason)
-                    self._wanted, self._complaint = parameter.value, ""
-                    self._changed.notify_all()
+                    self._wanted, self._complaint, self._news = parameter.value, "", ""
+                threading.Thread(target=self._exchange, args=(parameter.value,), name="stager", daemon=True).start()
                 self._publish_status()
         return SetParametersResult(successful=True)
 
+    def _exchange(self, directory: str) -> None:
+        """The stager's work: when it is done the new checkpoint waits for the worker, or the old one stays and it is said why."""
+        try:
+            self._stage(directory, self._try, golden_needed=self._running)
+        except Exception as error:  # whatever it is, the running generation goes on
+            with self._changed:
+                self._news = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
+            self.get_logger().error(self._news)
+        with self._changed:
+            self._wanted = ""
+            self._changed.notify_all()
+        self._publish_status()
+
+    def _on_roll_back(self, _request, response):
+        try:
+            with self._changed:
+                generation = self._generations.roll_back()
+        except NothingToReturnTo as error:
+            response.success, response.message = False, f"{error}; set the parameter checkpoint instead"
+            return response
+        self._speaks(generation, "rolled back by the operator")
+        self._publish_status()
+        response.success, response.message = True, f"generation {generation.number}: {generation.checkpoint}"
+        return response
+
+    def _trouble(self, why: str) -> None:
+        """A new generation on probation is taken back; the arm holds until an operator says go."""
+        with self._changed:
+            culprit, generation = self._generations.current, self._generations.trouble()
+        if generation is not None:
+            news = f"{culprit.checkpoint} was taken back on probation: {why}"
+            self.get_logger().error(news)
+            self._speaks(generation, news)
+            self._publish_status()
+
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
-    def _keep(self, name, read):
-        def callback(message):
-            value = read(message)
-            with self._changed:
-                setattr(self, name, value)
-                self._changed.notify_all()
+    def _on_consumed(self, message: Int64MultiArray) -> None:
+        consumed = Consumed.from_message(message)
+        with self._changed:
+            if self._consumed is None or consumed.next_step != self._consumed.next_step:
+                self._stepped_at = time.monotonic()
+            self._consumed = consumed
+            self._changed.notify_all()
 
-        return callback
+    def _on_controller(self, message: String) -> None:
+        with self._changed:
+            before, self._controller_state = self._controller_state, message.data
+            self._changed.notify_all()
+        if before.startswith("moving") and blames_policy(message.data.partition(": ")[2]):
+            self._trouble(message.data)
 
     def _on_image(self, camera: str):
         arrivals = self._arrivals[camera] = collections.deque(maxlen=150)  # (when, age), for diagnostics
@@ -198,9 +260,6 @@ class Inference(Node):
 
     def _on_run(self, request, response):
         with self._changed:
-            if request.data and self._wanted:
-                response.success, response.message = False, f"{self._wanted} is being loaded; ask again in a moment"
-                return response
             if request.data and not self._running:
                 self._replanner.reset()
             self._running = bool(request.data)
@@ -214,24 +273,11 @@ class Inference(Node):
     def _work(self) -> None:
         try:
             while not self._stop.is_set():
-                if self._wanted:
-                    self._exchange(self._wanted)
                 observed = self._wait_for_turn()
                 if observed is not None:
                     self._infer(*observed)
         except Exception as error:  # without a worker nothing is predicted: the process must end and say why
             self.fatal = f"prediction stopped: {type(error).__name__}: {error}"
-
-    def _exchange(self, directory: str) -> None:
-        """Loads another checkpoint; `_on_run` refuses to run meanwhile, so no chunk of the old one can still be coming."""
-        try:
-            self._load(directory)
-        except (ValueError, RuntimeError, OSError) as error:
-            self._complain(f"{directory} is not used, {self.checkpoint} stays: {error}")
-        with self._changed:
-            if self._wanted == directory:
-                self._wanted = ""
-        self._publish_status()
 
     def _wait_for_turn(self):
         """Blocks until the policy should look; returns what it sees, or None to ask again."""
@@ -240,15 +286,23 @@ class Inference(Node):
             consumed = self._consumed
             if not self._running or consumed is None or not self._controller_state.startswith("moving"):
                 self._replanner.reset()  # a new go begins with a new plan
-                return None
-            if self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.time()):
-                return self._observe(consumed)
+                rests, looks = True, False
+            else:
+                looks = self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.time())
+                rests = False
+        if (looks or rests) and self._generations.waiting:
+            self._switch()
+            self._publish_status()
+        if not looks:
             return None
+        with self._changed:
+            return self._observe(self._consumed)
 
     def _observe(self, consumed: Consumed):
         """(images, state (14,), instruction, first control step, stamp), or None while something is missing."""
         now, images = time.time(), {}
-        for camera in self.contract.cameras:
+        cameras = self._generations.current.policy.contract.cameras
+        for camera in cameras:
             stamp, image = self._newest.get(camera.name, (None, None))
             if stamp is None:
                 return self._complain(f"no image of camera '{camera.name}' yet")
@@ -264,8 +318,11 @@ class Inference(Node):
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
-        stamp = min(self._newest[camera.name][0] for camera in self.contract.cameras)
-        return images, state, self._instruction, consumed.next_step, stamp
+        stamp = min(self._newest[camera.name][0] for camera in cameras)
+        first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
+        if self.config.mode == ASYNC and consumed.playing:
+            self._slack = self._replanner.slack(consumed.next_step, self._p99())
+        return images, state, self._instruction, first, stamp
 
     def _complain(self, text: str) -> None:
         if text and text != self._complaint:
@@ -273,30 +330,33 @@ class Inference(Node):
         self._complaint = text
 
     def _infer(self, images, state, instruction, first, stamp) -> None:
-        began = time.monotonic()
-        actions = self._predict(images, state, instruction)
+        began, generation = time.monotonic(), self._generations.current
+        actions = self._predict(generation.policy, images, state, instruction)
         doubt = implausible(actions)
         if doubt:
             self.get_logger().error(f"the policy's chunk is not sent: {doubt}")
             self._complain(f"the policy predicts nonsense: {doubt}")
+            self._trouble(f"its chunk was not sent: {doubt}")
             return
         with self._changed:
-            if not self._running:
+            if not self._running or generation is not self._generations.current:  # stopped, or rolled back meanwhile
                 return
             self._latency.append(time.monotonic() - began)
             self._calls += 1
             self._chunk_id += 1
-            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], self.generation, self._chunk_id, first)
+            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], generation.number, self._chunk_id, first)
             self._replanner.sent(first, len(chunk.positions), time.time())
+            if self._generations.said():
+                self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
         self._publish_status()
 
-    def _predict(self, images, state, instruction) -> np.ndarray:
+    def _predict(self, policy, images, state, instruction) -> np.ndarray:
         """One chunk (H, 7) of absolute actions."""
         observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
-        return self.policy.predict(
-            observation, seeds=[self.config.seed + self._chunk_id], steps=self.config.denoising_steps or None
-        )[0]
+        return policy.predict(observation, seeds=[self.config.seed + self._chunk_id], steps=self.config.denoising_steps or None)[
+            0
+        ]
 
     # ---- reports ------------------------------------------------------------------------------------------------------
 
@@ -308,15 +368,21 @@ class Inference(Node):
 
     def _publish_status(self) -> None:
         with self._changed:
+            generations = self._generations
             values = dict(
-                generation=self.generation,
-                checkpoint=self.checkpoint,
-                loading=self._wanted,
+                generation=generations.current.number,
+                checkpoint=generations.current.checkpoint,
+                weights_sha256=generations.current.weights_sha256,
+                loading=self._wanted or (generations.waiting[0] if generations.waiting else ""),
+                earlier=[generation.checkpoint for generation in generations.previous],
+                probation=generations.unproved,
+                news=self._news,
                 horizon=self.horizon,
                 mode=self.config.mode,
                 calls=self._calls,
                 latency_ms_p50=round(self._percentile(50) * 1000, 2),
                 latency_ms_p99=round(self._percentile(99) * 1000, 2),
+                slack_ms=None if self._slack is None else round(self._slack * 1000, 1),
                 running=self._running,
                 complaint=self._complaint,
             )

@@ -39,7 +39,7 @@ ANSWER_S = 5.0  # a service that is there answers well within this; discovery al
 ENABLE_S = 12.0  # go and home may have to bring the motors on
 READY_TOLERANCE = 0.05  # rad, m
 SILENT_S = 2.0
-LOADING_S = 60.0  # a large checkpoint from a slow disk
+LOADING_S = 180.0  # a large checkpoint, tried by a child of low priority on a busy machine
 INFERENCE = "inference"
 DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
 
@@ -161,13 +161,12 @@ class RosRig:
             return
         self._set(INFERENCE, checkpoint=checkpoint)
         loaded = lambda: (
-            not self.inference.get("loading")
-            and (self.inference.get("checkpoint") == checkpoint or self.inference.get("complaint"))
+            not self.inference.get("loading") and (self.inference.get("checkpoint") == checkpoint or self.inference.get("news"))
         )
         if not self.wait(loaded, LOADING_S):
             raise RigError(f"{INFERENCE} did not load {checkpoint} within {LOADING_S:.0f} s")
         if self.inference.get("checkpoint") != checkpoint:
-            raise RigError(f"{INFERENCE}: {self.inference['complaint']}")
+            raise RigError(f"{INFERENCE}: {self.inference['news']}")
 
     def _set(self, node: str, **values) -> None:
         request = SetParameters.Request(parameters=[Parameter(n, value=v).to_parameter_msg() for n, v in values.items()])

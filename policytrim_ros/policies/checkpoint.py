@@ -4,6 +4,7 @@
     model.safetensors    weights
     tokenizer.json       words
     processor.json       what is done to a picture before the network sees it
+    golden.safetensors   a few observations and what followed from them (golden.py)
     manifest.json        contract, family, tasks, origin, evaluation, SHA-256 of every file and of itself
 
 A checkpoint is written beside its place and renamed, so that it is there completely or not at all. Loading executes
@@ -32,6 +33,7 @@ from policytrim_ros.core.contract import Contract, mismatches
 from policytrim_ros.files import replace_file, sha256_of
 from policytrim_ros.policies.autoregressive import AutoregressiveConfig, AutoregressivePolicy
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
+from policytrim_ros.policies.golden import GOLDEN, Golden
 from policytrim_ros.policies.parallel import ParallelConfig, ParallelPolicy
 from policytrim_ros.policies.policy import ChunkPolicy
 
@@ -45,7 +47,8 @@ CONFIG, WEIGHTS, TOKENIZER, PROCESSOR, MANIFEST = (
     "manifest.json",
 )
 FILES = (CONFIG, WEIGHTS, TOKENIZER)
-"""What every checkpoint must have; one without processor.json treats pictures as this program does."""
+"""What every checkpoint must have; one without processor.json treats pictures as this program does, and one without golden
+observations cannot be compared with them."""
 
 ONE_BY_ONE = 12
 """Differences of one part that `diff` lists before it only counts them."""
@@ -71,11 +74,18 @@ FAMILIES = {
 
 
 def save(
-    directory, policy: ChunkPolicy, *, made: Mapping[str, Any], evaluation: Mapping[str, Any] | None = None, overwrite=False
+    directory,
+    policy: ChunkPolicy,
+    *,
+    made: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None = None,
+    golden: Golden | None = None,
+    overwrite=False,
 ) -> dict:
     """Writes ``policy`` as a checkpoint and returns its manifest.
 
-    ``made`` says how: recipe, seed, commit, data_sha256, parent (JSON values). Raises CheckpointError when the directory
+    ``made`` says how: recipe, seed, commit, data_sha256, parent (JSON values). ``golden``: what it predicts, to be compared
+    wherever it is loaded. Raises CheckpointError when the directory
     exists (unless ``overwrite``) or when writing fails; then nothing half-written stays and an old checkpoint is intact.
     """
     directory = Path(directory)
@@ -89,6 +99,10 @@ def save(
         save_file(weights, beside / WEIGHTS, metadata={"format": "pt"})
         shutil.copymode(beside / CONFIG, beside / WEIGHTS)  # safetensors lets the owner alone read it
         _flush(beside / WEIGHTS)
+        if golden is not None:
+            golden.write(beside / GOLDEN)
+            shutil.copymode(beside / CONFIG, beside / GOLDEN)
+            _flush(beside / GOLDEN)
         manifest = sealed(
             {
                 "format": FORMAT,
@@ -100,7 +114,9 @@ def save(
                 "contract": policy.contract.to_dict(),
                 "made": dict(made),
                 "evaluation": dict(evaluation) if evaluation else None,
-                "files": {name: sha256_of(beside / name) for name in (*FILES, PROCESSOR)},
+                "files": {
+                    name: sha256_of(beside / name) for name in (*FILES, PROCESSOR, *([GOLDEN] if golden is not None else []))
+                },
             }
         )
         _write(beside / MANIFEST, _json(manifest))
@@ -142,7 +158,24 @@ def load(directory, *, robot: Contract | None = None, device: str = "cpu") -> tu
 def copy(source, directory) -> dict:
     """Writes the checkpoint in ``source`` once more, as a whole, in place of what ``directory`` may hold; returns its manifest."""
     policy, manifest = load(source)
-    return save(directory, policy, made=manifest["made"], evaluation=manifest["evaluation"], overwrite=True)
+    return save(
+        directory,
+        policy,
+        made=manifest["made"],
+        evaluation=manifest["evaluation"],
+        golden=golden_of(source, manifest),
+        overwrite=True,
+    )
+
+
+def golden_of(directory, manifest: Mapping[str, Any]) -> Golden | None:
+    """The golden observations of a checkpoint, or None when it has none. CheckpointError when they cannot be read."""
+    if GOLDEN not in manifest["files"]:
+        return None
+    try:
+        return Golden.read(Path(directory) / GOLDEN)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def verify(directory) -> dict:

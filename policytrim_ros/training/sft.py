@@ -28,7 +28,7 @@ from tqdm import tqdm
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ChunkPolicy, Inputs
-from policytrim_ros.training import mixture, origin, run_state
+from policytrim_ros.training import golden_scenes, mixture, origin, run_state
 from policytrim_ros.training.adapters import attach, merged_copy
 from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.processes import Processes
@@ -467,6 +467,14 @@ def add_arguments(parser) -> None:
     )
 
 
+def _record_golden(out, recipe: Recipe) -> None:
+    """Golden observations where the tasks exist in the recipe's environment; demonstrations may come from elsewhere."""
+    try:
+        golden_scenes.record(out, recipe.environment, (recipe.pictures.camera_width, recipe.pictures.camera_height))
+    except (ConfigError, ValueError, RuntimeError) as error:
+        print(f"train: no golden observations, so {out} can only be exchanged for another at rest: {error}")
+
+
 def main(args) -> int:
     """Trains or resumes; 0 when finished, 130 when interrupted (state saved), 1 after one sentence about what went wrong."""
     torch.set_num_threads(args.threads)
@@ -490,6 +498,7 @@ def main(args) -> int:
         if speaks:
             out = args.out or recipe.checkpoint
             manifest = trainer.finish(out)
+            _record_golden(out, recipe)
             print(
                 f"train: {out}: {manifest['parameters']} parameters after {manifest['made']['steps']} of {trainer.step} steps, "
                 f"{trainer.cpu_s / 60:.1f} CPU-minutes; {trainer.report()}"

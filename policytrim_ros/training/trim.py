@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.training import evaluate, progress, rewards, run_state
+from policytrim_ros.training import evaluate, golden_scenes, progress, rewards, run_state
 from policytrim_ros.training.adapters import SwitchedOff, attach, merged_copy
 from policytrim_ros.training.evidence import evidence_page, judge, learning_figure
 from policytrim_ros.training.exploration import explore
@@ -227,6 +227,7 @@ class Trimming:
         made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}
         summary = evaluate.summary([*before, *after])
         checkpoint.save(trimmed, self._deployed(self.horizon), made=made, evaluation=summary, overwrite=True)
+        golden_scenes.record(trimmed, recipe.environment, (recipe.camera_width, recipe.camera_height))
         evaluate.write_file(self.run_dir / "evidence.md", evidence_page(recipe, evidence, before, after, self.checks))
         learning_figure(self.run_dir / "learning.png", self.history, self.checks)
         whole = evidence["rows"][-1]

@@ -1,0 +1,158 @@
+"""A checkpoint made ready to take over from a running one: whole, fitting, warm, and saying what it said when it was made.
+
+    policy, weights_sha256 = stage("models/mine", robot)       # StagingError: one sentence, nothing has changed
+
+Every step is a reason to refuse: memory, files and hashes, contract, coverage of the weights, warm-up, golden observations (finite,
+within the limits of the arm, close to what the manifest's own policy predicted).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from policytrim_ros.children import end_with_parent, step_aside
+from policytrim_ros.core.contract import Contract, implausible
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
+from policytrim_ros.policies import checkpoint
+from policytrim_ros.policies.golden import FAR
+from policytrim_ros.policies.policy import ChunkPolicy, Observation
+
+WARM_UPS = 3
+NICENESS = 10
+"""Of the child: not the lowest, or a busy machine would never let it come to an end."""
+
+OVERHEAD = 2.0
+"""Memory that loading takes, in sizes of the weights' file: the network and, for a moment, the tensors on their way into it."""
+
+
+class StagingError(ValueError):
+    """A checkpoint cannot take over; one sentence: which, what is wrong, what to do."""
+
+
+def tried(directory, robot: Contract, *, device: str = "cpu", golden_needed: bool = False, say=lambda text: None) -> tuple:
+    """`stage`, for a process that must not be disturbed: every check is made in a child at low priority first.
+
+    A checkpoint that eats all memory or brings a library down takes the child along and nothing else; its words are the refusal.
+    """
+    order = {"directory": str(directory), "robot": robot.to_dict(), "device": device, "golden_needed": golden_needed}
+    child = subprocess.run(
+        [sys.executable, "-m", __spec__.name, json.dumps(order)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: (end_with_parent(signal.SIGKILL), step_aside(NICENESS)),
+    )
+    *said, last = child.stdout.splitlines() or [""]
+    for line in said:
+        say(line)
+    if child.returncode == 1:
+        raise StagingError(last)
+    if child.returncode != 0:
+        guess = ", for want of memory perhaps" if child.returncode == -signal.SIGKILL else ""
+        words = (child.stderr.strip().splitlines() or ["no words"])[-1]
+        raise StagingError(f"{directory}: the process that tried it ended with {child.returncode}{guess}: {words}")
+    policy, weights = _loaded(directory, robot, device)
+    if weights != last:
+        raise StagingError(f"{directory}: other weights lie there than those that were tried; ask again")
+    return policy, weights
+
+
+def stage(directory, robot: Contract, *, device: str = "cpu", golden_needed: bool = False, say=lambda text: None) -> tuple:
+    """(policy, SHA-256 of its weights), ready. ``golden_needed``: refuse a checkpoint without golden observations.
+
+    ``say`` gets a sentence about memory and about the comparison. Raises StagingError or CheckpointError.
+    """
+    need, free = needed_mb(directory), free_mb(device)
+    say(f"{directory} needs about {need:.0f} MB of memory on {device}, {free:.0f} MB are free")
+    if need > free:
+        raise StagingError(
+            f"{directory}: needs about {need:.0f} MB of memory on {device}, only {free:.0f} MB are free; "
+            "end something, or keep fewer earlier generations (keep_generations)"
+        )
+    policy, weights = _loaded(directory, robot, device)
+    golden = checkpoint.golden_of(directory, checkpoint.read_manifest(directory))
+    if golden is None and golden_needed:
+        raise StagingError(
+            f"{directory}: has no golden observations, so it cannot be compared while the arm moves; stop the policy first, or "
+            f"record them with `policytrim checkpoint golden {directory}`"
+        )
+    if golden is not None:
+        say(f"{directory}: {compared(directory, policy, golden)}")
+    return policy, weights
+
+
+def _loaded(directory, robot: Contract, device: str) -> tuple:
+    policy, manifest = checkpoint.load(directory, robot=robot, device=device)
+    warm_up(policy)
+    return policy, manifest["files"][checkpoint.WEIGHTS]
+
+
+def compared(directory, policy: ChunkPolicy, golden) -> str:
+    """What the comparison with the golden observations found, in words; StagingError when the policy must not speak."""
+    actions, far = golden.compare(policy)
+    if doubt := implausible(actions):
+        raise StagingError(f"{directory}: its chunk for a golden observation is nonsense: {doubt}")
+    if far > FAR:
+        raise StagingError(
+            f"{directory}: predicts other actions for its golden observations than when it was made (by up to {far:.3g} rad or m): "
+            "this machine computes it differently; check versions and device, or record them anew after an evaluation here"
+        )
+    guard = SafetyFilter(SafetyLimits())
+    for target in actions.reshape(-1, actions.shape[-1]).astype(np.float64):
+        if held := guard.judge(target)[1]:
+            raise StagingError(f"{directory}: its chunk for a golden observation would be held: {held}")
+    return f"{len(actions)} golden observations agree within {far:.1g} rad or m"
+
+
+def warm_up(policy: ChunkPolicy) -> None:
+    """The first predictions are slow; they are made for blank pictures."""
+    contract = policy.contract
+    images = {camera.name: np.zeros((1, camera.height, camera.width, 3), np.uint8) for camera in contract.cameras}
+    objects = np.full((1, contract.object_slots, 7), np.nan, np.float32) if contract.object_slots else None
+    seen = Observation(images, np.zeros((1, 14), np.float32), [contract.instructions[0]], objects)
+    for _ in range(WARM_UPS):
+        policy.predict(seen, seeds=[0])
+
+
+def needed_mb(directory) -> float:
+    """Memory (MB) that loading ``directory`` takes, from the size of its weights. CheckpointError when there are none."""
+    path = Path(directory) / checkpoint.WEIGHTS
+    try:
+        return OVERHEAD * path.stat().st_size / 1e6
+    except OSError:
+        checkpoint.read_manifest(directory)  # which says more exactly what is missing
+        raise checkpoint.CheckpointError(f"{path}: is missing; take an intact copy") from None
+
+
+def free_mb(device: str) -> float:
+    """Free memory (MB) of the machine, or of the GPU that ``device`` names."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] / 1e6
+    with open("/proc/meminfo") as file:
+        facts = dict(line.split(":") for line in file)
+    return int(facts["MemAvailable"].split()[0]) / 1e3
+
+
+def main(argument: str) -> int:
+    """The child of `tried`: says what `stage` says; the last line is the SHA-256 of the weights, or why they are refused."""
+    order = json.loads(argument)
+    torch.set_num_threads(1)
+    robot = Contract.from_dict(order.pop("robot"))
+    try:
+        print(stage(order.pop("directory"), robot, **order, say=print)[1])
+        return 0
+    except (StagingError, checkpoint.CheckpointError) as error:
+        print(error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
