@@ -48,12 +48,11 @@ def swap(directory: str, timeout_s: float, namespace: str) -> int:
             if answer is not None:
                 print(f"inference refused: {answer.result.reason}", file=sys.stderr)
             return 1
-        ended = lambda now: now["generation"] != before["generation"] or (not now["loading"] and now["news"] != before["news"])
-        after = heard(ended, timeout_s)
+        after = heard(lambda now: now["exchanges"] != before["exchanges"], timeout_s)
         if after is None:
             print(f"{directory} does not speak after {timeout_s:.0f} s; see inference/status", file=sys.stderr)
             return 1
-        if after["generation"] == before["generation"] or after["checkpoint"] != directory:
+        if after["checkpoint"] != directory:
             print(f"inference: {after['news']}", file=sys.stderr)
             return 1
         print(

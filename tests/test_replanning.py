@@ -26,8 +26,9 @@ def play(mode, horizon, latency_s, seconds=10.0, predicted=15, dt=0.005):
         if pending is None and replanner.turn(executor.next_step, executor.queued, executor.playing, latency_s, now):
             calls += 1
             count = replanner.trim(predicted, latency_s)
-            replanner.sent(executor.next_step, count, now)
-            pending = (now + latency_s, Chunk(np.zeros((count, 7)), 1, calls, executor.next_step))
+            first = replanner.first(executor.next_step, executor.playing, now % (1 / RATE))
+            replanner.sent(first, count, now)
+            pending = (now + latency_s, Chunk(np.zeros((count, 7)), 1, calls, first))
     return executor, calls, played
 
 
@@ -60,3 +61,20 @@ def test_a_chunk_that_never_plays_is_given_up_after_a_while():
     assert replanner.turn(0, 0, False, 0.0, 1.7)
     with pytest.raises(ValueError, match="use 'sync' or 'async'"):
         Replanner("rtc2", 5, RATE)
+
+
+@pytest.mark.parametrize(
+    "playing, since_s, first",
+    [(False, 9.0, 7), (True, 0.0, 6), (True, 0.024, 6), (True, 0.026, 7), (True, 0.049, 7)],
+)
+def test_an_observation_belongs_to_the_end_of_a_control_step_that_is_one_period_away(playing, since_s, first):
+    """The first action of a chunk ends one control step after the observation; step 6 plays, step 7 is next."""
+    assert Replanner("async", 5, RATE).first(7, playing, since_s) == first
+
+
+def test_slack_is_what_the_plan_still_plays_when_the_chunk_arrives():
+    replanner = Replanner("async", 5, RATE)
+    assert replanner.slack(10, 0.1) == pytest.approx(-0.1)  # nothing is planned
+    replanner.sent(10, 8, 0.0)
+    assert replanner.slack(14, 0.1) == pytest.approx(0.1)
+    assert replanner.slack(17, 0.1) == pytest.approx(-0.05)

@@ -123,9 +123,9 @@ def test_in_async_mode_a_chunk_is_aligned_by_what_was_consumed_since_the_look():
     looked = [look[0] for look in result.looks]
     for step in range(2, 60):
         call, action = read(env.targets[step])
-        if call:  # the step that was next when the policy looked plays action 0, if it comes in time
-            assert step == looked[call] + 1 + action
-    assert {look[1] for look in result.looks[1:-1]} == {1}
+        if call:  # the step at whose beginning the policy looked would play action 0; two are over when the chunk arrives
+            assert step == looked[call] + action
+    assert {look[1] for look in result.looks[1:-1]} == {2}
 
 
 def test_an_inference_slower_than_the_chunk_stalls_but_goes_on():
@@ -140,20 +140,22 @@ class Robot:
     def __init__(self, mode, H, horizon, latency_s):
         self.executor, self.replanner = ChunkExecutor(), Replanner(mode, horizon, 20.0)
         self.executor.start(STILL, 0.0)
-        self.played, coming, calls = [], None, 0
+        self.played, coming, calls, began = [], None, 0, 0.0
         look = numbered(H)
         for tick in range(12 * 200):
             now = tick * 0.005
             point = self.executor.tick(now)
             if point.playing and (not self.played or self.played[-1][0] != point.next_step):
                 self.played.append((point.next_step, *read(self.executor.target)))
+                began = now
             if coming and now >= coming[0]:
                 self.replanner.sent(coming[1].first, len(coming[1].positions), now)
                 self.executor.accept(coming[1])
                 coming = None
             elif not coming and self.replanner.turn(point.next_step, point.queued, point.playing, latency_s, now):
                 actions = look(None, [calls])[0][: self.replanner.trim(H, latency_s)]
-                coming = (now + latency_s, Chunk(actions, 1, calls, point.next_step))
+                first = self.replanner.first(point.next_step, point.playing, now - began)
+                coming = (now + latency_s, Chunk(actions, 1, calls, first))
                 calls += 1
 
 

@@ -62,8 +62,9 @@ class Replanner:
         return 0 if self.mode == SYNC else math.ceil(latency_s * self.rate_hz) + 1
 
     def trim(self, predicted: int, latency_s: float) -> int:
-        """How many of ``predicted`` actions to send: h, and in async mode those that will be skipped on arrival."""
-        return min(predicted, self.horizon + self.lead(latency_s))
+        """How many of ``predicted`` actions to send: h, and in async mode those that are over or playing on arrival."""
+        late = 0 if self.mode == SYNC else self.lead(latency_s) + 1
+        return min(predicted, self.horizon + late)
 
     def sent(self, first: int, count: int, now: float) -> None:
         """A chunk of ``count`` actions for control steps ``first``.. was sent."""

@@ -9,8 +9,8 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
            there before the old one runs out; alignment is by the control step counted by the controller
 
-Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: a child process of low priority tries
-the new one (policies/staging.py), another thread loads it beside the one that speaks; it speaks from the next chunk boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``complaint``
+Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: then a child process of low priority tries
+the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``complaint``
 in inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
 before back; the service inference/roll_back does so at any time.
 """
@@ -99,13 +99,13 @@ class Inference(Node):
         self._latency = collections.deque(maxlen=200)
         self._slack = None  # s, of the latest look
         self._wanted = self._complaint = ""  # checkpoint that is being loaded; why something is not as it should be
-        self._news = ""  # what became of the latest exchange
+        self._news, self._exchanges = "", 0  # the latest of the generations, in words; exchanges that have come to an end
         self._arrivals: dict[str, collections.deque] = {}
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
         self._replanner = Replanner(self.config.mode, 1, CONTROL_RATE_HZ)
         from policytrim_ros.policies import staging  # torch comes with it
 
-        self._try = staging.tried
+        self._staging = staging
         self._stage(self.config.checkpoint, staging.stage)
         self._switch()
         for camera in self.config.cameras:
@@ -151,6 +151,7 @@ class Inference(Node):
             generation = self._generations.switch()
         if generation is not None:
             self._speaks(generation)
+            self._exchanges += 1
 
     def _speaks(self, generation: Generation, news: str = "") -> None:
         contract = generation.policy.contract
@@ -185,10 +186,14 @@ class Inference(Node):
     def _exchange(self, directory: str) -> None:
         """The stager's work: when it is done the new checkpoint waits for the worker, or the old one stays and it is said why."""
         try:
-            self._stage(directory, self._try, golden_needed=self._running)
+            if self._running:
+                self._stage(directory, self._staging.tried, golden_needed=True)
+            else:
+                self._stage(directory, self._staging.stage)
         except Exception as error:  # whatever it is, the running generation goes on
             with self._changed:
                 self._news = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
+                self._exchanges += 1
             self.get_logger().error(self._news)
         with self._changed:
             self._wanted = ""
@@ -377,6 +382,7 @@ class Inference(Node):
                 earlier=[generation.checkpoint for generation in generations.previous],
                 probation=generations.unproved,
                 news=self._news,
+                exchanges=self._exchanges,
                 horizon=self.horizon,
                 mode=self.config.mode,
                 calls=self._calls,

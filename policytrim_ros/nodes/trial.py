@@ -159,13 +159,11 @@ class RosRig:
         """Has inference load ``checkpoint``; RigError with its own words when it cannot."""
         if self.inference.get("checkpoint") == checkpoint:
             return
+        before = self.inference["exchanges"]
         self._set(INFERENCE, checkpoint=checkpoint)
-        loaded = lambda: (
-            not self.inference.get("loading") and (self.inference.get("checkpoint") == checkpoint or self.inference.get("news"))
-        )
-        if not self.wait(loaded, LOADING_S):
+        if not self.wait(lambda: self.inference["exchanges"] != before, LOADING_S):
             raise RigError(f"{INFERENCE} did not load {checkpoint} within {LOADING_S:.0f} s")
-        if self.inference.get("checkpoint") != checkpoint:
+        if self.inference["checkpoint"] != checkpoint:
             raise RigError(f"{INFERENCE}: {self.inference['news']}")
 
     def _set(self, node: str, **values) -> None:

@@ -144,7 +144,9 @@ class Player:
         chunk, number = None, len(self.looks)
         if implausible(actions) is None:
             count = self._replanner.trim(len(actions), self._latency_s)
-            chunk = Chunk(actions[:count], GENERATION, number, self._executor.next_step, self._executor.rate_hz)
+            executor = self._executor
+            first = self._replanner.first(executor.next_step, executor.playing, 0.0)  # what is seen is this step's beginning
+            chunk = Chunk(actions[:count], GENERATION, number, first, executor.rate_hz)
         self._coming = (self.control_steps + self._delay, chunk)
         self.looks.append([self.control_steps, 0, 0])
         if not self._delay:
