@@ -405,6 +405,18 @@ class Evaluate(Delegate):
     module = "policytrim_ros.training.evaluate"
 
 
+class Gate(Delegate):
+    """play a checkpoint in the simulated twin as this machine would, before a robot may have it; the manifest remembers
+
+    example: policytrim gate models/mine --task tape_box
+
+    Same executor and limits as on the robot, latency as measured here. Passed: no episode in which the controller would hold
+    the arm, and enough successes. Exit code 0: passed, 3: not.
+    """
+
+    module = "policytrim_ros.training.gate"
+
+
 class Compare(Delegate):
     """compare two evaluations scene by scene: success, steps, calls, seconds, and whether B is not worse than A
 
@@ -436,6 +448,7 @@ COMMANDS = {
     "demos": Demos,
     "train": Train,
     "eval": Evaluate,
+    "gate": Gate,
     "compare": Compare,
 }
 

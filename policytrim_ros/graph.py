@@ -67,6 +67,9 @@ class LaunchArguments(Config):
         "sync: the arm waits for inference; async: the next chunk is predicted while this one runs",
         choices=("sync", "async"),
     )
+    gate: bool = argument(
+        True, "on the real robot, refuse a policy that has not passed the simulated twin for the task (`policytrim gate`)"
+    )
     speed_scale: float = argument(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
     trials: int = argument(0, "trials to run, after which everything ends; 0: only bring the system up", low=0, high=10000)
     compare: str = argument(
@@ -240,6 +243,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                     height=height,
                     horizon=arguments.horizon,
                     mode=arguments.mode,
+                    gate=arguments.gate and not sim,
                 ),
             )
         )

@@ -1,9 +1,12 @@
 """Small policies and recipes shared by the tests of policies, checkpoints and training."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from policytrim_ros.core.contract import Camera, Contract, Normalisation
+from policytrim_ros.core.types import READY
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.tokenizer import train_tokenizer
@@ -39,6 +42,21 @@ def observation(batch=2, size=(48, 27), cameras=("front", "wrist")) -> Observati
     rng = np.random.default_rng(0)
     images = {name: rng.integers(0, 256, (batch, size[1], size[0], 3), dtype=np.uint8) for name in cameras}
     return Observation(images, rng.normal(0, 0.2, (batch, 14)), [SENTENCES[i % 3] for i in range(batch)])
+
+
+def at_ready(batch=2) -> Observation:
+    seen = observation(batch)
+    return Observation(seen.images, np.tile(np.float32([*READY, *READY]), (batch, 1)), seen.instruction)
+
+
+def gentle(**changes):
+    """A policy that is untrained, too, but whose actions are small."""
+    small = Normalisation(((-0.01,) * 6 + (0.0,),) * 6, ((0.01,) * 6 + (0.07,),) * 6)
+    torch.manual_seed(0)
+    given = contract(**changes)
+    norms = {**given.normalisation, "actions": small}
+    config = FlowConfig(horizon=6, **TINY)
+    return FlowPolicy(config, replace(given, normalisation=norms), train_tokenizer(SENTENCES)).eval().requires_grad_(False)
 
 
 def reach_recipe(**training) -> Recipe:

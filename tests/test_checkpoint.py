@@ -192,14 +192,14 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_mixed_with_the_ot
 
 
 def test_an_evaluation_can_be_added_later(saved):
-    checkpoint.record_evaluation(saved[0], {"rows": [{"success_rate": 0.7}]})
+    checkpoint.annotate(saved[0], evaluation={"rows": [{"success_rate": 0.7}]})
     assert checkpoint.load(saved[0])[1]["evaluation"]["rows"][0]["success_rate"] == 0.7
 
 
 def test_no_evaluation_is_added_to_a_damaged_checkpoint(saved):
     (saved[0] / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError):
-        checkpoint.record_evaluation(saved[0], {})
+        checkpoint.annotate(saved[0], evaluation={})
 
 
 def test_pictures_treated_otherwise_than_in_training_are_refused(saved):
@@ -252,7 +252,7 @@ def test_the_weights_that_moved_are_told_by_group_and_distance(saved):
 
 
 def test_how_it_was_made_and_how_it_was_judged_is_compared(saved):
-    checkpoint.record_evaluation(saved[0], {"success_rate": 0.7})
+    checkpoint.annotate(saved[0], evaluation={"success_rate": 0.7})
     lines = compared(saved, recipe="test", seed=1)
     assert "made.seed: 0 in the first, 1 in the second" in lines
     assert any(line.startswith('evaluation: {"success_rate": 0.7} in the first, nothing') for line in lines)

@@ -2,39 +2,19 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from policy_samples import SENTENCES, TINY, contract, observation
+from policy_samples import at_ready, gentle
 
-from policytrim_ros.core.contract import Normalisation, robot_contract
-from policytrim_ros.core.types import READY
+from policytrim_ros.core.contract import robot_contract
 from policytrim_ros.policies import checkpoint, staging
-from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.golden import GOLDEN, Golden
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.staging import StagingError
-from policytrim_ros.policies.tokenizer import train_tokenizer
 from policytrim_ros.training.golden_scenes import record
 
 ROBOT = robot_contract({"front": (64, 36), "wrist": (64, 36)})
-
-
-def at_ready(batch=2) -> Observation:
-    seen = observation(batch)
-    return Observation(seen.images, np.tile(np.float32([*READY, *READY]), (batch, 1)), seen.instruction)
-
-
-def gentle(**changes):
-    """A policy that is untrained, too, but whose actions are small."""
-    small = Normalisation(((-0.01,) * 6 + (0.0,),) * 6, ((0.01,) * 6 + (0.07,),) * 6)
-    torch.manual_seed(0)
-    given = contract(**changes)
-    norms = {**given.normalisation, "actions": small}
-    config = FlowConfig(horizon=6, **TINY)
-    return FlowPolicy(config, replace(given, normalisation=norms), train_tokenizer(SENTENCES)).eval().requires_grad_(False)
 
 
 @pytest.fixture

@@ -74,6 +74,7 @@ class InferenceConfig(Config):
     threads: int = setting(1, "torch threads", low=1, high=32)
     seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device of the policy: cpu, cuda, cuda:1")
+    gate: bool = setting(False, "refuse a checkpoint that has not passed the simulated twin for the task (`policytrim gate`)")
     keep_generations: int = setting(1, "earlier policies that stay in memory, to come back at once", low=0, high=8)
     probation_chunks: int = setting(
         50, "chunks during which a hold that a policy can cause brings the one before back (0: never)", low=0, high=100_000
@@ -140,7 +141,7 @@ class Inference(Node):
             tasks=[self.config.task] if self.config.task else [],
         )
         say = self.get_logger().info
-        policy, weights = load(directory, robot, device=self.config.device, say=say, **how)
+        policy, weights = load(directory, robot, device=self.config.device, gate_needed=self.config.gate, say=say, **how)
         with self._changed:
             self._generations.stage(directory, weights, policy)
         say(f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f}")

@@ -80,12 +80,13 @@ def save(
     made: Mapping[str, Any],
     evaluation: Mapping[str, Any] | None = None,
     golden: Golden | None = None,
+    gate: Mapping[str, Any] | None = None,
     overwrite=False,
 ) -> dict:
     """Writes ``policy`` as a checkpoint and returns its manifest.
 
     ``made`` says how: recipe, seed, commit, data_sha256, parent (JSON values). ``golden``: what it predicts, to be compared
-    wherever it is loaded. Raises CheckpointError when the directory
+    wherever it is loaded; ``gate``: what the simulated twin said (training/gate.py). Raises CheckpointError when the directory
     exists (unless ``overwrite``) or when writing fails; then nothing half-written stays and an old checkpoint is intact.
     """
     directory = Path(directory)
@@ -114,6 +115,7 @@ def save(
                 "contract": policy.contract.to_dict(),
                 "made": dict(made),
                 "evaluation": dict(evaluation) if evaluation else None,
+                "gate": dict(gate) if gate else None,
                 "files": {
                     name: sha256_of(beside / name) for name in (*FILES, PROCESSOR, *([GOLDEN] if golden is not None else []))
                 },
@@ -164,6 +166,7 @@ def copy(source, directory) -> dict:
         made=manifest["made"],
         evaluation=manifest["evaluation"],
         golden=golden_of(source, manifest),
+        gate=manifest.get("gate"),
         overwrite=True,
     )
 
@@ -237,10 +240,10 @@ def contract_of(manifest: Mapping[str, Any], directory="checkpoint") -> Contract
         raise CheckpointError(f"{directory}: {error}; take an intact copy") from error
 
 
-def record_evaluation(directory, evaluation: Mapping[str, Any]) -> None:
-    """Replaces the evaluation summary in the manifest of an intact checkpoint (atomically)."""
+def annotate(directory, **entries: Mapping[str, Any]) -> None:
+    """Replaces ``evaluation`` or ``gate`` in the manifest of an intact checkpoint (atomically)."""
     directory = Path(directory)
-    manifest = sealed({**verify(directory), "evaluation": dict(evaluation)})
+    manifest = sealed({**verify(directory), **entries})
     try:
         replace_file(directory / MANIFEST, _json(manifest))
     except OSError as error:

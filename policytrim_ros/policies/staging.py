@@ -36,12 +36,12 @@ class StagingError(ValueError):
     """A checkpoint cannot take over; one sentence: which, what is wrong, what to do."""
 
 
-def tried(directory, robot: Contract, *, device: str = "cpu", golden_needed: bool = False, say=lambda text: None) -> tuple:
+def tried(directory, robot: Contract, *, device: str = "cpu", say=lambda text: None, **needs: bool) -> tuple:
     """`stage`, for a process that must not be disturbed: every check is made in a child at low priority first.
 
     A checkpoint that eats all memory or brings a library down takes the child along and nothing else; its words are the refusal.
     """
-    order = {"directory": str(directory), "robot": robot.to_dict(), "device": device, "golden_needed": golden_needed}
+    order = {"directory": str(directory), "robot": robot.to_dict(), "device": device, **needs}
     child = subprocess.run(
         [sys.executable, "-m", __spec__.name, json.dumps(order)],
         stdin=subprocess.DEVNULL,
@@ -65,8 +65,17 @@ def tried(directory, robot: Contract, *, device: str = "cpu", golden_needed: boo
     return policy, weights
 
 
-def stage(directory, robot: Contract, *, device: str = "cpu", golden_needed: bool = False, say=lambda text: None) -> tuple:
-    """(policy, SHA-256 of its weights), ready. ``golden_needed``: refuse a checkpoint without golden observations.
+def stage(
+    directory,
+    robot: Contract,
+    *,
+    device: str = "cpu",
+    golden_needed: bool = False,
+    gate_needed: bool = False,
+    say=lambda text: None,
+) -> tuple:
+    """(policy, SHA-256 of its weights), ready. ``golden_needed``: refuse a checkpoint without golden observations;
+    ``gate_needed``: and one that has not passed the simulated twin for the robot's tasks.
 
     ``say`` gets a sentence about memory and about the comparison. Raises StagingError or CheckpointError.
     """
@@ -78,7 +87,10 @@ def stage(directory, robot: Contract, *, device: str = "cpu", golden_needed: boo
             "end something, or keep fewer earlier generations (keep_generations)"
         )
     policy, weights = _loaded(directory, robot, device)
-    golden = checkpoint.golden_of(directory, checkpoint.read_manifest(directory))
+    manifest = checkpoint.read_manifest(directory)
+    if gate_needed and (refusal := not_passed(directory, manifest, robot.tasks)):
+        raise StagingError(refusal)
+    golden = checkpoint.golden_of(directory, manifest)
     if golden is None and golden_needed:
         raise StagingError(
             f"{directory}: has no golden observations, so it cannot be compared while the arm moves; stop the policy first, or "
@@ -110,6 +122,25 @@ def compared(directory, policy: ChunkPolicy, golden) -> str:
         if held := guard.judge(target)[1]:
             raise StagingError(f"{directory}: its chunk for a golden observation would be held: {held}")
     return f"{len(actions)} golden observations agree within {far:.1g} rad or m"
+
+
+def not_passed(directory, manifest, tasks) -> str:
+    """Why a robot does not take the checkpoint for ``tasks`` (none: all of its own), in one sentence; '' when it does.
+
+    The gate is ``policytrim gate``, whose result is in the manifest.
+    """
+    known = manifest.get("gate") or {}
+    for task in tasks or manifest["tasks"]:
+        if not known.get(task, {}).get("passed"):
+            why = (
+                f"failed in the simulated twin ({known[task]['reason']})"
+                if task in known
+                else "was not tried in the simulated twin"
+            )
+            return (
+                f"{directory}: {task} {why}; run `policytrim gate {directory} --task {task}`, or set gate:=false at your own risk"
+            )
+    return ""
 
 
 def warm_up(policy: ChunkPolicy) -> None:

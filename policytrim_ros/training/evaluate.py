@@ -627,7 +627,7 @@ def run(args) -> int:
         print(f"eval: interrupted; {len(asked)} of {len(rows)} rows are finished" + (f" and kept in {out}.json" if out else ""))
         return 130
     if args.record and directory:
-        checkpoint.record_evaluation(directory, summary(r for r in asked if not r["demonstrator"]))
+        checkpoint.annotate(directory, evaluation=summary(r for r in asked if not r["demonstrator"]))
     return 0
 
 

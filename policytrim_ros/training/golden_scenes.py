@@ -23,8 +23,8 @@ def record(directory, environment: str = ENVIRONMENT, image_size=(424, 240)) -> 
     """
     policy, manifest = checkpoint.load(directory)
     golden = Golden.of(policy, seen(policy, environment, image_size))
-    made, evaluation = manifest["made"], manifest["evaluation"]
-    return checkpoint.save(directory, policy, made=made, evaluation=evaluation, golden=golden, overwrite=True)
+    kept = {name: manifest.get(name) for name in ("made", "evaluation", "gate")}
+    return checkpoint.save(directory, policy, **kept, golden=golden, overwrite=True)
 
 
 def seen(policy: ChunkPolicy, environment: str, image_size) -> Observation:

@@ -90,7 +90,8 @@ class EpisodeResult:
     played; control_steps: all of them, rests included; calls: N; seconds: control_steps at the control rate; stalled_s: of
     these, without an action since the first one was played; looks: for every call (control step of the look, actions of
     its chunk skipped on arrival, actions of its chunk played); refused: chunks that could not be played (NaN, beyond any
-    arm's reach, too late); moved_m: how far the first object is from where it began.
+    arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
+    arm, which ended the episode ('' when it would not).
     """
 
     seed: int
@@ -103,6 +104,7 @@ class EpisodeResult:
     looks: tuple[tuple[int, int, int], ...]
     refused: int
     moved_m: float
+    held: str = ""
 
 
 class Player:
@@ -203,6 +205,7 @@ class Player:
             tuple(tuple(look) for look in self.looks),
             self.refused,
             moved_m,
+            self.held,
         )
 
 
