@@ -37,6 +37,7 @@ from trajectory_msgs.msg import JointTrajectory
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
+from policytrim_ros.core.horizon import HorizonGuard, disagreement
 from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
@@ -66,6 +67,14 @@ class InferenceConfig(Config):
         0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100
     )
     mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
+    tail_limit_rad: float = setting(
+        0.0,
+        "halve h when a new chunk differs from the tail of the one before by more than this, until they agree again (0: never)",
+        low=0.0,
+        high=3.0,
+        unit="rad",
+    )
+    shortest_horizon: int = setting(2, "h is not cut below this", low=1, high=100)
     denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
     task: str = setting("", "the task that the checkpoint must have been made for; empty: any")
     instruction: str = setting(
@@ -98,7 +107,8 @@ class Inference(Node):
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
         self._latency = collections.deque(maxlen=200)
-        self._slack = None  # s, of the latest look
+        self._slack = self._tail = None  # s, of the latest look; rad, disagreement of its chunk with the one before
+        self._before = None  # the chunk before: generation, first control step, all H actions
         self._wanted = self._complaint = ""  # checkpoint that is being loaded; why something is not as it should be
         self._news, self._exchanges = "", 0  # the latest of the generations, in words; exchanges that have come to an end
         self._arrivals: dict[str, collections.deque] = {}
@@ -159,6 +169,7 @@ class Inference(Node):
         with self._changed:
             self.horizon = self.config.horizon or contract.execution_horizon
             self._replanner.horizon = self.horizon
+            self._guard = HorizonGuard(self.horizon, self.config.shortest_horizon, self.config.tail_limit_rad)
             self._latency.clear()
             self._news = news
             if not self._instruction and len(contract.instructions) == 1:
@@ -292,6 +303,7 @@ class Inference(Node):
             consumed = self._consumed
             if not self._running or consumed is None or not self._controller_state.startswith("moving"):
                 self._replanner.reset()  # a new go begins with a new plan
+                self._before = None
                 rests, looks = True, False
             else:
                 looks = self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.time())
@@ -350,12 +362,24 @@ class Inference(Node):
             self._latency.append(time.monotonic() - began)
             self._calls += 1
             self._chunk_id += 1
+            self._trust(generation.number, first, actions)
             chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], generation.number, self._chunk_id, first)
             self._replanner.sent(first, len(chunk.positions), time.time())
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
         self._publish_status()
+
+    def _trust(self, generation: int, first: int, actions: np.ndarray) -> None:
+        """Compares the chunk with the one before and sets how much of it is executed."""
+        before, self._before = self._before, (generation, first, actions)
+        same = before is not None and before[0] == generation
+        self._tail = disagreement(before[2], before[1], actions, first) if same else None
+        was, self._replanner.horizon = self._replanner.horizon, self._guard.judge(self._tail)
+        if self._replanner.horizon != was:
+            self.get_logger().warning(
+                f"h {was} -> {self._replanner.horizon} chunk={self._chunk_id} tail_rad={self._tail:.3f} limit={self.config.tail_limit_rad}"
+            )
 
     def _predict(self, policy, images, state, instruction) -> np.ndarray:
         """One chunk (H, 7) of absolute actions."""
@@ -385,6 +409,9 @@ class Inference(Node):
                 news=self._news,
                 exchanges=self._exchanges,
                 horizon=self.horizon,
+                horizon_now=self._replanner.horizon,
+                cuts=self._guard.cuts,
+                tail_rad=None if self._tail is None else round(self._tail, 4),
                 mode=self.config.mode,
                 calls=self._calls,
                 latency_ms_p50=round(self._percentile(50) * 1000, 2),
@@ -401,8 +428,10 @@ class Inference(Node):
             "calls": self._calls,
             "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}",
             "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
-            "horizon": self.horizon,
+            "horizon": self._replanner.horizon,
             "mode": self.config.mode,
+            "tail_rad": "unknown" if self._tail is None else f"{self._tail:.3f}",
+            "slack_ms": "unknown" if self._slack is None else f"{self._slack * 1000:.0f}",
         }
         for camera, arrivals in self._arrivals.items():
             seen = np.array(arrivals)
@@ -411,6 +440,11 @@ class Inference(Node):
                 values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (
                     f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99])
                 )
+        late = self._slack is not None and self._slack < 0 and self._running
+        if late and not self._complaint:  # before the arm has to wait: the plan is shorter than the policy is slow
+            self._complaint = (
+                f"the plan ends {-self._slack * 1000:.0f} ms before the next chunk (p99): a longer h or a faster policy"
+            )
         level = DiagnosticStatus.WARN if self._complaint else DiagnosticStatus.OK
         status = DiagnosticStatus(
             level=level,
