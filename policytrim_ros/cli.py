@@ -323,15 +323,27 @@ class Checkpoint:
 
 
 class Doctor:
-    """check what this machine offers: Python, ROS 2, Vulkan, CAN, cameras, disk; says how to mend what is missing"""
+    """check what this machine offers, and with --live what the running system says of itself, before the first go of a day
+
+    examples:
+      policytrim doctor                                  Python, ROS 2, Vulkan, CAN, cameras, memory, disk, real-time rights
+      policytrim doctor --robot --live --checkpoint models/mine
+
+    A line for each subject, with what to do; exit code 1 when something is missing.
+    """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument("--robot", action="store_true", help="a missing CAN interface or camera counts as a failure")
+        parser.add_argument("--robot", action="store_true", help="what only a robot needs counts as a failure when it is missing")
+        parser.add_argument(
+            "--live", action="store_true", help="listen to the running system: bus, arm, setpoints, cameras, policy"
+        )
+        parser.add_argument("--checkpoint", default="", help="also check this checkpoint, and whether it has passed the gate")
+        add_namespace(parser)
 
     def run(self, options) -> int:
         from policytrim_ros.doctor import doctor
 
-        return doctor(options.robot)
+        return doctor(options.robot, options.checkpoint, options.live, options.namespace)
 
 
 class Delegate:

@@ -1,4 +1,7 @@
-"""`policytrim doctor`: what this machine offers, one line a subject, each with what to do when something is missing."""
+"""`policytrim doctor`: what this machine offers, one line a subject, each with what to do when something is missing.
+
+With ``live`` also what the running system says of itself (live_doctor.py), before the first go of a day.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,6 +19,8 @@ from pathlib import Path
 from policytrim_ros.graph import has_gpu, renderer, runtime_dir
 
 GOOD, WARNING, BAD = "ok", "warning", "missing"
+REALTIME_PRIORITY = 50
+"""What the controller asks for by default."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,25 @@ class Finding:
     advice: str = ""
 
 
-def doctor(robot: bool) -> int:
-    """Prints all findings; 1 when something is missing."""
-    findings = [python(), ros(), *modules(), vulkan(), can(robot), cameras(robot), disk(), runtime()]
-    for finding in findings:
-        print(f"{finding.state:8} {finding.subject:12} {finding.found}" + (f": {finding.advice}" if finding.advice else ""))
-    return 1 if any(finding.state == BAD for finding in findings) else 0
+def doctor(robot: bool, checkpoint: str = "", live: bool = False, namespace: str = "") -> int:
+    """Prints all findings, each as soon as it is known; 1 when something is missing."""
+    subjects = [python, ros, modules, vulkan, lambda: can(robot), lambda: cameras(robot), memory, disk, priority, runtime]
+    if checkpoint:
+        subjects.append(lambda: policy(checkpoint, robot))
+    if live:
+        from policytrim_ros.live_doctor import running_system
+
+        subjects.append(lambda: running_system(namespace))
+    missing = False
+    for subject in subjects:
+        found = subject()
+        for finding in [found] if isinstance(found, Finding) else found:
+            print(
+                f"{finding.state:8} {finding.subject:12} {finding.found}" + (f": {finding.advice}" if finding.advice else ""),
+                flush=True,
+            )
+            missing |= finding.state == BAD
+    return 1 if missing else 0
 
 
 def python() -> Finding:
@@ -127,6 +146,39 @@ def disk() -> Finding:
         f"{free:.0f} GB here, {shared:.0f} MB shared memory",
         "" if enough else "recordings want 2 GB here, images 200 MB of /dev/shm (in a container: --shm-size=1g)",
     )
+
+
+def memory() -> Finding:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        free = int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) / 1e6
+    return Finding(
+        "memory", GOOD if free > 4 else WARNING, f"{free:.1f} GB free", "" if free > 4 else "the whole system takes 4 GB"
+    )
+
+
+def priority() -> Finding:
+    """Whether the controller may ask for real-time priority."""
+    most = resource.getrlimit(resource.RLIMIT_RTPRIO)[1]
+    allowed = os.geteuid() == 0 or most == resource.RLIM_INFINITY or most >= REALTIME_PRIORITY
+    return Finding(
+        "real time",
+        GOOD if allowed else WARNING,
+        "the controller may have priority" if allowed else f"rtprio is limited to {most}",
+        "" if allowed else "setpoints will be late on a busy machine; add an rtprio line to /etc/security/limits.d",
+    )
+
+
+def policy(directory: str, robot: bool) -> Finding:
+    """Whether the checkpoint is whole, and what the simulated twin said of it."""
+    from policytrim_ros.policies import checkpoint, staging
+
+    try:
+        manifest = checkpoint.verify(directory)
+    except checkpoint.CheckpointError as error:
+        return Finding("checkpoint", BAD, str(error))
+    refusal = staging.not_passed(directory, manifest, ())
+    facts = f"{directory}: {manifest['family']}, {', '.join(manifest['tasks'])}"
+    return Finding("checkpoint", GOOD if not refusal else BAD if robot else WARNING, facts, refusal)
 
 
 def runtime() -> Finding:

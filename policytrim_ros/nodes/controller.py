@@ -282,6 +282,7 @@ class Controller(Node):
             "send_failures": str(self.arm.send_failures),
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
             "feedback_age_ms": "none" if feedback is None else f"{(time.monotonic() - feedback.state.stamp) * 1000:.1f}",
+            "motors_enabled": "unknown" if feedback is None else f"{sum(feedback.enabled)} of {len(feedback.enabled)}",
             "control_steps": str(self.supervisor.executor.next_step),
             "stalls": str(self.supervisor.executor.stalls),
             "stall_s": f"{self.supervisor.executor.stall_s:.3f}",

@@ -1,0 +1,56 @@
+"""What the doctor says of a running system that is well, of one that has a fault, and of none."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from stack import ROOT, Operator, Stack
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def stack(tmp_path):
+    made = Stack(tmp_path)
+    yield made
+    made.close()
+
+
+def examined(stack, *arguments) -> tuple[int, dict[str, str]]:
+    """(exit code, {subject: state and what was found})."""
+    line = [sys.executable, "-m", "policytrim_ros.cli", "doctor", "--live", *arguments]
+    run = subprocess.run(line, cwd=ROOT, env=stack.environment, capture_output=True, text=True, timeout=120)
+    assert not run.stderr.strip(), run.stderr
+    found = dict(re.findall(r"^\w+ +(\S+(?: \S+)?)  +(.*)$", run.stdout, re.M))
+    states = dict((subject, state) for state, subject in re.findall(r"^(\w+) +(\S+(?: \S+)?)  +", run.stdout, re.M))
+    return run.returncode, {subject: f"{states[subject]} {said}" for subject, said in found.items()}
+
+
+def test_a_system_that_is_well_one_with_a_fault_and_none(stack):
+    code, found = examined(stack)
+    assert code == 1 and "nobody speaks" in found["system"]
+
+    stack.start_emulator()
+    stack.start_controller()
+    operator = Operator(stack)
+    try:
+        operator.ready()
+        code, found = examined(stack)
+        assert found["controller"].startswith("ok holding") and found["motors"].startswith("ok 6 of 6"), found
+        assert float(found["CAN"].split()[1]) > 1000 and found["feedback"].split()[1].replace(".", "").isdigit(), found
+        assert "silent" in found["inference"]
+
+        stack.fault("collision", joint=3)
+        operator.until(lambda: operator.state.startswith("fault"), "the collision is not noticed")
+        code, found = examined(stack)
+        assert code == 1 and found["controller"].startswith("missing fault: arm status"), found
+    finally:
+        operator.close()
+
+
+def test_a_damaged_checkpoint_and_one_that_was_not_gated(stack, tmp_path):
+    code, found = examined(stack, "--checkpoint", str(tmp_path))
+    assert code == 1 and "is not a checkpoint" in found["checkpoint"]
+    code, found = examined(stack, "--robot", "--checkpoint", str(ROOT / "models" / "tape-box-oft-tiny"))
+    assert "was not tried in the simulated twin" in found["checkpoint"] and found["checkpoint"].startswith("missing")
