@@ -45,6 +45,10 @@ EXTRAS = {
         "safetensors>=0.5",  # weights on disk without pickle
         "pillow>=10",  # image transforms
     ],
+    "remote": [
+        "websockets>=13",  # a policy on another machine, in openpi's protocol
+        "msgpack>=1.0",  # what travels, without pickle
+    ],
     "sim": [
         "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
         "sapien>=3.0.3,<3.1",  # physics and rendering below it; determinism was checked with 3.0.3

@@ -14,6 +14,7 @@ import time
 
 from policytrim_ros.arguments import add_arguments, from_text, texts, values_of
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.contract import is_remote
 from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, graph, runtime_dir, session_name
 
 
@@ -185,14 +186,15 @@ class Swap:
     """
 
     def add_arguments(self, parser) -> None:
-        parser.add_argument("checkpoint", help="directory of the checkpoint")
+        parser.add_argument("checkpoint", help="directory of the checkpoint, or ws://host:port of a policy server")
         parser.add_argument("--timeout", type=float, default=120.0, metavar="S", help="how long it may take (120)")
         add_namespace(parser)
 
     def run(self, options) -> int:
         from policytrim_ros.orders import swap
 
-        return swap(os.path.abspath(options.checkpoint), options.timeout, options.namespace)
+        where = options.checkpoint if is_remote(options.checkpoint) else os.path.abspath(options.checkpoint)
+        return swap(where, options.timeout, options.namespace)
 
 
 class RollBack:
@@ -417,6 +419,19 @@ class Evaluate(Delegate):
     module = "policytrim_ros.training.evaluate"
 
 
+class Serve(Delegate):
+    """serve a checkpoint to robots: the policy runs here, the arm elsewhere (openpi's websocket protocol)
+
+    examples:
+      policytrim serve models/mine --device cuda
+      ssh -L 8000:127.0.0.1:8000 gpu-machine         then, beside the arm: policytrim up checkpoint:=ws://127.0.0.1:8000
+
+    It listens on 127.0.0.1; on any other address only with a token in POLICYTRIM_TOKEN, which clients need, too.
+    """
+
+    module = "policytrim_ros.policies.remote"
+
+
 class Gate(Delegate):
     """play a checkpoint in the simulated twin as this machine would, before a robot may have it; the manifest remembers
 
@@ -461,6 +476,7 @@ COMMANDS = {
     "train": Train,
     "eval": Evaluate,
     "gate": Gate,
+    "serve": Serve,
     "compare": Compare,
 }
 

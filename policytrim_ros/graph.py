@@ -20,6 +20,7 @@ from typing import Any, Mapping
 
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as argument  # one of the arguments is called setting
+from policytrim_ros.core.contract import is_remote
 from policytrim_ros.share import share
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
@@ -58,7 +59,7 @@ class LaunchArguments(Config):
     seed: int = argument(0, "seed of the first scene (simulation)", low=0, high=2**31 - 1)
     checkpoint: str = argument(
         "",
-        "directory of the policy, or demonstrator:clean|slow|hesitant (simulation); empty: the project's own "
+        "directory of the policy, ws://host:port of `policytrim serve`, or demonstrator:clean|slow|hesitant (simulation); empty: the project's own "
         "for the task, in simulation the clean demonstrator where there is none",
     )
     horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)
@@ -384,7 +385,9 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
 
 
 def checkpoint_at(argument: str, directory: str) -> str:
-    """The resolved ``directory``; ConfigError where it holds no checkpoint."""
+    """The resolved ``directory``, or the address of a server as it is; ConfigError where there is no checkpoint."""
+    if is_remote(directory):
+        return directory
     if not (Path(directory) / "manifest.json").is_file():
         raise ConfigError(
             f"LaunchArguments.{argument} = {directory!r}: no manifest.json there; give the directory of a checkpoint"

@@ -1,11 +1,12 @@
 """One inference process, several checkpoints: exchanged at rest, refused with a reason, taken back."""
 
 import json
+import re
 
 import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
-from stack import Operator, Stack
+from stack import Operator, Stack, wait_for
 
 from policytrim_ros.share import share
 
@@ -28,6 +29,7 @@ def inference(tmp_path):
         operator.until(future.done, "inference does not answer")
         return future.result().results[0]
 
+    operator.stack = stack
     yield operator, ask, first, second
     operator.close()
     stack.close()
@@ -69,3 +71,16 @@ def test_the_one_before_comes_back_under_a_new_number(inference):
     assert operator.order("inference/roll_back").success
     operator.until(lambda: status(operator)["checkpoint"] == first, "the first checkpoint does not come back")
     assert status(operator)["generation"] == 3 and status(operator)["earlier"] == []
+
+
+def test_a_policy_on_another_machine_speaks_like_any_other_and_its_death_is_told(inference):
+    operator, ask, first, second = inference
+    stack = operator.stack
+    stack.start("server", "policytrim_ros.cli", "serve", second, "--port", "0")
+    address = wait_for(lambda: re.search(r"on (ws://\S+),", stack.log("server")), "the server does not listen", 60.0)[1]
+    assert ask(address).successful
+    operator.until(lambda: status(operator).get("checkpoint") == address, "the server's policy does not speak", 60.0)
+    stack.kill("server")
+    assert ask(address).successful
+    operator.until(lambda: status(operator).get("exchanges") == 3, "nobody notices that the server is gone", 60.0)
+    assert "no policy server there" in status(operator)["news"] and status(operator)["checkpoint"] == address

@@ -175,6 +175,11 @@ def mismatches(checkpoint: Contract, robot: Contract) -> list[str]:
     return found
 
 
+def is_remote(checkpoint) -> bool:
+    """Whether ``checkpoint`` is not a directory but the address of a policy server."""
+    return str(checkpoint).startswith(("ws://", "wss://"))
+
+
 def implausible(positions) -> str | None:
     """One sentence when 7-vectors (..., 7) cannot be rad and m, else None. Joint angles above 3.5 look like degrees."""
     values = np.asarray(positions, dtype=float)

@@ -197,18 +197,19 @@ class Inference(Node):
 
     def _exchange(self, directory: str) -> None:
         """The stager's work: when it is done the new checkpoint waits for the worker, or the old one stays and it is said why."""
+        refusal = ""
         try:
             if self._running:
                 self._stage(directory, self._staging.tried, golden_needed=True)
             else:
                 self._stage(directory, self._staging.stage)
         except Exception as error:  # whatever it is, the running generation goes on
-            with self._changed:
-                self._news = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
-                self._exchanges += 1
-            self.get_logger().error(self._news)
+            refusal = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
+            self.get_logger().error(refusal)
         with self._changed:
             self._wanted = ""
+            if refusal:
+                self._news, self._exchanges = refusal, self._exchanges + 1
             self._changed.notify_all()
         self._publish_status()
 
@@ -349,7 +350,11 @@ class Inference(Node):
 
     def _infer(self, images, state, instruction, first, stamp) -> None:
         began, generation = time.monotonic(), self._generations.current
-        actions = self._predict(generation.policy, images, state, instruction)
+        try:
+            actions = self._predict(generation.policy, images, state, instruction)
+        except self._staging.RemoteError as error:
+            self._complain(str(error))
+            return
         doubt = implausible(actions)
         if doubt:
             self.get_logger().error(f"the policy's chunk is not sent: {doubt}")

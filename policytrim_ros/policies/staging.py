@@ -2,6 +2,7 @@
 
     policy, weights_sha256 = stage("models/mine", robot)       # StagingError: one sentence, nothing has changed
 
+A server's address (ws://...) in place of the directory is another machine's policy (remote.py); there the server has made the comparison.
 Every step is a reason to refuse: memory, files and hashes, contract, coverage of the weights, warm-up, golden observations (finite,
 within the limits of the arm, close to what the manifest's own policy predicted).
 """
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 
 from policytrim_ros.children import end_with_parent, step_aside
-from policytrim_ros.core.contract import Contract, implausible
+from policytrim_ros.core.contract import Contract, implausible, is_remote, mismatches
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.golden import FAR
 from policytrim_ros.policies.policy import ChunkPolicy, Observation
+from policytrim_ros.policies.remote import RemoteError, RemotePolicy
 
 WARM_UPS = 3
 NICENESS = 10
@@ -79,6 +81,12 @@ def stage(
 
     ``say`` gets a sentence about memory and about the comparison. Raises StagingError or CheckpointError.
     """
+    if is_remote(directory):
+        policy, weights = _loaded(directory, robot, device)
+        if gate_needed and (refusal := not_passed(directory, policy.metadata, robot.tasks)):
+            raise StagingError(refusal)
+        say(f"{directory} answers; its weights are {weights[:12]}")
+        return policy, weights
     need, free = needed_mb(directory), free_mb(device)
     say(f"{directory} needs about {need:.0f} MB of memory on {device}, {free:.0f} MB are free")
     if need > free:
@@ -102,6 +110,15 @@ def stage(
 
 
 def _loaded(directory, robot: Contract, device: str) -> tuple:
+    if is_remote(directory):
+        try:
+            policy = RemotePolicy(str(directory))
+            if misfits := mismatches(policy.contract, robot):
+                raise StagingError(f"{directory}: does not fit this robot: {'; '.join(misfits)}")
+            warm_up(policy)
+        except RemoteError as error:
+            raise StagingError(str(error)) from error
+        return policy, policy.weights_sha256
     policy, manifest = checkpoint.load(directory, robot=robot, device=device)
     warm_up(policy)
     return policy, manifest["files"][checkpoint.WEIGHTS]
