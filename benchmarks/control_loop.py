@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import rclpy
@@ -53,6 +54,32 @@ class Probe:
         rclpy.spin_until_future_complete(self.node, future, timeout_sec=20.0)
         if not future.result().success:
             raise SystemExit(f"{name} refused: {future.result().message}")
+
+
+@contextmanager
+def running_system(*arguments: str):
+    """`policytrim up` with ``arguments``, in a session and a ROS domain of its own, ended afterwards; gives its command line."""
+    os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+    words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark", *arguments]
+    system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    running = threading.Event()
+
+    def read():
+        for line in system.stdout:
+            print("   ", line.rstrip(), flush=True)
+            if line.startswith("running;"):
+                running.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while not running.wait(1.0):
+            if system.poll() is not None:
+                raise SystemExit("the system did not start; see its lines above")
+        yield " ".join(words[1:])
+    finally:
+        if system.poll() is None:
+            system.send_signal(signal.SIGINT)
+            system.wait(60)
 
 
 def cpu_seconds(pids: dict[str, int]) -> dict[str, float]:
@@ -116,24 +143,7 @@ def main():
     )
     parser.add_argument("--out", default="", help="also write <out>.json and <out>.md")
     options = parser.parse_args()
-    os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
-    words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark"] + (
-        [f"checkpoint:={options.checkpoint}"] if options.checkpoint else []
-    )
-    system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    running = threading.Event()
-
-    def read():
-        for line in system.stdout:
-            print("   ", line.rstrip(), flush=True)
-            if line.startswith("running;"):
-                running.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    try:
-        while not running.wait(1.0):
-            if system.poll() is not None:
-                raise SystemExit("the system did not start; see its lines above")
+    with running_system(*([f"checkpoint:={options.checkpoint}"] if options.checkpoint else [])) as command:
         probe = Probe()
         rows = [sample(probe, options.seconds, "world, cameras and controller; the arm at rest")]
         probe.order("controller/home")
@@ -145,11 +155,7 @@ def main():
         rows.append(sample(probe, options.seconds, "everything, the policy moving the arm"))
         probe.order("inference/run", False)
         probe.order("controller/hold")
-    finally:
-        if system.poll() is None:
-            system.send_signal(signal.SIGINT)
-            system.wait(60)
-    report(rows, options, " ".join(words[1:]))
+    report(rows, options, command)
 
 
 def report(rows, options, command):
