@@ -42,6 +42,8 @@ def status(operator) -> dict:
 def test_checkpoints_are_exchanged_in_the_running_process(inference):
     operator, ask, first, second = inference
     assert ask(second).successful
+    early = operator.order("inference/run", True)
+    assert not early.success and "is being loaded" in early.message
     operator.until(lambda: status(operator).get("checkpoint") == second, "the second checkpoint is not loaded", 60.0)
     now = status(operator)
     assert (now["generation"], now["horizon"], now["loading"], now["news"]) == (2, 5, "", "")

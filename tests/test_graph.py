@@ -88,6 +88,20 @@ def test_the_robot_has_neither_world_nor_emulators(checkpoint):
     assert "sim_bridge" not in text and "piper_hub" not in text and "LOCALHOST" not in text
 
 
+@pytest.mark.parametrize(
+    "given, gate", [(REAL, True), (dict(REAL, gate=False), False), (dict(sim=True), False), (dict(sim=True, gate=True), False)]
+)
+def test_the_robot_alone_asks_for_the_gate_unless_told_otherwise(checkpoint, given, gate):
+    inference = next(p for p in graph(LaunchArguments(**given, checkpoint=checkpoint)) if p.name == "inference")
+    assert inference.parameters["gate"] is gate
+
+
+def test_a_policy_on_another_machine_needs_no_directory():
+    for address in ("ws://127.0.0.1:8000", "wss://gpu.example:443/pi"):
+        inference = next(p for p in graph(LaunchArguments(checkpoint=address)) if p.name == "inference")
+        assert inference.parameters["checkpoint"] == address
+
+
 @pytest.mark.parametrize("arguments", [dict(), dict(record=True, trials=2), dict(checkpoint="demonstrator:hesitant")])
 def test_nobody_starts_before_those_it_needs(arguments):
     seen = set()

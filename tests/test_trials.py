@@ -496,3 +496,13 @@ def test_without_a_running_system_the_node_says_what_is_missing(tmp_path):
         and "policytrim up" in err
         and "Traceback" not in err
     )
+
+
+def test_a_checkpoint_that_was_published_again_in_the_same_place_is_another_one(tmp_path):
+    from policytrim_ros.nodes.trial import weights_at
+
+    assert weights_at(str(tmp_path)) == "" and weights_at("ws://127.0.0.1:8000") == ""
+    (tmp_path / "manifest.json").write_text('{"files": {"model.safetensors": "abc"}}')
+    assert weights_at(str(tmp_path)) == "abc"
+    (tmp_path / "manifest.json").write_text("{")
+    assert weights_at(str(tmp_path)) == ""

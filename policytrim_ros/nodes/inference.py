@@ -141,7 +141,7 @@ class Inference(Node):
 
     def _stage(self, directory: str, load, **how) -> None:
         """Loads the checkpoint in ``directory``, which then waits for `_switch`; raises, with nothing changed, when it does not fit."""
-        import torch  # a second of import, and only this process needs it
+        import torch  # a second of import, and only this process needs it; the setting is each thread's own
 
         torch.set_num_threads(self.config.threads)
         began = time.monotonic()
@@ -279,6 +279,9 @@ class Inference(Node):
     def _on_run(self, request, response):
         with self._changed:
             if request.data and not self._running:
+                if self._wanted:  # it is not tried as strictly as beside a moving arm
+                    response.success, response.message = False, f"{self._wanted} is being loaded; ask again in a moment"
+                    return response
                 self._replanner.reset()
             self._running = bool(request.data)
             self._changed.notify_all()

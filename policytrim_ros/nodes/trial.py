@@ -157,7 +157,8 @@ class RosRig:
 
     def use(self, checkpoint: str) -> None:
         """Has inference load ``checkpoint``; RigError with its own words when it cannot."""
-        if self.inference.get("checkpoint") == checkpoint:
+        speaks = self.inference.get("checkpoint"), self.inference.get("weights_sha256")
+        if speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1]):
             return
         before = self.inference["exchanges"]
         self._set(INFERENCE, checkpoint=checkpoint)
@@ -211,6 +212,14 @@ class RosRig:
 
     def _on_joints(self, message: JointState) -> None:
         self._position = positions_of(message)
+
+
+def weights_at(checkpoint: str) -> str:
+    """SHA-256 of the weights that the manifest in ``checkpoint`` names; '' where it cannot be read from here."""
+    try:
+        return json.loads((Path(checkpoint) / "manifest.json").read_text())["files"]["model.safetensors"]
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 class Screen:
