@@ -419,6 +419,20 @@ class Evaluate(Delegate):
     module = "policytrim_ros.training.evaluate"
 
 
+class Horizon(Delegate):
+    """the longest execution horizon that an evaluation allows, by a rule that says what it guarantees
+
+    examples:
+      policytrim eval --checkpoint models/mine --task tape_box --horizon 5 8 10 15 --episodes 200 --out runs/calibration
+      policytrim horizon runs/calibration.json --failures 0.1
+
+    Horizons are tested from the shortest on and the first that does not pass ends the test, so that with the given confidence every
+    one that passed fails at most so often, in scenes like those of the evaluation. Exit code 3: none passes.
+    """
+
+    module = "policytrim_ros.training.horizon_choice"
+
+
 class Serve(Delegate):
     """serve a checkpoint to robots: the policy runs here, the arm elsewhere (openpi's websocket protocol)
 
@@ -476,6 +490,7 @@ COMMANDS = {
     "train": Train,
     "eval": Evaluate,
     "gate": Gate,
+    "horizon": Horizon,
     "serve": Serve,
     "compare": Compare,
 }

@@ -28,6 +28,32 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return low, high
 
 
+def upper_bound(events: int, n: int, confidence: float = 0.95) -> float:
+    """Exact one-sided upper bound of a rate (Clopper and Pearson 1934): the rate at which so few events have probability
+    1 - confidence. 1 when nothing was tried. ValueError unless 0 <= events <= n."""
+    if not 0 <= events <= n:
+        raise ValueError(f"{events} events in {n} trials is impossible")
+    if events == n:
+        return 1.0
+    low, high = events / n, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _at_most(events, n, middle) > 1 - confidence:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _at_most(events: int, n: int, rate: float) -> float:
+    """Probability of at most ``events`` in ``n`` trials."""
+    logs = (
+        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(rate) + (n - k) * math.log1p(-rate)
+        for k in range(events + 1)
+    )
+    return math.fsum(map(math.exp, logs)) if 0 < rate < 1 else float(rate <= 0)
+
+
 def bootstrap_mean(values, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float, float]:
     """(mean, low, high) by the percentile bootstrap; NaN for no values, no spread for a single one.
 
