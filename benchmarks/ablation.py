@@ -78,9 +78,12 @@ class Study:
     def finished(self, arm: str, seed: int) -> list[dict] | None:
         """Reports of the trimmed policy, one a task, or None."""
         run_dir = self.run_dir(arm, seed)
-        if not (run_dir / "evidence.md").exists():
+        if not (run_dir / "trimmed" / "manifest.json").exists():
             return None
-        weights = read_manifest(run_dir / "trimmed")["files"]["model.safetensors"]
+        manifest = read_manifest(run_dir / "trimmed")
+        if "verdict" not in manifest["made"]:
+            return None
+        weights = manifest["files"]["model.safetensors"]
         return [row for row in read_reports(run_dir / "evidence.json") if row["weights_sha256"] == weights]
 
     def baseline(self) -> list[dict]:
