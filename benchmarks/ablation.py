@@ -70,9 +70,9 @@ class Study:
         return code
 
     def _keep_baseline(self, run_dir: Path) -> None:
-        parent = read_manifest(run_dir / "trimmed")["made"]["parent"]
+        made = read_manifest(run_dir / "trimmed")["made"]
         for kind in KINDS:
-            rows = [row for row in read_reports(run_dir / f"{kind}.json") if row["weights_sha256"] == parent]
+            rows = rows_of(run_dir / f"{kind}.json", made["parent"], made["execution_horizon"][0])
             write_reports(self.runs / f"{BASELINE}_{kind}", rows)
 
     def finished(self, arm: str, seed: int) -> list[dict] | None:
@@ -84,10 +84,15 @@ class Study:
         if "verdict" not in manifest["made"]:
             return None
         weights = manifest["files"]["model.safetensors"]
-        return [row for row in read_reports(run_dir / "evidence.json") if row["weights_sha256"] == weights]
+        return rows_of(run_dir / "evidence.json", weights, manifest["contract"]["execution_horizon"])
 
     def baseline(self) -> list[dict]:
         return read_reports(self.runs / f"{BASELINE}_evidence.json")
+
+
+def rows_of(path: Path, weights: str, horizon: int) -> list[dict]:
+    """Rows of one policy at one horizon; a run that gained nothing ends with the weights of its baseline."""
+    return [row for row in read_reports(path) if (row["weights_sha256"], row["horizon"]) == (weights, horizon)]
 
 
 def summed(rows_of_seeds: list[list[dict]]) -> dict:
