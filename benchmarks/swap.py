@@ -4,7 +4,8 @@
 
 Starts the simulated robot (`policytrim up`, async), lets a policy move the arm, and exchanges it for another and back. Rests are the
 executor's own count; velocity is that of the setpoints which left the safety filter, as the share of what the acceleration
-limit allows between two of them; lateness is the setpoint thread's own, over the last five seconds.
+limit allows between two of them (a listener that misses setpoints sees more than 1; tests/test_safety.py keeps the limit itself);
+lateness is the setpoint thread's own, over the last five seconds.
 """
 
 from __future__ import annotations
