@@ -44,10 +44,8 @@ EXTRAS = {
         "transformers>=5.18,<5.21; python_version < '3.11'",  # the last ones for Python 3.10
         "safetensors>=0.5",  # weights on disk without pickle
         "pillow>=10",  # image transforms
-    ],
-    "remote": [
         "websockets>=13",  # a policy on another machine, in openpi's protocol
-        "msgpack>=1.0",  # what travels, without pickle
+        "msgpack>=1.0",  # what travels to it, without pickle
     ],
     "sim": [
         "mani_skill==3.0.1",  # the scene; its state and controller interfaces are used beyond the public environments
