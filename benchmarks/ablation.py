@@ -25,6 +25,7 @@ import numpy as np
 import yaml
 from tqdm import tqdm
 
+from benchmarks.results import markdown
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.files import replace_file
 from policytrim_ros.policies.checkpoint import read_manifest
@@ -32,6 +33,7 @@ from policytrim_ros.training.evaluate import read_reports, write_reports
 from policytrim_ros.training.figures import LARGE, save_figure
 from policytrim_ros.training.version import commit
 
+HEAD = ("arm", "seeds", "n", "h", "SR %", "seeds", "S", "seeds", "saved", "N", "fewer calls")
 BASELINE = "baseline"
 KINDS = ("baseline", "evidence")
 """Files of a run whose rows about the baseline serve all runs."""
@@ -65,7 +67,7 @@ class Study:
         command += ["--run", str(run_dir), "--out", str(run_dir / "published"), "--lanes", "16", "--set", *changes]
         with open(run_dir / "log.txt", "a") as log:
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode
-        if code in FINISHED:
+        if code in FINISHED and not (self.runs / f"{BASELINE}_evidence.json").exists():
             self._keep_baseline(run_dir)
         return code
 
@@ -115,19 +117,18 @@ def summed(rows_of_seeds: list[list[dict]]) -> dict:
 
 def table(study: Study, found: dict[str, dict]) -> str:
     base = found[BASELINE]
-    lines = ["| arm | seeds | n | h | SR % | seeds | S | seeds | saved | N | fewer calls |", "|" + " --- |" * 11]
+    rows = []
     for arm, row in found.items():
         rate, low, high = (100 * value for value in row["success"])
         steps = "{:.1f} [{:.1f}, {:.1f}]".format(*row["steps"])
         calls = "{:.1f} [{:.1f}, {:.1f}]".format(*row["calls"])
-        cells = (
+        rows.append((
             arm, len(row["success_of_seeds"]) if arm != BASELINE else "-", row["n"], ", ".join(map(str, row["horizons"])),
             f"{rate:.1f} [{low:.1f}, {high:.1f}]", _range(100 * np.array(row["success_of_seeds"])), steps,
             _range(row["steps_of_seeds"]), f"{100 * (1 - row['steps'][0] / base['steps'][0]):.0f} %", calls,
             f"{base['calls'][0] / row['calls'][0]:.2f} x",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)
+        ))  # fmt: skip
+    return markdown(HEAD, rows)
 
 
 def _range(values) -> str:
@@ -200,6 +201,7 @@ def main(arguments=None) -> int:
     study = Study(options.study, options.runs)
     # seed by seed, so that an unfinished study has every arm before it has the second seed of any
     open_runs = [(arm, seed) for seed in study.seeds for arm in study.arms if study.finished(arm, seed) is None]
+    failed = []
     if not options.only_report and open_runs:
         first, *others = open_runs
         codes = [study.play(*first)]  # alone: it measures the baseline for all
@@ -214,7 +216,7 @@ def main(arguments=None) -> int:
         print("ablation: no run is finished yet")
         return 1
     print(report(study, options.out))
-    return 0 if options.only_report or not failed else 1
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

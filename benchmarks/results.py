@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Iterable, Sequence
 
 import torch
 
@@ -31,6 +32,11 @@ def in_words(head: dict) -> str:
         f"`{head['command']}`, commit {head['commit']}, {head['cores']} cores, load before {head['load_before']}, "
         f"torch {head['torch']}"
     )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """A table."""
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ("---",) * len(head), *rows])
 
 
 def leave(out: Path, title: str, about: str, table: str, figures: dict) -> None:

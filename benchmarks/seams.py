@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.results import circumstances, in_words, leave
+from benchmarks.results import circumstances, in_words, leave, markdown
 from policytrim_ros.core.executor import ChunkExecutor
 from policytrim_ros.core.replanning import Replanner
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
@@ -44,7 +44,6 @@ HEAD = (
     "rests, s a minute",
     "pauses p50 / p99, ticks",
     "jerk at seams / elsewhere, rad/s3",
-    "skipped",
     "chunk age p95, ms",
 )
 
@@ -65,11 +64,10 @@ def play(mode: str, horizon: int, latency_s: float, seconds: float, seed: int = 
     executor.start(start, 0.0)
     guard.reset(start)
     dt, coming, latencies, began = 1 / SETPOINTS_HZ, None, [latency_s], 0.0
-    velocities, seams, pauses, rest, ages, calls, skipped, playing = [], [], [], 0, [], 0, 0, None
+    velocities, seams, pauses, rest, ages, looked_at, playing = [], [], [], 0, [], {}, None  # looked_at: chunk -> s
     for tick in range(round(seconds * SETPOINTS_HZ)):
         now = tick * dt
         if coming and now >= coming[0]:
-            skipped += max(0, coming[1].first - executor.next_step - executor.queued)
             executor.accept(coming[1])
             coming = None
         before = executor.next_step
@@ -80,28 +78,29 @@ def play(mode: str, horizon: int, latency_s: float, seconds: float, seed: int = 
                 seams.append(tick)
                 pauses.append(rest)
                 playing = point.chunk_id
-            rest, ages = 0, [*ages, now - looked_at[playing]] if playing else ages
+            rest = 0
+            ages.append(now - looked_at[playing])
         elif not point.playing and playing:
             rest += 1
         velocities.append(guard.step(point.position, point.velocity, dt).velocity[:6])
         p99 = float(np.percentile(latencies[-200:], 99))
         if coming is None and replanner.turn(point.next_step, point.queued, point.playing, p99, now):
-            calls += 1
             first = replanner.first(point.next_step, point.playing, now - began)
             count = replanner.trim(H, p99)
             ahead = np.arange(1, count + 1)
             error = rng.normal(0, ERROR_RAD, 7) * np.append(np.ones(6), 0) * (ahead[:, None] / H)
             latency = latency_s * float(np.exp(rng.normal(0, 0.15)))
             latencies.append(latency)
-            looked_at[calls] = now
+            number = len(looked_at) + 1
+            looked_at[number] = now
             replanner.sent(first, count, now)
-            coming = now + latency, Chunk(path(first + ahead) + error, 1, calls, first)
+            coming = now + latency, Chunk(path(first + ahead) + error, 1, number, first)
     jerk = np.abs(np.diff(velocities, n=2, axis=0)).max(axis=1) / dt**2
     near = np.zeros(len(jerk), bool)
     for seam in seams[1:]:
         near[max(0, seam - 1) : seam + round(NEAR_S * SETPOINTS_HZ)] = True
     return {
-        "calls": calls,
+        "calls": len(looked_at),
         "rests_s_per_minute": 60 * executor.stall_s / seconds,
         "pause_p50_ticks": float(np.percentile(pauses[1:], 50)),
         "pause_p99_ticks": float(np.percentile(pauses[1:], 99)),
@@ -110,12 +109,8 @@ def play(mode: str, horizon: int, latency_s: float, seconds: float, seed: int = 
         "largest_acceleration_of_limit": float(
             (np.abs(np.diff(velocities, axis=0)) / dt / np.array(SafetyLimits().a_max)[:6]).max()
         ),
-        "skipped": skipped,
         "chunk_age_p95_ms": 1000 * float(np.percentile(ages, 95)),
     }
-
-
-looked_at: dict[int, float] = {}
 
 
 def main(arguments=None) -> int:
@@ -124,25 +119,23 @@ def main(arguments=None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results/seams"))
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0]
-    rows, lines = [], ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    rows, table = [], []
     for latency_s in LATENCIES_S:
         for name, mode, horizon in ARMS:
-            looked_at.clear()
             found = play(mode, horizon, latency_s, options.seconds)
             rows.append({"loop": name, "latency_s": latency_s, **found})
-            cells = (
+            table.append((
                 name, f"{1000 * latency_s:.0f} ms", found["calls"], f"{found['rests_s_per_minute']:.1f}",
                 f"{found['pause_p50_ticks']:.0f} / {found['pause_p99_ticks']:.0f}",
-                f"{found['jerk_seams']:.0f} / {found['jerk_elsewhere']:.0f}", found["skipped"], f"{found['chunk_age_p95_ms']:.0f}",
-            )  # fmt: skip
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+                f"{found['jerk_seams']:.0f} / {found['jerk_elsewhere']:.0f}", f"{found['chunk_age_p95_ms']:.0f}",
+            ))  # fmt: skip
     head = circumstances("seams", load, seconds=options.seconds, seed=0)
     about = (
         f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}, {options.seconds:g} virtual seconds a row, seed 0. A tick is 10 ms. "
         "Chunk age: from the look to the end of an action's control step. No setpoint asked for more than the acceleration limit: at most "
         f"{max(row['largest_acceleration_of_limit'] for row in rows):.2f} of it."
     )
-    leave(options.out, "Rests and seams", about, "\n".join(lines), {**head, "rows": rows})
+    leave(options.out, "Rests and seams", about, markdown(HEAD, table), {**head, "rows": rows})
     return 0
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.control_loop import ROOT, processes, running_system
-from benchmarks.results import circumstances, in_words, leave
+from benchmarks.results import circumstances, in_words, leave, markdown
 from benchmarks.swap import Watch
 from policytrim_ros.graph import runtime_dir
 from sim_bridge import realsense
@@ -175,12 +175,12 @@ def apart(one, other) -> float:
 
 
 def table() -> str:
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
+    rows = []
     for name, fault in FAULTS.items():
         spans = (f"{np.median(values):.2f} / {max(values):.2f}" if values else "-" for values in (fault.noticed, fault.rested))
         told = fault.told.partition(";")[0] if fault.within_s else "goes on"
-        lines.append("| " + " | ".join([name, str(fault.rounds), str(len(fault.wrong)), *spans, told]) + " |")
-    return "\n".join(lines)
+        rows.append((name, fault.rounds, len(fault.wrong), *spans, told))
+    return markdown(HEAD, rows)
 
 
 def main(arguments=None) -> int:

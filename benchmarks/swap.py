@@ -24,7 +24,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Int64MultiArray, String
 
 from benchmarks.control_loop import ROOT, Probe, running_system
-from benchmarks.results import circumstances, in_words, leave
+from benchmarks.results import circumstances, in_words, leave, markdown
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.nodes.messages import LATCHED, Consumed
 
@@ -124,16 +124,16 @@ def main(arguments=None) -> int:
                 rows.append(measured(watch, f"to {Path(directory).name}", lambda: watch.swap(directory)))
             watch.order("inference/run", False)
             watch.order("controller/hold")
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD)]
-    for row in rows:
-        cells = (
+    cells = [
+        (
             row["phase"], f"{row['seconds']:.1f}", row["rests"], f"{row['late_p99_ms']:.2f}", f"{row['velocity_step_of_limit']:.2f}",
             f"{row['policy_p50_ms']:.0f} / {row['policy_p99_ms']:.0f}",
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        )
+        for row in rows
+    ]  # fmt: skip
     head = circumstances("swap", load)
     about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}; generations {rows[0]['generation']} to {rows[-1]['generation']}."
-    leave(options.out, "Exchanging the policy while it moves the arm", about, "\n".join(lines), {**head, "rows": rows})
+    leave(options.out, "Exchanging the policy while it moves the arm", about, markdown(HEAD, cells), {**head, "rows": rows})
     return 0
 
 

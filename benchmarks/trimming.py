@@ -14,6 +14,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmarks.results import markdown
 from policytrim_ros.core.types import CONTROL_RATE_HZ
 from policytrim_ros.files import replace_file
 from policytrim_ros.policies.checkpoint import read_manifest
@@ -85,10 +86,6 @@ def reported(path: Path, latency_s: float) -> list[tuple]:
     return found
 
 
-def markdown(rows) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [HEAD, ("---",) * len(HEAD), *rows])
-
-
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
@@ -111,11 +108,11 @@ def main(arguments=None) -> int:
         f"brackets (points). S, N: means over the scenes in which both succeed. Seconds: N x {1000 * options.latency:g} ms + "
         f"S x {1000 / CONTROL_RATE_HZ:g} ms.",
         "",
-        markdown(rows),
+        markdown(HEAD, rows),
         "",
         "As reported by the paper (arXiv 2606.22540), other robots, tasks and policies; N is S / h:",
         "",
-        markdown(reported(options.out / "reported.json", options.latency)),
+        markdown(HEAD, reported(options.out / "reported.json", options.latency)),
         "",
         about,
         "",

@@ -1,4 +1,4 @@
-"""What a child process does before it becomes its program: it ends with its parent, and has its share of the processor."""
+"""What a child process does before it becomes its program: it ends with its parent, and has its share of the processor; what memory there is."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def step_aside(niceness: int) -> None:
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     except OSError:
         return  # a parent that is lower already, or a sandbox that forbids it
+
+
+def free_memory_mb() -> float:
+    """Memory (MB) of the machine that a new process could have."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        return int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) / 1e3
 
 
 def hurry(pid: int) -> None:

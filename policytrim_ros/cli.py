@@ -118,7 +118,7 @@ class Trial:
 
 
 class Order:
-    """Base of the operator's orders: one service of the controller, and whether the policy runs afterwards."""
+    """Base of the operator's orders: one service, and whether the policy runs afterwards."""
 
     service = ""
     policy: bool | None = None  # what inference/run is told after the order was accepted; None: nothing
@@ -135,31 +135,31 @@ class Order:
 class Go(Order):
     """let the policy move the arm: enable the motors, then start inference"""
 
-    service, policy = "go", True
+    service, policy = "controller/go", True
 
 
 class Hold(Order):
     """decelerate and hold now, and stop inference; the motors stay on"""
 
-    service, policy = "hold", False
+    service, policy = "controller/hold", False
 
 
 class Home(Order):
     """move slowly to the ready pose and hold there"""
 
-    service = "home"
+    service = "controller/home"
 
 
 class Park(Order):
     """move slowly to the folded pose, in which the arm rests on itself"""
 
-    service = "park"
+    service = "controller/park"
 
 
 class ClearFault(Order):
     """after the cause of a fault was removed: from fault to holding; moves nothing"""
 
-    service = "clear_fault"
+    service = "controller/clear_fault"
 
 
 class DampedStop(Order):
@@ -168,7 +168,7 @@ class DampedStop(Order):
     Support the arm first. Recovery cuts its power: see docs/can.md.
     """
 
-    service, policy = "damped_stop", False
+    service, policy = "controller/damped_stop", False
 
     def add_arguments(self, parser) -> None:
         super().add_arguments(parser)
@@ -197,16 +197,10 @@ class Swap:
         return swap(where, options.timeout, options.namespace)
 
 
-class RollBack:
+class RollBack(Order):
     """the policy before the last swap speaks again, from the next chunk on"""
 
-    def add_arguments(self, parser) -> None:
-        add_namespace(parser)
-
-    def run(self, options) -> int:
-        from policytrim_ros.orders import roll_back
-
-        return roll_back(options.namespace)
+    service = "inference/roll_back"
 
 
 class Trainer:
@@ -297,7 +291,8 @@ class Checkpoint:
         two.add_argument("other", help="the second one")
         golden = actions.add_parser("golden", help="record golden observations of its tasks in the simulator, and its answers")
         golden.add_argument("directory", nargs="+", help="directories of checkpoints")
-        golden.add_argument("--environment", default="sim_bridge.env:TaskEnv", help="factory of the environment, module:name")
+        environment = importlib.import_module("policytrim_ros.training.recipe").ENVIRONMENT
+        golden.add_argument("--environment", default=environment, help="factory of the environment, module:name")
         importer = actions.add_parser("import", help="make a checkpoint of a PI0 directory written by transformers")
         importlib.import_module("policytrim_ros.policies.pi0").add_arguments(importer)
 

@@ -16,6 +16,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from policytrim_ros.children import free_memory_mb
 from policytrim_ros.graph import has_gpu, renderer, runtime_dir
 
 GOOD, WARNING, BAD = "ok", "warning", "missing"
@@ -149,8 +150,7 @@ def disk() -> Finding:
 
 
 def memory() -> Finding:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        free = int(next(line for line in file if line.startswith("MemAvailable")).split()[1]) / 1e6
+    free = free_memory_mb() / 1e3
     return Finding(
         "memory", GOOD if free > 4 else WARNING, f"{free:.1f} GB free", "" if free > 4 else "the whole system takes 4 GB"
     )

@@ -18,19 +18,13 @@ FIND_S = 6.0  # discovery takes up to 3 s
 ANSWER_S = 15.0  # go and home may have to bring the motors on
 
 
-def order(name: str, policy: bool | None, namespace: str) -> int:
-    """Calls ``controller/<name>``, then tells inference to run or not (``policy``; None: nothing). Returns the exit code."""
+def order(service: str, policy: bool | None, namespace: str) -> int:
+    """Calls ``service``, then tells inference to run or not (``policy``; None: nothing). Returns the exit code."""
     with _operator(namespace) as node:
-        accepted = _call(node, Trigger, f"controller/{name}", Trigger.Request())
+        accepted = _call(node, Trigger, service, Trigger.Request())
         if accepted and policy is not None:
             accepted = _call(node, SetBool, "inference/run", SetBool.Request(data=policy))
         return 0 if accepted else 1
-
-
-def roll_back(namespace: str) -> int:
-    """Has inference return to the checkpoint before the present one. Returns the exit code."""
-    with _operator(namespace) as node:
-        return 0 if _call(node, Trigger, "inference/roll_back", Trigger.Request()) else 1
 
 
 def swap(directory: str, timeout_s: float, namespace: str) -> int:
@@ -42,11 +36,7 @@ def swap(directory: str, timeout_s: float, namespace: str) -> int:
             where = node.resolve_topic_name("inference/status")
             print(f"nobody speaks on {where}: is the system up, with this namespace and ROS_DOMAIN_ID?", file=sys.stderr)
             return 1
-        request = SetParametersAtomically.Request(parameters=[Parameter("checkpoint", value=directory).to_parameter_msg()])
-        answer = _answer(node, SetParametersAtomically, "inference/set_parameters_atomically", request)
-        if answer is None or not answer.result.successful:
-            if answer is not None:
-                print(f"inference refused: {answer.result.reason}", file=sys.stderr)
+        if not _set(node, "inference", {"checkpoint": directory}):
             return 1
         after = heard(lambda now: now["exchanges"] != before["exchanges"], timeout_s)
         if after is None:
@@ -65,15 +55,8 @@ def swap(directory: str, timeout_s: float, namespace: str) -> int:
 def train(on: bool, changes, namespace: str) -> int:
     """Sets the trainer's parameters ``changes`` (name -> value), then starts (``on``) or stops it. Returns the exit code."""
     with _operator(namespace) as node:
-        if changes:
-            values = [Parameter(name, value=value).to_parameter_msg() for name, value in changes.items()]
-            request = SetParametersAtomically.Request(parameters=values)
-            answer = _answer(node, SetParametersAtomically, "trainer/set_parameters_atomically", request)
-            if answer is None:
-                return 1
-            if not answer.result.successful:
-                print(f"trainer refused: {answer.result.reason}", file=sys.stderr)
-                return 1
+        if changes and not _set(node, "trainer", changes):
+            return 1
         return 0 if _call(node, SetBool, "trainer/run", SetBool.Request(data=on)) else 1
 
 
@@ -138,6 +121,16 @@ def _call(node, kind, name: str, request) -> bool:
         file=sys.stdout if answer.success else sys.stderr,
     )
     return answer.success
+
+
+def _set(node, name: str, changes) -> bool:
+    """Whether node ``name`` has taken the parameters ``changes`` (name -> value), all or none; prints why it has not."""
+    values = [Parameter(key, value=value).to_parameter_msg() for key, value in changes.items()]
+    request = SetParametersAtomically.Request(parameters=values)
+    answer = _answer(node, SetParametersAtomically, f"{name}/set_parameters_atomically", request)
+    if answer is not None and not answer.result.successful:
+        print(f"{name} refused: {answer.result.reason}", file=sys.stderr)
+    return answer is not None and answer.result.successful
 
 
 def _answer(node, kind, name: str, request):

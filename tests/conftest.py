@@ -17,6 +17,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
 
 
+@pytest.fixture
+def stack(tmp_path):
+    """Real processes of one test, none started yet, all ended afterwards."""
+    from stack import Stack  # ROS: not for tests that do without
+
+    made = Stack(tmp_path)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     """Demonstrations of the stand-in task, for tests that only read them."""

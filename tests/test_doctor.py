@@ -5,16 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from stack import ROOT, Operator, Stack
+from stack import ROOT, Operator
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def stack(tmp_path):
-    made = Stack(tmp_path)
-    yield made
-    made.close()
 
 
 def examined(stack, *arguments) -> tuple[int, dict[str, str]]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from policy_samples import SENTENCES, observation, policy
 
-from policytrim_ros.policies.policy import Observation, resize_image
+from policytrim_ros.policies.pictures import resize_image
+from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.tokenizer import encode, train_tokenizer
 
 

@@ -4,7 +4,6 @@ import re
 import shutil
 
 import pytest
-from stack import Stack
 
 from policytrim_ros.graph import own_checkpoint
 from policytrim_ros.share import share
@@ -12,13 +11,6 @@ from policytrim_ros.share import share
 pytestmark = pytest.mark.integration
 
 CONTROLLER, INFERENCE = "policytrim_ros.nodes.controller", "policytrim_ros.nodes.inference"
-
-
-@pytest.fixture
-def stack(tmp_path):
-    made = Stack(tmp_path)
-    yield made
-    made.close()
 
 
 def refusal(stack, name: str) -> str:

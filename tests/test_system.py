@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from sensor_msgs.msg import JointState
 from stack import ROOT, Operator, Stack, wait_for
-
 from std_msgs.msg import Int64MultiArray, String
 
 from policytrim_ros.core.safety import SafetyLimits

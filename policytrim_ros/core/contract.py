@@ -94,6 +94,11 @@ class Contract:
                 f"execution horizon {self.execution_horizon} is longer than the prediction horizon {self.prediction_horizon}"
             )
 
+    @property
+    def moves_joints(self) -> bool:
+        """Whether actions are targets of the robot's joints, so that the controller's limits concern them."""
+        return self.action_kind == ACTION_KIND
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `from_dict` is the inverse."""
         return asdict(self)

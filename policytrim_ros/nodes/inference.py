@@ -10,8 +10,9 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
            there before the old one runs out; alignment is by the control step counted by the controller
 
 Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: then a child process of low priority tries
-the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``complaint``
-in inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
+the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk
+boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``news`` in
+inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
 before back; the service inference/roll_back does so at any time.
 """
 
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import rclpy
+import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
@@ -52,7 +54,9 @@ from policytrim_ros.nodes.messages import (
 )
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
+from policytrim_ros.policies import staging
 from policytrim_ros.policies.policy import Observation
+from policytrim_ros.policies.remote import RemoteError
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,6 @@ class Inference(Node):
         self._arrivals: dict[str, collections.deque] = {}
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
         self._replanner = Replanner(self.config.mode, 1, CONTROL_RATE_HZ)
-        from policytrim_ros.policies import staging  # torch comes with it
-
-        self._staging = staging
         self._stage(self.config.checkpoint, staging.stage)
         self._switch()
         for camera in self.config.cameras:
@@ -141,9 +142,7 @@ class Inference(Node):
 
     def _stage(self, directory: str, load, **how) -> None:
         """Loads the checkpoint in ``directory``, which then waits for `_switch`; raises, with nothing changed, when it does not fit."""
-        import torch  # a second of import, and only this process needs it; the setting is each thread's own
-
-        torch.set_num_threads(self.config.threads)
+        torch.set_num_threads(self.config.threads)  # each thread's own setting
         began = time.monotonic()
         robot = robot_contract(
             {name: (self.config.width, self.config.height) for name in self.config.cameras},
@@ -167,20 +166,19 @@ class Inference(Node):
     def _speaks(self, generation: Generation, news: str = "") -> None:
         contract = generation.policy.contract
         with self._changed:
-            self.horizon = self.config.horizon or contract.execution_horizon
-            self._replanner.horizon = self.horizon
-            self._guard = HorizonGuard(self.horizon, self.config.shortest_horizon, self.config.tail_limit_rad)
+            horizon = self._replanner.horizon = self.config.horizon or contract.execution_horizon
+            self._guard = HorizonGuard(horizon, self.config.shortest_horizon, self.config.tail_limit_rad)
             self._latency.clear()
             self._news = news
             if not self._instruction and len(contract.instructions) == 1:
                 self._instruction = contract.instructions[0]
-        if self.horizon != contract.execution_horizon:
+        if horizon != contract.execution_horizon:
             self.get_logger().warning(
-                f"horizon={self.horizon} trained_for={contract.execution_horizon}: success was not measured at this horizon"
+                f"horizon={horizon} trained_for={contract.execution_horizon}: success was not measured at this horizon"
             )
         self.get_logger().info(
             f"speaks checkpoint={generation.checkpoint} generation={generation.number} H={contract.prediction_horizon} "
-            f"h={self.horizon} mode={self.config.mode}"
+            f"h={horizon} mode={self.config.mode}"
         )
 
     def _on_parameters(self, parameters) -> SetParametersResult:
@@ -200,9 +198,9 @@ class Inference(Node):
         refusal = ""
         try:
             if self._running:
-                self._stage(directory, self._staging.tried, golden_needed=True)
+                self._stage(directory, staging.tried, golden_needed=True)
             else:
-                self._stage(directory, self._staging.stage)
+                self._stage(directory, staging.stage)
         except Exception as error:  # whatever it is, the running generation goes on
             refusal = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
             self.get_logger().error(refusal)
@@ -355,7 +353,7 @@ class Inference(Node):
         began, generation = time.monotonic(), self._generations.current
         try:
             actions = self._predict(generation.policy, images, state, instruction)
-        except self._staging.RemoteError as error:
+        except RemoteError as error:
             self._complain(str(error))
             return
         doubt = implausible(actions)
@@ -416,7 +414,7 @@ class Inference(Node):
                 probation=generations.unproved,
                 news=self._news,
                 exchanges=self._exchanges,
-                horizon=self.horizon,
+                horizon=self._guard.longest,
                 horizon_now=self._replanner.horizon,
                 cuts=self._guard.cuts,
                 tail_rad=None if self._tail is None else round(self._tail, 4),

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from policytrim_ros.policies.pictures import resize_image
+from policytrim_ros.policies.pictures import resize_images
 from policytrim_ros.policies.policy import ChunkPolicy, Observation
 
 GOLDEN = "golden.safetensors"
@@ -33,10 +33,7 @@ class Golden:
     @classmethod
     def of(cls, policy: ChunkPolicy, observation: Observation) -> "Golden":
         """What ``policy`` predicts for ``observation``, pictures brought to its own size."""
-        images = {
-            camera.name: np.stack([resize_image(p, camera.width, camera.height) for p in observation.images[camera.name]])
-            for camera in policy.contract.cameras
-        }
+        images = resize_images(observation.images, policy.contract.cameras)
         observation = Observation(images, observation.state, list(observation.instruction), observation.objects)
         seeds = tuple(range(len(observation.state)))
         return cls(observation, seeds, predicted(policy, observation, seeds))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Mapping, Sequence
+
 import cv2
 import numpy as np
 
@@ -11,3 +13,14 @@ def resize_image(image: np.ndarray, width: int, height: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def resize_images(images: Mapping[str, np.ndarray], cameras: Sequence) -> dict[str, np.ndarray]:
+    """Named pictures (B, h, w, 3) -> those of ``cameras`` (name, width, height), in their order, at their sizes. ValueError names a
+    missing one."""
+    found = {}
+    for camera in cameras:
+        if camera.name not in images:
+            raise ValueError(f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}")
+        found[camera.name] = np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]])
+    return found

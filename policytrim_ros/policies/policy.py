@@ -23,7 +23,7 @@ from torch import nn
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.core.types import JOINTS
 from policytrim_ros.policies.objects import DIRECTIONS, POSITIONS, object_features
-from policytrim_ros.policies.pictures import resize_image
+from policytrim_ros.policies.pictures import resize_images
 from policytrim_ros.policies.tokenizer import encode as encode_words
 
 ACTIONS = len(JOINTS)
@@ -62,6 +62,14 @@ class Observation:
                 raise ValueError(f"objects have shape {objects.shape}, expected ({len(state)}, slots, 7) poses")
             object.__setattr__(self, "objects", objects)
         object.__setattr__(self, "state", state)
+
+
+def blank(contract: Contract, size: tuple[int, int] | None = None) -> Observation:
+    """One observation of black pictures, of ``size`` (width, height) or the policy's own, and an arm at zero: for timing and warm-up."""
+    sizes = {camera.name: size or (camera.width, camera.height) for camera in contract.cameras}
+    images = {name: np.zeros((1, height, width, 3), np.uint8) for name, (width, height) in sizes.items()}
+    objects = np.full((1, contract.object_slots, 7), np.nan, np.float32) if contract.object_slots else None
+    return Observation(images, np.zeros((1, STATE), np.float32), [contract.instructions[0]], objects)
 
 
 @dataclass(frozen=True)
@@ -167,14 +175,8 @@ class ChunkPolicy(nn.Module):
 
     def pixels(self, images) -> torch.Tensor:
         """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1], resized. ValueError names a missing camera."""
-        stacked = []
-        for camera in self.contract.cameras:
-            if camera.name not in images:
-                raise ValueError(
-                    f"no picture of camera '{camera.name}'; the observation has {', '.join(sorted(images)) or 'none'}"
-                )
-            stacked.append(np.stack([resize_image(picture, camera.width, camera.height) for picture in images[camera.name]]))
-        return scale_pixels(torch.from_numpy(np.stack(stacked, axis=1)).to(self.device))
+        resized = resize_images(images, self.contract.cameras)
+        return scale_pixels(torch.from_numpy(np.stack(list(resized.values()), axis=1)).to(self.device))
 
     def processor(self) -> dict:
         """What `pixels` does to a picture, in words that a checkpoint keeps and that must still be true when it is loaded."""

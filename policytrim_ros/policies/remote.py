@@ -29,7 +29,7 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from policytrim_ros.core.contract import Contract
-from policytrim_ros.policies.pictures import resize_image
+from policytrim_ros.policies.pictures import resize_images
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.wire import WireError, pack, unpack
 
@@ -92,10 +92,7 @@ class RemotePolicy:
         """(1, H, 7) float32; pictures travel at the policy's own size."""
         if len(observation.state) != 1:
             raise ValueError(f"a remote policy takes one observation at a time, not {len(observation.state)}")
-        images = {
-            camera.name: resize_image(observation.images[camera.name][0], camera.width, camera.height)
-            for camera in self.contract.cameras
-        }
+        images = {name: pictures[0] for name, pictures in resize_images(observation.images, self.contract.cameras).items()}
         words = {"images": images, "state": observation.state[0], "prompt": observation.instruction[0], "seed": int(seeds[0])}
         if self._connection is None:
             self._again()
@@ -129,7 +126,7 @@ class Server:
         if host not in LOCAL and not token:
             raise RemoteError(f"listening on {host} lets everybody in: set {TOKEN}, or listen on 127.0.0.1 (the default)")
         self._policy, self._metadata, self._token, self._turn = policy, pack(metadata), token, threading.Lock()
-        self._slots = {camera.name for camera in policy.contract.cameras}
+        self._cameras = [camera.name for camera in policy.contract.cameras]
         try:
             options = dict(process_request=self._admit, compression=None, max_size=LARGEST, open_timeout=5.0)
             self._server = serve(self._talk, host, port, **options)
@@ -167,7 +164,7 @@ class Server:
         if isinstance(message, str):
             raise WireError("expected bytes")
         words = unpack(message)
-        images = {name: np.asarray(words["images"][name])[None] for name in self._slots}
+        images = {name: np.asarray(words["images"][name])[None] for name in self._cameras}
         observation = Observation(images, np.asarray(words["state"], np.float32)[None], [str(words["prompt"])])
         steps = words.get("steps")
         if steps is not None and not 1 <= int(steps) <= 100:

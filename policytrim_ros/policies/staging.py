@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policytrim_ros.children import end_with_parent, step_aside
+from policytrim_ros.children import end_with_parent, free_memory_mb, step_aside
 from policytrim_ros.core.contract import Contract, implausible, is_remote, mismatches
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.golden import FAR
-from policytrim_ros.policies.policy import ChunkPolicy, Observation
+from policytrim_ros.policies.policy import ChunkPolicy, blank
 from policytrim_ros.policies.remote import RemoteError, RemotePolicy
 
 WARM_UPS = 3
@@ -162,10 +162,7 @@ def not_passed(directory, manifest, tasks) -> str:
 
 def warm_up(policy: ChunkPolicy) -> None:
     """The first predictions are slow; they are made for blank pictures."""
-    contract = policy.contract
-    images = {camera.name: np.zeros((1, camera.height, camera.width, 3), np.uint8) for camera in contract.cameras}
-    objects = np.full((1, contract.object_slots, 7), np.nan, np.float32) if contract.object_slots else None
-    seen = Observation(images, np.zeros((1, 14), np.float32), [contract.instructions[0]], objects)
+    seen = blank(policy.contract)
     for _ in range(WARM_UPS):
         policy.predict(seen, seeds=[0])
 
@@ -184,9 +181,7 @@ def free_mb(device: str) -> float:
     """Free memory (MB) of the machine, or of the GPU that ``device`` names."""
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0] / 1e6
-    with open("/proc/meminfo") as file:
-        facts = dict(line.split(":") for line in file)
-    return int(facts["MemAvailable"].split()[0]) / 1e3
+    return free_memory_mb()
 
 
 def main(argument: str) -> int:

@@ -33,7 +33,6 @@ from tqdm import tqdm
 
 from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.contract import ACTION_KIND
 from policytrim_ros.core.replanning import ASYNC
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.files import replace_file
@@ -298,8 +297,8 @@ class _Desk:
         contract = policy.contract
         cameras = tuple(camera.name for camera in contract.cameras)
         look = perturbed(looking_with(policy, row.denoising_steps), row)
-        noise, guarded = row.action_noise_rad, contract.action_kind == ACTION_KIND
-        conditions = Conditions(row.mode, row.latency_s, noise, row.hide_target, rebuild=True, guarded=guarded)
+        rest = dict(rebuild=True, guarded=contract.moves_joints)
+        conditions = Conditions(row.mode, row.latency_s, row.action_noise_rad, row.hide_target, **rest)
         starts = (Start(seed, row.horizon) for seed in seeds)
         options = dict(cameras=cameras, object_slots=contract.object_slots)
         if self.bench.backend == "cpu":

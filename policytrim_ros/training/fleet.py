@@ -23,7 +23,6 @@ from tokenizers import Tokenizer
 
 from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.contract import ACTION_KIND
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.training.adapters import merged_weights
 from policytrim_ros.training.groups import Group, Rollouts, collect
@@ -71,7 +70,7 @@ class Worker:
                     conditions=Conditions(
                         rebuild=self.grounds.backend == "cpu",
                         limit=limits.get(task, 0),
-                        guarded=contract.action_kind == ACTION_KIND,
+                        guarded=contract.moves_joints,
                     ),
                 )
             )

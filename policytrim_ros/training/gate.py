@@ -17,7 +17,7 @@ import torch
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
-from policytrim_ros.policies.policy import ChunkPolicy, Observation
+from policytrim_ros.policies.policy import ChunkPolicy, blank
 from policytrim_ros.training import evaluate
 from policytrim_ros.training.recipe import ENVIRONMENT, Evaluation, Pictures, commit
 
@@ -75,10 +75,7 @@ def judged(report: dict, min_success: float) -> dict:
 
 def measured_latency(policy: ChunkPolicy, predictions: int = PREDICTIONS) -> float:
     """Seconds of one prediction on this machine, 99th percentile, pictures of the robot's size."""
-    contract, (width, height) = policy.contract, ROBOT_SIZE
-    images = {camera.name: np.zeros((1, height, width, 3), np.uint8) for camera in contract.cameras}
-    objects = np.full((1, contract.object_slots, 7), np.nan, np.float32) if contract.object_slots else None
-    seen, taken = Observation(images, np.zeros((1, 14), np.float32), [contract.instructions[0]], objects), []
+    seen, taken = blank(policy.contract, ROBOT_SIZE), []
     for _ in range(predictions):
         began = time.perf_counter()
         policy.predict(seen, seeds=[0])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.golden import Golden
-from policytrim_ros.policies.objects import object_poses
 from policytrim_ros.policies.policy import ChunkPolicy, Observation
 from policytrim_ros.training.recipe import ENVIRONMENT, factory
-from policytrim_ros.training.rollout import observation
+from policytrim_ros.training.rollout import observation, view
 
 GOLDEN_SEED = 800_000
 """Seed of every task's scene: neither training nor selection nor evidence draws it."""
@@ -29,23 +28,15 @@ def record(directory, environment: str = ENVIRONMENT, image_size=(424, 240)) -> 
 
 def seen(policy: ChunkPolicy, environment: str, image_size) -> Observation:
     """Two looks into one scene of every task of the policy, the arm moved by the policy in between."""
-    contract = policy.contract
+    contract, views = policy.contract, []
     cameras = tuple(camera.name for camera in contract.cameras)
-    views = []
     for task in contract.tasks:
         env = factory(environment)(task, cameras=cameras, image_size=image_size)
         env.reset(GOLDEN_SEED)
-        views.append(_view(env, contract))
+        views.append(view(env, cameras, contract.object_slots))
         for _ in range(CHUNKS):
-            chunk = policy.predict(observation([_view(env, contract)]), seeds=[0])[0]
+            chunk = policy.predict(observation([view(env, cameras, contract.object_slots)]), seeds=[0])[0]
             for action in chunk[: contract.execution_horizon]:
                 env.step(action)
-        views.append(_view(env, contract))
+        views.append(view(env, cameras, contract.object_slots))
     return observation(views)
-
-
-def _view(env, contract):
-    cameras = tuple(camera.name for camera in contract.cameras)
-    images = env.images(cameras) if cameras else {}
-    objects = object_poses(env.objects(), contract.object_slots) if contract.object_slots else None
-    return images, env.proprioception(), env.instruction, objects

@@ -146,9 +146,9 @@ class Player:
         chunk, number = None, len(self.looks)
         if implausible(actions) is None:
             count = self._replanner.trim(len(actions), self._latency_s)
-            executor = self._executor
-            first = self._replanner.first(executor.next_step, executor.playing, 0.0)  # what is seen is this step's beginning
-            chunk = Chunk(actions[:count], GENERATION, number, first, executor.rate_hz)
+            # what is seen is this step's beginning
+            first = self._replanner.first(self._executor.next_step, self._executor.playing, 0.0)
+            chunk = Chunk(actions[:count], GENERATION, number, first, self._executor.rate_hz)
         self._coming = (self.control_steps + self._delay, chunk)
         self.looks.append([self.control_steps, 0, 0])
         if not self._delay:
@@ -243,7 +243,7 @@ def play(
                     yield lane.player.start, lane.ended
                     lane = _Lane.begin(lane.env, starts, conditions, watch)
         if waiting:
-            views = [lane.view(cameras, object_slots) for lane in waiting]
+            views = [view(lane.env, cameras, object_slots) for lane in waiting]
             chunks = look(observation(views), [lane.player.look_seed for lane in waiting])
             for lane, chunk in zip(waiting, chunks):
                 lane.player.hear(chunk)
@@ -277,11 +277,6 @@ class _Lane:
     def begin(cls, env, starts: Iterator[Start], conditions: Conditions, watch) -> "_Lane | None":
         start = next(starts, None)
         return None if start is None else cls(env, start, conditions, watch)
-
-    def view(self, cameras, object_slots):
-        images = self.env.images(cameras) if cameras else {}
-        objects = object_poses(self.env.objects(), object_slots) if object_slots else None
-        return images, self.env.proprioception(), self.env.instruction, objects
 
     def step(self) -> bool:
         """Lets one control step pass; True when the episode has ended (then `ended` holds its result)."""
@@ -358,6 +353,13 @@ def outcome_of(result, limit: int = 0) -> str:
     """success, failure or truncated (by the task, or after ``limit`` > 0 control steps); empty while the episode goes on."""
     over = result.truncated or 0 < limit <= result.steps
     return "success" if result.success else "failure" if result.failure else "truncated" if over else ""
+
+
+def view(env, cameras, object_slots: int):
+    """What a policy sees in ``env`` now: (images, state, instruction, object poses or None), a row for `observation`."""
+    images = env.images(cameras) if cameras else {}
+    objects = object_poses(env.objects(), object_slots) if object_slots else None
+    return images, env.proprioception(), env.instruction, objects
 
 
 def observation(views) -> Observation:
