@@ -18,6 +18,7 @@ demo: setup
 	@.venv/bin/policytrim demo $(ARGS)
 
 test: setup
+	@scripts/bootstrap --browser
 	@.venv/bin/python -m pytest $(ARGS)
 
 clean:

@@ -60,7 +60,15 @@ EXTRAS = {
         "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
     ],
     "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
-    "test": ["pytest>=7.4", "hypothesis>=6.100", "scipy>=1.13"],  # the tests; properties of core; statistics to compare ours with
+    "console": ["aiohttp>=3.9"],  # the operator's page and its terminal client
+    "test": [
+        "pytest>=7.4",  # the tests
+        "hypothesis>=6.100",  # properties of core
+        "scipy>=1.13",  # statistics to compare ours with
+        "statsmodels>=0.14",  # the same, for rates and sample sizes
+        "mcap-ros2-support>=0.5",  # reads recordings as others do
+        "selenium>=4.20",  # drives a browser through the console
+    ],
 }
 
 setup(
@@ -73,6 +81,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[f"{PACKAGE}*", "sim_bridge*"]),
+    package_data={f"{PACKAGE}.console": ["page/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),
@@ -88,6 +97,7 @@ setup(
             "controller_node = policytrim_ros.nodes.controller:main",
             "inference_node = policytrim_ros.nodes.inference:main",
             "trial_node = policytrim_ros.nodes.trial:main",
+            "console_node = policytrim_ros.nodes.console:main",
             "recorder_node = policytrim_ros.nodes.recorder:main",
             "trainer_node = policytrim_ros.nodes.trainer:main",
             "demonstration_recorder_node = policytrim_ros.nodes.demos:main",

@@ -117,6 +117,75 @@ class Trial:
         return main(["trial", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
 
 
+class Trials:
+    """sessions of trials: carry one out, list, lock, report, export, import into a dataset
+
+    examples:
+      policytrim up plan:=plan.yaml record:=true out:=runs/mine       a whole session in simulation, by script
+      policytrim trials run plan.yaml --out runs/mine                 the same against a system that is up
+      policytrim trials list --out runs/mine
+      policytrim trials lock --out runs/mine                          from now on nothing can be added; unblinds the newest session
+      policytrim trials report --out runs/mine                        report.html and report.md beside trials.db
+      policytrim trials export trials.parquet --out runs/mine         or .csv, .json
+      policytrim trials import --out runs/mine --dataset data/mine    labelled recordings become a LeRobotDataset
+    """
+
+    def add_arguments(self, parser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        added = {}
+        for name, said in (
+            ("run", "carry out a plan against the running simulated system, without an operator; the same command resumes"),
+            ("list", "all sessions, and the newest one's table"),
+            ("lock", "end a session: nothing can be added or relabelled, and its arms may be seen"),
+            ("report", "one self-contained page of a locked session: claims, figures, failures, commands"),
+            ("export", "one row a trial, as CSV, Parquet or JSON"),
+            ("import", "labelled recordings of trials as a LeRobotDataset, for fine-tuning"),
+        ):
+            added[name] = actions.add_parser(name, help=said, description=said)
+            added[name].add_argument("--out", default="runs", help="directory of trials.db (default: runs)")
+        for name in ("lock", "report", "export", "import"):
+            added[name].add_argument("--session", default="", help="which session (default: the newest)")
+        added["run"].add_argument("plan", help="YAML file of the session, docs/trials.md")
+        added["run"].add_argument(
+            "--recorded", action="store_true", help="a recorder runs; a recording that is not whole is an alarm"
+        )
+        add_namespace(added["run"])
+        added["lock"].add_argument("--reason", default="", help="why now, when the session is not complete")
+        added["report"].add_argument("--to", default="", help="directory of the report (default: <out>/<session>)")
+        added["export"].add_argument("file", help="ends with .csv, .parquet or .json")
+        added["import"].add_argument(
+            "--dataset", required=True, help="directory of the LeRobotDataset; added to when it is there"
+        )
+        added["import"].add_argument("--keep-failures", action="store_true", help="failed trials, too")
+
+    def run(self, options) -> int:
+        from policytrim_ros import sessions
+
+        try:
+            return getattr(sessions, f"{options.action}_trials")(options)
+        except sessions.REFUSALS as error:
+            raise CommandError(str(error)) from error
+
+
+class Console:
+    """the operator's console in a terminal: the same as the web page of `policytrim up console:=true`, also over SSH
+
+    example: policytrim console --who Li
+
+    Keys: g go, s success, f failure, x invalid, u undo, space or Esc hold, ? help.
+    """
+
+    def add_arguments(self, parser) -> None:
+        parser.add_argument("--url", default="http://127.0.0.1:8765", help="address of the console (default: this machine's)")
+        parser.add_argument("--who", default="", help="your name in the record (default: the user's)")
+        parser.add_argument("--language", default="", choices=("", "en", "zh"), help="en or zh (default: the system's)")
+
+    def run(self, options) -> int:
+        from policytrim_ros.console.terminal import main
+
+        return main(options.url, os.environ.get("POLICYTRIM_TOKEN", ""), options.who, options.language)
+
+
 class Order:
     """Base of the operator's orders: one service, and whether the policy runs afterwards."""
 
@@ -453,6 +522,12 @@ class Gate(Delegate):
     module = "policytrim_ros.training.gate"
 
 
+class Replay(Delegate):
+    """play the recording of a trial through the executor again, and ask what another h or checkpoint would have done"""
+
+    module = "policytrim_ros.replay"
+
+
 class Compare(Delegate):
     """compare two evaluations scene by scene: success, steps, calls, seconds, and whether B is not worse than A
 
@@ -468,6 +543,9 @@ COMMANDS = {
     "up": Up,
     "demo": Demo,
     "trial": Trial,
+    "trials": Trials,
+    "console": Console,
+    "replay": Replay,
     "go": Go,
     "hold": Hold,
     "home": Home,

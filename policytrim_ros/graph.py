@@ -14,7 +14,7 @@ import json
 import os
 import resource
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -22,6 +22,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as argument  # one of the arguments is called setting
 from policytrim_ros.core.contract import is_remote
 from policytrim_ros.share import share
+from policytrim_ros.trials.session import read_session
 
 TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic")
@@ -76,9 +77,20 @@ class LaunchArguments(Config):
     compare: str = argument(
         "", "directory of a second policy, tried in the same scenes in turn, in the same running processes; needs trials"
     )
+    plan: str = argument(
+        "", "YAML file of a session of trials (docs/trials.md), carried out without an operator, after which everything ends"
+    )
+    console: bool = argument(
+        False, "serve the operator's console: sessions of trials, hold, swap, on a web page and in a terminal"
+    )
+    console_host: str = argument("127.0.0.1", "address of the console; any other than this one needs a token in POLICYTRIM_TOKEN")
+    console_port: int = argument(8765, "port of the console; 0: any that is free", low=0, high=65535)
     out: str = argument("runs", "directory for trial records and recordings")
     label: str = argument("", "name of this policy in the trial table; empty: the checkpoint's name")
-    record: bool = argument(False, "record images (JPEG), joints, setpoints and chunks into an MCAP file under out")
+    record: bool = argument(
+        False,
+        "record images (JPEG), joints, setpoints and chunks into MCAP files under out: one a trial with plan or console, else one",
+    )
     trainer: bool = argument(
         False, "offer trimming beside the running arm, at the lowest priority; `policytrim trainer start` begins it"
     )
@@ -104,6 +116,12 @@ class LaunchArguments(Config):
             )
         if self.compare and not self.trials:
             raise ConfigError("LaunchArguments.compare: say with trials how many scenes both policies are tried in")
+        if self.console and (self.trials or self.plan):
+            raise ConfigError("LaunchArguments.console: sessions are begun at the console; leave trials and plan out")
+        if self.plan and self.trials:
+            raise ConfigError("LaunchArguments.plan: it says which trials; leave trials out")
+        if self.plan and not self.sim:
+            raise ConfigError("LaunchArguments.plan: on a real robot an operator says go; use console:=true")
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
 
@@ -136,6 +154,8 @@ class Process:
 def graph(arguments: LaunchArguments) -> list[Process]:
     """All processes in the order of their start. Raises ConfigError when the arguments do not go together."""
     session, sim = session_name(arguments), arguments.sim
+    if arguments.plan:
+        arguments = planned(arguments)
     checkpoint = resolve_checkpoint(arguments)
     can_port = arguments.can_port or (str(runtime_dir() / f"{session}.can") if sim else "can0")
     cameras = parse_cameras(arguments.cameras) or (EMULATED_SERIALS if sim else {})
@@ -238,7 +258,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 **common,
                 parameters=dict(
                     checkpoint=checkpoint,
-                    task=arguments.task,
+                    task="" if arguments.plan or (arguments.console and sim) else arguments.task,  # each session says which
                     cameras=list(cameras),
                     width=width,
                     height=height,
@@ -257,34 +277,58 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 **common,
                 needs=("controller",),
                 required=False,
-                parameters=dict(out=arguments.out, cameras=list(cameras)),
+                parameters=dict(
+                    out=arguments.out, cameras=list(cameras), split="trial" if arguments.plan or arguments.console else "run"
+                ),
             )
         )
     if arguments.trainer:
         processes.append(Process("trainer", "trainer_node", "policytrim_ros.nodes.trainer", **common, required=False))
-    if arguments.trials:
-        label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
+    if arguments.console:
         processes.append(
             Process(
-                "trial",
-                "trial_node",
-                "policytrim_ros.nodes.trial",
+                "console",
+                "console_node",
+                "policytrim_ros.nodes.console",
                 **common,
                 required=False,
-                finite=True,
-                needs=tuple(process.name for process in processes),
+                needs=("controller",),
                 parameters=dict(
-                    task=arguments.task,
-                    setting=arguments.setting,
-                    trials=arguments.trials,
-                    seed=arguments.seed,
                     out=arguments.out,
-                    label=label,
-                    compare=compared,
+                    host=arguments.console_host,
+                    port=arguments.console_port,
+                    cameras=list(cameras),
+                    simulated=sim,
+                    tasks=list(TASKS) if sim else [arguments.task],  # on a robot the gate was passed for this one
+                    scene_node="world" if sim else "scene",
+                    recorded=arguments.record,
                 ),
             )
         )
+    if arguments.plan:
+        processes.append(_trial(common, processes, dict(plan=arguments.plan, out=arguments.out, recorded=arguments.record)))
+    if arguments.trials:
+        label = arguments.label or (checkpoint.replace(":", "-") if demonstrated else Path(checkpoint).name)
+        values = dict(
+            task=arguments.task, setting=arguments.setting, trials=arguments.trials, seed=arguments.seed, out=arguments.out
+        )
+        processes.append(_trial(common, processes, dict(**values, label=label, compare=compared)))
     return processes
+
+
+def _trial(common, before: list[Process], parameters) -> Process:
+    """Runs trials once everything else is ready, and ends the system."""
+    needs = tuple(process.name for process in before)
+    return Process(
+        "trial",
+        "trial_node",
+        "policytrim_ros.nodes.trial",
+        **common,
+        required=False,
+        finite=True,
+        needs=needs,
+        parameters=parameters,
+    )
 
 
 RUNNING = "running; `policytrim go` lets the policy move the arm, Ctrl-C ends everything and leaves the arm held"
@@ -393,6 +437,21 @@ def checkpoint_at(argument: str, directory: str) -> str:
             f"LaunchArguments.{argument} = {directory!r}: no manifest.json there; give the directory of a checkpoint"
         )
     return str(Path(directory).resolve())
+
+
+def planned(arguments: LaunchArguments) -> LaunchArguments:
+    """``arguments`` with task, setting, seed and first checkpoint of the plan; ConfigError when an arm is missing or lacks a task."""
+    session = read_session(arguments.plan)
+    for arm in session.arms:
+        if not arm.checkpoint or is_remote(arm.checkpoint):
+            continue
+        lacking = set(session.tasks) - set(
+            json.loads(Path(checkpoint_at("plan", arm.checkpoint), "manifest.json").read_text())["tasks"]
+        )
+        if lacking:
+            raise ConfigError(f"{arguments.plan}: {arm.checkpoint} was not made for {', '.join(sorted(lacking))}")
+    first = session.arms[0].checkpoint or arguments.checkpoint
+    return replace(arguments, task=session.tasks[0], setting=session.settings[0], seed=session.seed, checkpoint=first)
 
 
 def own_checkpoint(task: str) -> Path | None:

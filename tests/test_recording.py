@@ -141,6 +141,17 @@ def test_a_rest_between_two_chunks_has_no_rows():
     assert robot.kept[0].steps == 20 and robot.facts[0]["seconds_per_step"] == pytest.approx(0.05)
 
 
+def test_a_count_that_comes_late_is_old_news():
+    robot = Robot()
+    robot.begin()
+    robot.play(20)
+    robot.recorder.on_consumed(Consumed(robot.step - 1), robot.now)
+    robot.play(20)
+    robot.scene("done", outcome="success")
+    robot.recorder.close()
+    assert robot.kept[0].steps == 40 and np.array_equal(robot.kept[0].actions, np.array(robot.played, np.float32))
+
+
 def test_an_attempt_that_was_under_way_already_is_not_recorded():
     robot = Robot()
     robot.scene("running")

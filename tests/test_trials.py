@@ -17,13 +17,16 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
+from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.core.types import READY
 from policytrim_ros.nodes.messages import LATCHED, Consumed, joint_state, seconds_to_time
-from policytrim_ros.trials.protocol import Interrupted, Plan, RigError, run_trials
+from policytrim_ros.trials.desk import Desk
+from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
+from policytrim_ros.trials.session import Arm, Session, schedule
 from policytrim_ros.trials.store import FILE, Row, Store, StoreError, read
 from policytrim_ros.trials.table import comparison, show, table
 
-PLAN = Plan(task="tape_box", setting="standard", label="A", trials=3, seed=10, timeout_s=30.0)
+PLAN = Session(arms=[Arm("A")], scenes=3, seed=10, timeout_s=30.0, block=0, blind=False)
 
 
 def row(**changes) -> Row:
@@ -103,9 +106,12 @@ class VirtualRig:
         self.orders.append("go")
         self.controller = ("moving", "go")
 
-    def use(self, checkpoint):
-        self.orders.append(checkpoint)
-        self.inference["checkpoint"] = checkpoint
+    def use(self, checkpoint, horizon):
+        if checkpoint:
+            self.orders.append(checkpoint)
+            self.inference["checkpoint"] = checkpoint
+        if horizon:
+            self.inference["horizon"] = horizon
 
     def start(self):
         self.steps = 0
@@ -120,11 +126,14 @@ class VirtualRig:
         if self.controller[0] == "moving":
             self.controller = ("holding", "operator hold")
 
+    def recorded(self):
+        return ""
 
-def trials(tmp_path, rig, *plans):
+
+def trials(tmp_path, rig, plan=PLAN):
     store, said = Store(tmp_path), []
     try:
-        return run_trials(rig, plans or [PLAN], store, said.append, lambda line: None), said
+        return run_session(rig, "s", plan, schedule(plan), store, Desk(store), said.append), said
     finally:
         store.close()
 
@@ -142,40 +151,40 @@ def test_a_trial_goes_home_then_go_run_stop_hold_and_is_counted_from_go_to_the_o
 
 def test_recorded_trials_are_not_repeated_and_aborted_ones_are(tmp_path):
     store = Store(tmp_path)
-    store.append(row(seed=10))
-    store.append(row(seed=11, outcome="aborted"))
-    store.append(row(seed=12, label="B"))
+    store.append(row(session="s", number=1, seed=10))
+    store.append(row(session="s", number=2, seed=11, outcome="aborted"))
+    store.append(row(session="another", number=3, seed=12))
     store.close()
     rig = VirtualRig()
     trials(tmp_path, rig)
     assert rig.laid == [11, 12]
-    rig = VirtualRig()
-    trials(tmp_path, rig, Plan(**{**vars(PLAN), "repeat": True}))
-    assert rig.laid == [10, 11, 12]
 
 
 def test_two_policies_meet_the_same_scenes_in_turn(tmp_path):
     rig = VirtualRig({11: "failure"})
-    before, after = (replace(PLAN, label=name, checkpoint=f"models/{name}", trials=2) for name in "AB")
-    stopped, said = trials(tmp_path, rig, before, after)
+    plan = replace(PLAN, arms=[Arm(name, f"models/{name}") for name in "AB"], scenes=2)
+    stopped, said = trials(tmp_path, rig, plan)
     assert stopped is None and rig.laid == [10, 10, 11, 11] and "trial 2/4 B " in said[1]
     assert [order for order in rig.orders if "models" in order] == ["models/A", "models/B"] * 2
     assert [(r.label, r.checkpoint, r.seed) for r in read(tmp_path)] == [
         (name, f"models/{name}", seed) for seed in (10, 11) for name in "AB"
     ]
+
+
+def test_an_arm_may_be_the_same_checkpoint_at_another_horizon(tmp_path):
     rig = VirtualRig()
-    trials(tmp_path, rig, before, replace(after, trials=3))
-    assert rig.laid == [12]
+    trials(tmp_path, rig, replace(PLAN, arms=[Arm("short", "models/A", 5), Arm("long", "models/A", 15)], scenes=1))
+    assert [(r.label, r.horizon) for r in read(tmp_path)] == [("short", 5), ("long", 15)]
 
 
 def test_a_checkpoint_that_inference_cannot_use_aborts_before_the_arm_goes(tmp_path):
     rig = VirtualRig()
 
-    def refuse(checkpoint):
+    def refuse(checkpoint, horizon):
         raise RigError(f"inference: {checkpoint} is not used, models/x stays: is not a checkpoint")
 
     rig.use = refuse
-    stopped, _ = trials(tmp_path, rig, replace(PLAN, checkpoint="models/broken"))
+    stopped, _ = trials(tmp_path, rig, replace(PLAN, arms=[Arm("A", "models/broken")]))
     assert "models/broken is not used" in stopped and "go" not in rig.orders
 
 
@@ -207,10 +216,26 @@ def test_a_hold_before_the_first_action_is_an_abort_and_not_a_failure_of_the_pol
     assert read(tmp_path)[0].outcome == "aborted"
 
 
-def test_a_scene_laid_by_somebody_else_makes_the_trial_invalid(tmp_path):
-    rig = VirtualRig({11: lambda rig: rig.scene.update(scene_id=99)})
-    stopped, _ = trials(tmp_path, rig)
-    assert stopped is None and [r.outcome for r in read(tmp_path)] == ["success", "invalid", "success"]
+def test_a_scene_laid_by_somebody_else_makes_the_trial_invalid_and_it_is_tried_again(tmp_path):
+    def once(rig):
+        rig.scene.update(scene_id=99)
+        rig.script[11] = "failure"
+
+    stopped, _ = trials(tmp_path, VirtualRig({11: once}))
+    assert stopped is None
+    assert [(r.number, r.outcome) for r in read(tmp_path)] == [(1, "success"), (2, "invalid"), (2, "failure"), (3, "success")]
+
+
+def test_an_unattended_run_ends_when_a_trial_stays_invalid(tmp_path):
+    stopped, _ = trials(tmp_path, VirtualRig({11: lambda rig: rig.scene.update(scene_id=99)}))
+    assert "somebody laid another scene" in stopped and [r.outcome for r in read(tmp_path)] == ["success"] + ["invalid"] * 3
+
+
+def test_a_hold_that_the_policy_caused_is_its_failure_and_the_trials_go_on(tmp_path):
+    held = ("holding", f"{FAILSAFES['beyond limits'].name}: 52 mm beyond the workspace or table limit")
+    stopped, _ = trials(tmp_path, VirtualRig({11: lambda rig: rig.steps == 10 and setattr(rig, "controller", held)}))
+    rows = read(tmp_path)
+    assert stopped is None and [r.outcome for r in rows] == ["success", "failure", "success"] and "52 mm" in rows[1].reason
 
 
 def test_an_arm_that_does_not_reach_ready_aborts_with_the_controllers_reason(tmp_path):
@@ -241,28 +266,6 @@ def test_a_controller_that_does_not_take_the_hold_ends_the_run(tmp_path):
     assert "did not answer" in stopped and len(read(tmp_path)) == 1
 
 
-def test_a_half_written_last_line_is_no_row_and_is_cut_off_by_the_next_writer(tmp_path):
-    store = Store(tmp_path)
-    store.append(row(seed=1))
-    store.append(row(seed=2))
-    store.close()
-    path = tmp_path / FILE
-    whole = path.read_bytes()
-    for cut in range(1, len(whole) // 2):
-        path.write_bytes(whole[:-cut])
-        assert [r.seed for r in read(tmp_path)] == [1]
-    store = Store(tmp_path)
-    store.append(row(seed=3))
-    store.close()
-    assert [r.seed for r in read(tmp_path)] == [1, 3]
-
-
-def test_a_broken_line_in_the_middle_is_an_error_that_names_file_and_line(tmp_path):
-    (tmp_path / FILE).write_text('{"task": "x"\n')
-    with pytest.raises(StoreError, match="trials.jsonl line 1"):
-        read(tmp_path)
-
-
 def test_a_second_writer_is_refused(tmp_path):
     store = Store(tmp_path)
     with pytest.raises(StoreError, match="another trial run"):
@@ -274,11 +277,6 @@ def test_a_directory_that_cannot_be_written_is_one_clear_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         Store(tmp_path / "file")
-
-
-def test_rows_of_a_later_version_are_read_without_their_new_fields(tmp_path):
-    (tmp_path / FILE).write_text(json.dumps({**vars(row()), "temperature": 3}) + "\n")
-    assert read(tmp_path) == [row()]
 
 
 def test_a_killed_process_loses_no_row_that_was_appended(tmp_path):
@@ -499,7 +497,7 @@ def test_without_a_running_system_the_node_says_what_is_missing(tmp_path):
 
 
 def test_a_checkpoint_that_was_published_again_in_the_same_place_is_another_one(tmp_path):
-    from policytrim_ros.nodes.trial import weights_at
+    from policytrim_ros.nodes.rig import weights_at
 
     assert weights_at(str(tmp_path)) == "" and weights_at("ws://127.0.0.1:8000") == ""
     (tmp_path / "manifest.json").write_text('{"files": {"model.safetensors": "abc"}}')

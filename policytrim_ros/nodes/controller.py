@@ -138,11 +138,6 @@ class Controller(Node):
                 self.get_logger().error(f"state={state}")
             else:
                 self.get_logger().info(f"state={state}")
-        executor = self.supervisor.executor
-        played = executor.next_step, executor.playing
-        if played != self._reported:  # at once, also at the end of the last action: the policy waits for it
-            self._reported = played
-            self._publish_consumed()
 
     def _health(self) -> Health:
         feedback = self.arm.feedback()
@@ -239,7 +234,12 @@ class Controller(Node):
             self.supervisor.heartbeat(message.data, time.monotonic())
 
     def _publish_joints(self, now: float) -> None:
-        if now - self._consumed_at > 0.05:
+        executor = self.supervisor.executor
+        played = executor.next_step, executor.playing
+        if (
+            played != self._reported or now - self._consumed_at > 0.05
+        ):  # also at the end of the last action: the policy waits for it
+            self._reported = played
             self._publish_consumed()
         feedback = self.arm.feedback()
         if feedback is None:
@@ -280,6 +280,7 @@ class Controller(Node):
             "lateness_p99_ms": f"{np.percentile(late, 99):.3f}",
             "lateness_max_ms": f"{late.max():.3f}",
             "send_failures": str(self.arm.send_failures),
+            "firmware": self.arm.firmware or "unknown",
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
             "feedback_age_ms": "none" if feedback is None else f"{(time.monotonic() - feedback.state.stamp) * 1000:.1f}",
             "motors_enabled": "unknown" if feedback is None else f"{sum(feedback.enabled)} of {len(feedback.enabled)}",

@@ -8,7 +8,6 @@ thread of its own. Which rows make an episode is decided in training/recording.p
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import os
@@ -18,7 +17,6 @@ import sys
 import threading
 import time
 from datetime import datetime, timezone
-from pathlib import Path
 
 import numpy as np
 import rclpy
@@ -37,14 +35,11 @@ from policytrim_ros.nodes.messages import (
 )
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
-from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.training.demos import DemonstrationWriter, encode
 from policytrim_ros.training.lerobot import DatasetError
-from policytrim_ros.training.recording import Look, RecordConfig, Recorder
+from policytrim_ros.training.recording import STATES_KEPT, RecordConfig, Recorder, Sight, episode_facts
 
 IMAGES_WAITING = 15  # of each camera, in the middleware: half a second
-IMAGES_KEPT = 150  # of each camera, at their final size: five seconds
-STATES_KEPT = 1000  # joint states: five seconds
 NICENESS = -5
 WRITE_QUEUE = 4  # attempts that may wait for the disk; more means that it does not keep up
 
@@ -57,11 +52,11 @@ class DemonstrationRecorder(Node):
         self.fatal = None
         self.config = declare(self, RecordConfig)
         self._writer = DemonstrationWriter(self.config.out, self.config.pictures)
-        self._sizes: dict[str, list[int]] = {}
         self._heard: set[str] = set()
         self._checkpoint, self._kept, self._lost = "", 0, 0
         self._began = time.monotonic()
-        self._recorder = Recorder(self.config, self._look, self._finished)
+        self._sight = Sight(self.config)
+        self._recorder = Recorder(self.config, self._sight.look, self._finished)
         self._readers = rclpy.create_node(
             f"{self.get_name()}_readers", namespace=self.get_namespace(), start_parameter_services=False
         )
@@ -77,10 +72,6 @@ class DemonstrationRecorder(Node):
             "chunk": Reader(self._readers, JointTrajectory, "chunk", 100),
             "consumed": Reader(self._readers, Int64MultiArray, "controller/consumed", 200),
         }
-        self._states: dict[str, collections.deque] = {
-            name: collections.deque(maxlen=STATES_KEPT) for name in ("measured", "setpoint")
-        }
-        self._images = {camera: collections.deque(maxlen=IMAGES_KEPT) for camera in self.config.cameras}  # (stamp, picture)
         self._waiting = self.create_timer(0.25, self._wait)
         self.create_timer(0.05, self._advance)
         self._queue: queue.Queue = queue.Queue(WRITE_QUEUE)
@@ -95,7 +86,8 @@ class DemonstrationRecorder(Node):
             for message, _ in reader.take():
                 self._take_image(camera, message)
         for name, reader in (("measured", self._measured), ("setpoint", self._setpoint)):
-            self._states[name].extend((time_to_seconds(message.header.stamp), message) for message, _ in reader.take())
+            for message, _ in reader.take():
+                self._sight.state(name, time_to_seconds(message.header.stamp), positions_of(message))
         for message, _ in self._status.take():
             self._checkpoint = json.loads(message.data).get("checkpoint", "")
         events = [(sent, name, message) for name, reader in self._events.items() for message, sent in reader.take()]
@@ -107,16 +99,12 @@ class DemonstrationRecorder(Node):
     def _take_image(self, camera: str, message: Image) -> None:
         if message.encoding != "rgb8":
             self.fatal = f"camera '{camera}' sends {message.encoding}, expected rgb8; start the project's camera node"
-        elif message.width < self.config.width or message.height < self.config.height:
-            self.fatal = (
-                f"camera '{camera}' sends {message.width}x{message.height}, smaller than the {self.config.width}x"
-                f"{self.config.height} to be stored; give smaller width and height"
-            )
-        else:
-            picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
-            small = resize_image(picture, self.config.width, self.config.height)
-            self._images[camera].append((time_to_seconds(message.header.stamp), small))
-            self._sizes[camera] = [message.width, message.height]
+            return
+        picture = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
+        try:
+            self._sight.picture(camera, time_to_seconds(message.header.stamp), picture)
+        except ValueError as error:
+            self.fatal = str(error)
 
     def _take_event(self, name: str, message, sent: float) -> None:
         if name == "consumed":
@@ -134,19 +122,11 @@ class DemonstrationRecorder(Node):
             if self._recorder.recording and not was:
                 self.get_logger().info("episode begins")
 
-    def _look(self, at: float) -> Look | None:
-        """The newest of everything that was taken by then, by its own stamp; None when something is missing."""
-        found = [newest(kept, at) for kept in (*self._states.values(), *self._images.values())]
-        if any(entry is None for entry in found):
-            return None
-        state = np.concatenate([positions_of(message) for _, message in found[:2]])
-        pictures = {camera: picture for camera, (_, picture) in zip(self._images, found[2:])}
-        return Look(state, pictures, at - min(stamp for stamp, _ in found))
-
     def _wait(self) -> None:
         """Until everything has been heard once: says what is missing when it takes too long."""
-        missing = [f"{camera}/color/image_raw" for camera, images in self._images.items() if not images]
-        missing += ["joint_states"] if not self._states["measured"] else []
+        unseen = self._sight.missing()
+        missing = [f"{name}/color/image_raw" for name in unseen if name in self._cameras]
+        missing += ["joint_states"] if "measured" in unseen else []
         topics = (("consumed", "controller/consumed"), ("scene", "scene/state"))
         missing += [topic for name, topic in topics if name not in self._heard]
         if not missing:
@@ -162,17 +142,14 @@ class DemonstrationRecorder(Node):
     # ---- what is written ---------------------------------------------------------------------------------------------
 
     def _finished(self, recording, facts: dict) -> None:
-        style = self.config.style or Path(self._checkpoint).name.removeprefix("demonstrator:") or "unknown"
-        now = datetime.now(timezone.utc)
-        facts = {
-            "name": f"{facts['task']}-{facts['setting']}-{style}-{now:%Y%m%d-%H%M%S-%f}",
-            **facts,
-            "style": style,
-            "source": "recorder",
-            "checkpoint": self._checkpoint,
-            "recorded_at": now.isoformat(timespec="seconds"),
-            "camera_sizes": dict(sorted(self._sizes.items())),
-        }
+        facts = episode_facts(
+            facts,
+            checkpoint=self._checkpoint,
+            style=self.config.style,
+            source="recorder",
+            when=datetime.now(timezone.utc),
+            sizes=self._sight.sizes,
+        )
         try:
             self._queue.put_nowait((recording, facts))
         except queue.Full:
@@ -226,11 +203,6 @@ class Reader:
         with self._reader.handle:
             while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
                 yield taken[0], taken[1]["source_timestamp"] * 1e-9
-
-
-def newest(kept, at: float):
-    """The last (stamp, value) that is not younger than ``at``, or None."""
-    return next((entry for entry in reversed(kept) if entry[0] <= at), None)
 
 
 def main(args=None) -> int:

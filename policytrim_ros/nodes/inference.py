@@ -23,7 +23,7 @@ import json
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import rclpy
@@ -68,7 +68,11 @@ class InferenceConfig(Config):
     width: int = setting(424, "width of the robot's images", low=32, high=1920, unit="px")
     height: int = setting(240, "height of the robot's images", low=32, high=1080, unit="px")
     horizon: int = setting(
-        0, "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own", low=0, high=100
+        0,
+        "execution horizon h: actions of a chunk that are executed; 0: the checkpoint's own; may change while the arm rests",
+        low=0,
+        high=100,
+        read_only=False,
     )
     mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
     tail_limit_rad: float = setting(
@@ -183,6 +187,8 @@ class Inference(Node):
 
     def _on_parameters(self, parameters) -> SetParametersResult:
         for parameter in parameters:
+            if parameter.name == "horizon" and (refusal := self._change_horizon(parameter.value)):
+                return SetParametersResult(successful=False, reason=refusal)
             if parameter.name == "checkpoint":
                 with self._changed:
                     if self._wanted:
@@ -192,6 +198,19 @@ class Inference(Node):
                 threading.Thread(target=self._exchange, args=(parameter.value,), name="stager", daemon=True).start()
                 self._publish_status()
         return SetParametersResult(successful=True)
+
+    def _change_horizon(self, horizon: int) -> str:
+        """Executes ``horizon`` actions of each chunk from now on; '' or why not."""
+        longest = self._generations.current.policy.contract.prediction_horizon
+        with self._changed:
+            if self._running:
+                return "h is changed while the arm rests: stop inference first"
+            if horizon > longest:
+                return f"horizon {horizon}: the policy predicts {longest} actions"
+            self.config = replace(self.config, horizon=horizon)
+        self._speaks(self._generations.current, self._news)
+        self._publish_status()
+        return ""
 
     def _exchange(self, directory: str) -> None:
         """The stager's work: when it is done the new checkpoint waits for the worker, or the old one stays and it is said why."""

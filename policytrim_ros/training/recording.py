@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import collections
 from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
 from typing import Callable, Mapping
 
 import numpy as np
@@ -23,10 +25,20 @@ from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.policies.objects import OBJECT_SLOTS
+from policytrim_ros.policies.pictures import resize_image
 from policytrim_ros.training.demos import TAIL_STEPS, Recording
 
 CHUNKS_KEPT = 2000
+PICTURES_KEPT = 150
+"""Of each camera, at their final size: five seconds."""
+
+STATES_KEPT = 1000
+"""Joint states: five seconds."""
+
 PERIOD_TOLERANCE = 0.2
+LATE_STEPS = 3
+"""A count that goes back by so little is old news, by more it is a controller that has started again."""
+
 SETTLE_S = 0.15
 """After this long, what the arm and the cameras showed at a moment has arrived."""
 
@@ -74,6 +86,66 @@ class Look:
     state: np.ndarray
     pictures: Mapping[str, np.ndarray]
     age_s: float
+
+
+class Sight:
+    """The newest of what arm and cameras showed, by the stamps of who showed it: fed as it comes, asked later.
+
+    ``measured`` and ``setpoint``: (7,) rad, m; ``picture``: (h, w, 3) uint8 RGB of any size, kept at the dataset's.
+    """
+
+    def __init__(self, config: RecordConfig):
+        self._size = config.width, config.height
+        self._states = {name: collections.deque(maxlen=STATES_KEPT) for name in ("measured", "setpoint")}
+        self._pictures = {camera: collections.deque(maxlen=PICTURES_KEPT) for camera in config.cameras}
+        self.sizes: dict[str, list[int]] = {}  # camera -> width, height of what it sends
+
+    def state(self, name: str, stamp: float, position: np.ndarray) -> None:
+        """``name``: measured or setpoint."""
+        self._states[name].append((stamp, position))
+
+    def picture(self, camera: str, stamp: float, picture: np.ndarray) -> None:
+        """ValueError when the picture is smaller than what is to be stored."""
+        height, width = picture.shape[:2]
+        if width < self._size[0] or height < self._size[1]:
+            raise ValueError(
+                f"camera '{camera}' sends {width}x{height}, smaller than the {self._size[0]}x{self._size[1]} to be stored; "
+                "give smaller width and height"
+            )
+        self._pictures[camera].append((stamp, resize_image(picture, *self._size)))
+        self.sizes[camera] = [width, height]
+
+    def missing(self) -> list[str]:
+        """Names of cameras, then measured and setpoint, of which nothing has been seen."""
+        return [name for name, kept in (*self._pictures.items(), *self._states.items()) if not kept]
+
+    def look(self, at: float) -> Look | None:
+        """The newest of everything that was taken by then; None when something is missing."""
+        found = [newest(kept, at) for kept in (*self._states.values(), *self._pictures.values())]
+        if any(entry is None for entry in found):
+            return None
+        state = np.concatenate([position for _, position in found[:2]])
+        pictures = {camera: picture for camera, (_, picture) in zip(self._pictures, found[2:])}
+        return Look(state, pictures, at - min(stamp for stamp, _ in found))
+
+
+def newest(kept, at: float):
+    """The last (stamp, value) that is not younger than ``at``, or None."""
+    return next((entry for entry in reversed(kept) if entry[0] <= at), None)
+
+
+def episode_facts(facts: dict, *, checkpoint: str, style: str, source: str, when: datetime, sizes: dict) -> dict:
+    """What the dataset notes of an attempt whose `Recorder` says ``facts``; ``when`` makes its name."""
+    style = style or Path(checkpoint).name.removeprefix("demonstrator:") or "unknown"
+    return {
+        "name": f"{facts['task']}-{facts['setting']}-{style}-{when:%Y%m%d-%H%M%S-%f}",
+        **facts,
+        "style": style,
+        "source": source,
+        "checkpoint": checkpoint,
+        "recorded_at": when.isoformat(timespec="seconds"),
+        "camera_sizes": dict(sorted(sizes.items())),
+    }
 
 
 @dataclass(frozen=True)
@@ -160,6 +232,8 @@ class Recorder:
 
     def on_consumed(self, consumed, at: float) -> None:
         """controller/consumed: a row begins when the count of control steps goes up while an action plays."""
+        if self._next_step is not None and 0 < self._next_step - consumed.next_step <= LATE_STEPS:
+            return  # two threads of the controller say it: what one of them saw earlier can come later
         before, self._next_step = self._next_step, consumed.next_step
         take = self._take
         if take is None or before is None or consumed.next_step == before or not consumed.playing:

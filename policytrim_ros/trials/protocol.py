@@ -2,18 +2,32 @@
 
     home -> the policy -> lay the scene -> go -> start the scene's clock -> run inference -> outcome -> stop, hold -> one row
 
-Several plans are compared scene by scene: each policy in turn meets the first scene, then the second, in the same processes.
+The protocol talks to a `Rig`, the running system (the ROS node on a robot, a virtual one in tests), and to a `Desk`, where the operator
+says go and names the outcome (trials/desk.py; the default one is unattended). Seconds are counted from the operator's go.
 
-The protocol talks to a `Rig`: the ROS node on a robot, a virtual one in tests. Seconds are counted from the operator's go.
+A hold or fault that a policy can cause (last column of docs/failsafes.md) is a failure of the policy: to leave such trials out
+would flatter the policy that needs to be held. Everything else that stops the arm aborts the trial.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass
 from typing import Callable, Protocol, Sequence
 
+from policytrim_ros.core.safety import blames_policy
+from policytrim_ros.core.sequential import PairedTest
+from policytrim_ros.trials.desk import Desk
+from policytrim_ros.trials.session import Session, Trial
 from policytrim_ros.trials.store import Row, Store
+
+
+ATTEMPTS = 3
+"""An unattended run ends when the same trial was invalid so often."""
+
+
+DEATH_S = 2.5
+"""A process that has died is known to be silent well within this."""
 
 
 class RigError(RuntimeError):
@@ -49,8 +63,9 @@ class Rig(Protocol):
     def lay(self, task: str, setting: str, seed: int) -> None:
         """Asks for a new scene; `scene` changes its scene_id when it lies."""
 
-    def use(self, checkpoint: str) -> None:
-        """Has inference load ``checkpoint`` (nothing when it runs that one); returns when it is ready."""
+    def use(self, checkpoint: str, horizon: int) -> None:
+        """Has inference load ``checkpoint`` (nothing when it runs that one, or '') and execute ``horizon`` actions of a chunk
+        (0: the checkpoint's own); returns when it is ready."""
 
     def home(self) -> None: ...
     def go(self) -> None: ...
@@ -58,64 +73,92 @@ class Rig(Protocol):
     def run(self, on: bool) -> None: ...
     def hold(self) -> None: ...
 
-
-@dataclass(frozen=True)
-class Plan:
-    """Which trials: ``trials`` of one task, with seeds ``seed``, ``seed + 1``, ..., of ``checkpoint`` (empty: what inference
-    has loaded), called ``label`` in the table."""
-
-    task: str
-    setting: str
-    label: str
-    trials: int
-    seed: int
-    timeout_s: float
-    checkpoint: str = ""
-    answer_s: float = 15.0  # how long the arm may take to be ready, and a scene to lie
-    repeat: bool = False  # whether finished trials are run again
+    def recorded(self) -> str:
+        """Why the recording of the trial is not whole; '' when it is, or none was asked for."""
 
 
-def run_trials(
-    rig: Rig, plans: Sequence[Plan], store: Store, say: Callable[[str], None], begin: Callable[[str], None]
+def run_session(
+    rig: Rig, session: str, spec: Session, trials: Sequence[Trial], store: Store, desk: Desk, say: Callable[[str], None]
 ) -> str | None:
-    """Runs the trials of ``plans`` that ``store`` does not hold yet; returns why it ended early, or None.
+    """Runs those of ``trials`` that have no outcome that counts yet; returns why it ended early, or None when none is left.
 
-    ``begin`` gets one line before each trial, ``say`` one line after it. An aborted trial ends the run: whatever stopped
-    it wants a person's eyes. Raises Interrupted after the row is stored.
+    What does not count is tried again: beside an operator when the operator says go. Unattended, an invalid trial is tried ATTEMPTS
+    times, and an aborted one ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored.
     """
-    done = {row.key for row in store.rows if row.counts}
-    wanted = sorted((seed, turn) for turn, plan in enumerate(plans) for seed in range(plan.seed, plan.seed + plan.trials))
-    todo = [(seed, plans[turn]) for seed, turn in wanted]
-    todo = [(seed, plan) for seed, plan in todo if plan.repeat or (plan.task, plan.setting, plan.label, seed) not in done]
-    if len(todo) < len(wanted):
-        say(f"{len(wanted) - len(todo)} of {len(wanted)} trials are recorded already in {store.path}")
-    began, left = rig.clock(), "?"
-    for number, (seed, plan) in enumerate(todo, start=1):
-        who = f" {plan.label}" if len(plans) > 1 else ""
-        begin(f"trial {number}/{len(todo)}{who} task={plan.task} setting={plan.setting} seed={seed} left={left} s")
-        row, cause = run_trial(rig, plan, seed)
-        store.append(row)
-        left = f"{(rig.clock() - began) / number * (len(todo) - number):.0f}"
-        why = "" if row.outcome == "success" else f" ({row.reason})"
-        say(
-            f"trial {number}/{len(todo)}{who} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
-            f"{row.seconds:.1f} s S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls} left={left} s"
-        )
+    began, here = rig.clock(), 0
+    while (trial := upcoming(spec, trials, store.rows_of(session))) is not None:
+        done = {row.number for row in store.rows_of(session) if row.counts}
+        attempt = sum(row.number == trial.number for row in store.rows_of(session)) + 1
+        left = f"{(rig.clock() - began) / here * (len(trials) - len(done)):.0f}" if here else "?"
+        desk.begin(trial, session, f"{session}/trial-{trial.number:04d}" + (f"-{attempt}" if attempt > 1 else ""), left)
+        row, cause = run_trial(rig, trial, desk)
+        if isinstance(cause, Interrupted) and not desk.began:
+            raise cause  # before go there was nothing to record
+        row = store.append(Row(**{**vars(row), "session": session, "recording": desk.recording if desk.records else ""}))
+        here += 1
+        desk.end(row)
+        if alarm := desk.records and rig.recorded():
+            store.note(session, "recording", trial=trial.number, reason=alarm)
+            desk.alarm(f"the recording of trial {trial.number} is not whole: {alarm}")
+        say(line(row, len(trials), trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
         if isinstance(cause, Interrupted):
             raise cause
-        if row.outcome == "aborted":
-            return f"trial with seed {seed} was aborted: {row.reason}"
+        if not desk.attended and (row.outcome == "aborted" or (row.outcome == "invalid" and attempt == ATTEMPTS)):
+            return f"trial {trial.number} (seed {trial.seed}) was {row.outcome}: {row.reason}"
     return None
 
 
-def run_trial(rig: Rig, plan: Plan, seed: int) -> tuple[Row, Exception | None]:
+def line(row: Row, planned: int, who: str, left: str, blind: bool) -> str:
+    """One finished trial in one line; of a blind session nothing that tells the arm."""
+    why = "" if row.outcome == "success" else f" ({row.reason})"
+    counts = "" if blind else f" S={row.steps} N={row.calls} h={row.horizon} stalls={row.stalls}"
+    return (
+        f"trial {row.number}/{planned}{' ' if who else ''}{who} task={row.task} setting={row.setting} seed={row.seed} {row.outcome}{why} "
+        f"{row.seconds:.1f} s{counts} left={left} s"
+    )
+
+
+def upcoming(spec: Session, trials: Sequence[Trial], rows: Sequence[Row]) -> Trial | None:
+    """The first trial without an outcome that counts, of a cell that is not decided yet; None when the session is complete."""
+    last = {row.number: row for row in rows}
+    done = {number for number, row in last.items() if row.counts or row.outcome == "unlabelled"}
+    decided = decided_cells(spec, rows) if spec.stop == "sequential" else set()
+    return next((t for t in trials if t.number not in done and (t.task, t.setting) not in decided), None)
+
+
+def decided_cells(spec: Session, rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Cells whose sequential test needs no further pair."""
+    decided = set()
+    for cell in spec.cells:
+        test = PairedTest(spec.margin, spec.alpha)
+        for pair in pairs(spec, rows, *cell):
+            test.add(*(row.outcome == "success" for row in pair))
+        if test.verdict != "undecided":
+            decided.add(cell)
+    return decided
+
+
+def pairs(spec: Session, rows: Sequence[Row], task: str, setting: str, second: int = 1) -> list[tuple[Row, Row]]:
+    """Rows of the first arm and of arm ``second`` that met the same scene of a cell, in the order in which the pairs became complete."""
+    first, other = spec.arms[0].label, spec.arms[second].label
+    met: dict[int, dict[str, Row]] = {}
+    for row in rows:
+        if row.counts and (row.task, row.setting) == (task, setting):
+            met.setdefault(row.seed, {})[row.label] = row
+    both = [(found[first], found[other]) for found in met.values() if first in found and other in found]
+    return sorted(both, key=lambda pair: max(row.id for row in pair))
+
+
+def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None]:
     """One trial; returns its row and, when it was aborted, what aborted it. Leaves inference stopped and the arm held."""
     meter = Meter(rig)
-    cause = None
+    cause, by = None, "protocol"
     try:
-        prepare(rig, plan, seed)
+        prepare(rig, trial)
+        desk.phase("ready")
+        rig.wait(desk.may_go, math.inf)
         meter.reset()
-        outcome, reason = observe(rig, plan)
+        outcome, reason, by = observe(rig, trial, desk, meter)
     except (RigError, Interrupted) as error:
         outcome, reason, cause = "aborted", str(error), error
     meter.stop()
@@ -125,29 +168,42 @@ def run_trial(rig: Rig, plan: Plan, seed: int) -> tuple[Row, Exception | None]:
         except RigError as error:
             if outcome != "aborted":
                 outcome, reason, cause = "aborted", str(error), error
-    return meter.row(plan, seed, outcome, reason), cause
+    if outcome == UNKNOWN:
+        desk.phase("labelling")
+        try:
+            rig.wait(lambda: desk.verdict is not None, math.inf)
+            outcome, reason, by = desk.verdict
+        except Interrupted as error:
+            outcome, reason, cause = "aborted", str(error), error
+    return meter.row(trial, outcome, reason, by), cause
 
 
-def prepare(rig: Rig, plan: Plan, seed: int) -> None:
+UNKNOWN = "unknown"
+"""The arm is at rest and only the operator can say what came of it."""
+
+
+def prepare(rig: Rig, trial: Trial) -> None:
     """Brings the arm to the ready pose and lays the scene; raises RigError when either does not come about."""
     rig.home()
-    if plan.checkpoint:
-        rig.use(plan.checkpoint)
-    if not rig.wait(lambda: rig.at_ready() or rig.controller[0] == "fault", plan.answer_s) or rig.controller[0] == "fault":
+    rig.use(trial.arm.checkpoint, trial.arm.horizon)
+    if not rig.wait(lambda: rig.at_ready() or rig.controller[0] == "fault", trial.answer_s) or rig.controller[0] == "fault":
         raise RigError(f"the arm did not reach the ready pose (controller: {': '.join(rig.controller)})")
     before = rig.scene.get("scene_id")
-    rig.lay(plan.task, plan.setting, seed)
-    if not rig.wait(lambda: rig.scene.get("scene_id") != before and rig.scene.get("phase") == "ready", plan.answer_s):
-        raise RigError(f"no new scene after {plan.answer_s:.0f} s")
+    rig.lay(trial.task, trial.setting, trial.seed)
+    lies = lambda: rig.scene.get("scene_id") != before and rig.scene.get("phase") == "ready"  # noqa: E731
+    if not rig.wait(lambda: lies() or rig.scene.get("phase") == "laying", trial.answer_s):
+        raise RigError(f"no new scene after {trial.answer_s:.0f} s")
+    rig.wait(lies, math.inf)  # by hand it takes as long as it takes
 
 
-def observe(rig: Rig, plan: Plan) -> tuple[str, str]:
-    """Go, then watch until the trial is over; returns outcome and reason, raises RigError when something breaks."""
+def observe(rig: Rig, trial: Trial, desk: Desk, meter: "Meter") -> tuple[str, str, str]:
+    """Go, then watch until the trial is over; returns outcome, reason and who said so, raises RigError when something breaks."""
     scene_id = rig.scene["scene_id"]
     laid = (rig.scene.get("task"), rig.scene.get("setting"))
-    if laid != (plan.task, plan.setting):
-        return "invalid", f"the scene is {laid[0]} {laid[1]}"
-    end, first = rig.clock() + plan.timeout_s, rig.next_step
+    if laid != (trial.task, trial.setting):
+        return "invalid", f"the scene is {laid[0]} {laid[1]}", "protocol"
+    end, first = rig.clock() + trial.timeout_s, rig.next_step
+    desk.phase("running")
     rig.go()
     rig.start()
     rig.run(True)
@@ -156,19 +212,34 @@ def observe(rig: Rig, plan: Plan) -> tuple[str, str]:
     def over():
         nonlocal moved
         state = rig.controller[0]
-        moved = moved or (state == "moving" and rig.next_step > first)
+        if not moved and state == "moving" and rig.next_step > first:
+            moved = True
+            meter.moves()
         stopped = state in ("fault", "unconfigured") or (moved and state == "holding")
-        return stopped or rig.scene["phase"] == "done" or rig.scene["scene_id"] != scene_id or rig.silent() is not None
+        ended = stopped or rig.scene["phase"] == "done" or rig.scene["scene_id"] != scene_id or rig.silent() is not None
+        return ended or desk.verdict is not None
 
-    if not rig.wait(over, end - rig.clock()) and rig.controller[0] == "moving":
-        return "failure", f"no success within {plan.timeout_s:.0f} s"
+    in_time = rig.wait(over, end - rig.clock())
+    meter.stop()
+    if desk.verdict is not None:
+        return desk.verdict
+    if not in_time and rig.controller[0] == "moving":
+        return "failure", f"no success within {trial.timeout_s:.0f} s", "protocol"
     if rig.scene["scene_id"] != scene_id:
-        return "invalid", "somebody laid another scene"
+        return "invalid", "somebody laid another scene", "protocol"
     if rig.scene["phase"] == "done":
-        return rig.scene["outcome"], rig.scene.get("reason") or rig.scene["outcome"]
+        return rig.scene["outcome"], rig.scene.get("reason") or rig.scene["outcome"], "scene"
+    state, reason = rig.controller
+    blamed = moved and blames_policy(reason)
+    if blamed:  # a policy whose process has died starves the arm, too, which is heard a little later
+        rig.wait(lambda: rig.silent() is not None, DEATH_S)
     if rig.silent() is not None:
         raise RigError(f"{rig.silent()} has fallen silent")
-    raise RigError(f"controller: {': '.join(rig.controller)}")
+    if blamed:
+        return "failure", f"held by the controller: {reason}", "protocol"
+    if moved and desk.attended and state == "holding":
+        return UNKNOWN, reason, ""
+    raise RigError(f"controller: {state}: {reason}")
 
 
 class Meter:
@@ -176,32 +247,39 @@ class Meter:
 
     def __init__(self, rig: Rig):
         self.rig = rig
+        self._used = None
         self.reset()
 
     def reset(self) -> None:
         rig = self.rig
-        self._began = time.time()
+        self._began, self._motion_s = time.time(), 0.0
         self._clock, self._steps, self._stalls, self._stall_s = rig.clock(), rig.next_step, rig.stalls, rig.stall_s
         self._calls = rig.inference.get("calls", 0)
-        self.stop()
+        self._used = None
+
+    def moves(self) -> None:
+        """The first control step has begun."""
+        self._motion_s = self.rig.clock() - self._clock
 
     def stop(self) -> None:
+        """The first call counts: what comes after the outcome is not the trial's."""
         rig = self.rig
-        self._used = dict(
+        self._used = self._used or dict(
             seconds=rig.clock() - self._clock,
             steps=rig.next_step - self._steps,
             stalls=rig.stalls - self._stalls,
             stall_s=rig.stall_s - self._stall_s,
+            ended=time.time(),
         )
 
-    def row(self, plan: Plan, seed: int, outcome: str, reason: str) -> Row:
+    def row(self, trial: Trial, outcome: str, reason: str, by: str) -> Row:
         """The row of the trial. Calls are read now: inference has stopped and reported for the last time."""
         status = self.rig.inference
         return Row(
-            task=plan.task,
-            setting=plan.setting,
-            label=plan.label,
-            seed=seed,
+            task=trial.task,
+            setting=trial.setting,
+            label=trial.arm.label,
+            seed=trial.seed,
             outcome=outcome,
             reason=reason,
             **self._used,
@@ -210,6 +288,10 @@ class Meter:
             mode=status.get("mode", ""),
             generation=status.get("generation", 0),
             checkpoint=status.get("checkpoint", ""),
+            weights_sha256=status.get("weights_sha256", "") or "",
             began=self._began,
-            ended=time.time(),
+            motion_s=self._motion_s,
+            number=trial.number,
+            code=trial.code,
+            labelled_by=by,
         )

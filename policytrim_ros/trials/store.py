@@ -1,23 +1,34 @@
-"""Trials on disk: one JSON object a line in ``<out>/trials.jsonl``, written at once and never rewritten.
+"""Trials on disk: a SQLite database ``<out>/trials.db`` to which rows are only ever added.
 
-A row counts once its line end is on disk. What a killed process left of a last line is not a row: reading skips it,
-the next writer cuts it off.
+    session   what was planned, and with what it was carried out (provenance); locked once, never changed otherwise
+    trial     one row a finished trial: what it used
+    label     its outcome; an undo and a new outcome are further rows, the latest counts
+    event     holds, hand-overs, alarms, notes
+
+A row is on the disk before `append` returns (WAL, synchronous=FULL): neither kill -9 nor a full disk loses a finished trial. The
+database itself refuses to change or delete trials and labels, and new labels of a locked session.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-from dataclasses import asdict, dataclass, fields
+import sqlite3
+import threading
+import time
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-OUTCOMES = ("success", "failure", "aborted", "invalid")
-FILE = "trials.jsonl"
+from policytrim_ros.files import claim
+
+COUNTED = ("success", "failure")
+UNLABELLED = "unlabelled"
+OUTCOMES = (*COUNTED, "aborted", "invalid", UNLABELLED)
+FILE = "trials.db"
+VERSION = 1
 
 
 class StoreError(RuntimeError):
-    """The file of trials cannot be used; the message names the file, the line and what to do."""
+    """The database of trials cannot be used; the message says what, where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +38,7 @@ class Row:
 
     task: str
     setting: str
-    label: str
+    label: str  # name of the arm
     seed: int
     outcome: str
     reason: str
@@ -42,6 +53,14 @@ class Row:
     checkpoint: str
     began: float  # wall clock, s since 1970
     ended: float
+    weights_sha256: str = ""
+    motion_s: float = 0.0  # from go to the first control step
+    session: str = ""
+    number: int = 0  # in the session's schedule
+    code: str = ""
+    recording: str = ""  # beside the database, without its ending
+    labelled_by: str = ""  # scene | protocol | name of an operator
+    id: int = 0  # in the database
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:
@@ -55,54 +74,220 @@ class Row:
     @property
     def counts(self) -> bool:
         """Whether the row says something about the policy."""
-        return self.outcome in ("success", "failure")
+        return self.outcome in COUNTED
 
 
-def read(out) -> list[Row]:
-    """Every finished row below directory ``out``; [] when there is none. StoreError on a line that is no row."""
+LABEL = ("outcome", "reason", "labelled_by")
+TRIAL = tuple(spec for spec in fields(Row) if spec.name not in (*LABEL, "id"))
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS session (
+    id TEXT PRIMARY KEY, began REAL NOT NULL, spec TEXT NOT NULL, provenance TEXT NOT NULL, locked REAL, lock_reason TEXT);
+CREATE TABLE IF NOT EXISTS trial (
+    id INTEGER PRIMARY KEY, {
+    ", ".join(f'"{s.name}" {dict(str="TEXT", int="INTEGER", float="REAL")[s.type]} NOT NULL' for s in TRIAL)
+});
+CREATE TABLE IF NOT EXISTS label (
+    id INTEGER PRIMARY KEY, trial INTEGER NOT NULL REFERENCES trial(id), outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    labelled_by TEXT NOT NULL, at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS event (
+    id INTEGER PRIMARY KEY, session TEXT NOT NULL, at REAL NOT NULL, kind TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS label_trial ON label(trial);
+CREATE TRIGGER IF NOT EXISTS locked_labels BEFORE INSERT ON label
+    WHEN (SELECT locked FROM session WHERE id = (SELECT session FROM trial WHERE id = NEW.trial)) IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'the session is locked'); END;
+CREATE TRIGGER IF NOT EXISTS locked_trials BEFORE INSERT ON trial
+    WHEN (SELECT locked FROM session WHERE id = NEW.session) IS NOT NULL
+    BEGIN SELECT RAISE(ABORT, 'the session is locked'); END;
+CREATE TRIGGER IF NOT EXISTS locked_once BEFORE UPDATE ON session
+    WHEN OLD.locked IS NOT NULL OR NEW.spec != OLD.spec OR NEW.provenance != OLD.provenance
+    BEGIN SELECT RAISE(ABORT, 'what a session has said stays as it is'); END;
+{
+    "".join(
+        f'''CREATE TRIGGER IF NOT EXISTS {table}_{order.lower()} BEFORE {order} ON {table}
+    BEGIN SELECT RAISE(ABORT, 'rows are added, never changed or removed'); END;
+'''
+        for table, order in (
+            ("trial", "UPDATE"),
+            ("trial", "DELETE"),
+            ("label", "UPDATE"),
+            ("label", "DELETE"),
+            ("event", "UPDATE"),
+            ("event", "DELETE"),
+            ("session", "DELETE"),
+        )
+    )
+}"""
+ROWS = f"""
+SELECT trial.id AS id, {", ".join(f'trial."{s.name}"' for s in TRIAL)}, {", ".join(f"label.{name}" for name in LABEL)}
+FROM trial JOIN label ON label.id = (SELECT MAX(id) FROM label WHERE label.trial = trial.id)
+"""
+
+
+def read(out, session: str = "") -> list[Row]:
+    """Every finished row below directory ``out``, or those of one session; [] when there is none."""
     path = Path(out) / FILE
     if not path.exists():
         return []
-    names = {spec.name for spec in fields(Row)}
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    with _translated(path):
+        connection = _open(path)
         try:
-            rows.append(Row(**{name: value for name, value in json.loads(line).items() if name in names}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise StoreError(f"{path} line {number} is not a trial ({error}); mend or remove that line") from error
-    return rows
+            return _rows(connection, session)
+        finally:
+            connection.close()
+
+
+def read_sessions(out) -> list[dict]:
+    """All sessions below directory ``out``, the oldest first: id, began, spec, provenance, locked, lock_reason, events."""
+    path = Path(out) / FILE
+    if not path.exists():
+        return []
+    with _translated(path):
+        connection = _open(path)
+        try:
+            events: dict[str, list[dict]] = {}
+            for event in connection.execute("SELECT session, at, kind, detail FROM event ORDER BY id"):
+                events.setdefault(event["session"], []).append({**dict(event), "detail": json.loads(event["detail"])})
+            return [
+                {
+                    **dict(row),
+                    "spec": json.loads(row["spec"]),
+                    "provenance": json.loads(row["provenance"]),
+                    "events": events.get(row["id"], []),
+                }
+                for row in connection.execute("SELECT * FROM session ORDER BY began, id")
+            ]
+        finally:
+            connection.close()
+
+
+def history(out, trial_id: int) -> list[dict]:
+    """All labels that a trial ever had, the oldest first: outcome, reason, labelled_by, at."""
+    path = Path(out) / FILE
+    with _translated(path):
+        connection = _open(path)
+        try:
+            labels = connection.execute(
+                "SELECT outcome, reason, labelled_by, at FROM label WHERE trial = ? ORDER BY id", (trial_id,)
+            )
+            return [dict(label) for label in labels]
+        finally:
+            connection.close()
 
 
 class Store:
-    """The one writer of a directory's trials."""
+    """The one writer of a directory's trials; its methods may be called from several threads."""
 
     def __init__(self, out):
         self.path = Path(out) / FILE
+        self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "r+b" if self.path.exists() else "w+b", buffering=0)
+            self._claimed = claim(self.path.with_suffix(".lock"))
+        except BlockingIOError as error:
+            raise StoreError(
+                f"another trial run ({error.strerror}) is writing {self.path}; end it or choose another directory"
+            ) from None
         except OSError as error:
             raise StoreError(f"trials cannot be written to {self.path}: {error.strerror}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise StoreError(f"another trial run is writing {self.path}; end it or choose another directory") from None
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        self._file.seek(0, os.SEEK_END)
-        self._sync_directory()
-        self.rows = read(out)
+            with _translated(self.path):
+                self._connection = _open(self.path, check_same_thread=False)
+                self._connection.executescript(SCHEMA)
+                self._connection.execute(f"PRAGMA user_version = {VERSION}")
+        except StoreError:
+            self._claimed.close()
+            raise
 
-    def append(self, row: Row) -> None:
-        """Puts ``row`` on the disk before it returns."""
-        self._file.write(json.dumps(asdict(row)).encode() + b"\n")
-        os.fsync(self._file.fileno())
-        self.rows.append(row)
+    @property
+    def rows(self) -> list[Row]:
+        return self.rows_of("")
+
+    def rows_of(self, session: str) -> list[Row]:
+        """The rows of one session, or of all ('')."""
+        with self._lock, _translated(self.path):
+            return _rows(self._connection, session)
+
+    def begin(self, session: str, spec: dict, provenance: dict) -> None:
+        """Writes down what is about to be tried. StoreError when there is such a session already."""
+        self._do(
+            "INSERT INTO session (id, began, spec, provenance) VALUES (?, ?, ?, ?)",
+            (session, time.time(), json.dumps(spec), json.dumps(provenance)),
+        )
+
+    def append(self, row: Row) -> Row:
+        """Puts ``row`` on the disk before it returns; the row with its number in the database."""
+        values = [getattr(row, spec.name) for spec in TRIAL]
+        names = ", ".join(f'"{spec.name}"' for spec in TRIAL)
+        with self._lock, _translated(self.path), self._connection:
+            cursor = self._connection.execute(f"INSERT INTO trial ({names}) VALUES ({', '.join('?' * len(values))})", values)
+            self._label(cursor.lastrowid, row.outcome, row.reason, row.labelled_by)
+        return Row(**{**vars(row), "id": cursor.lastrowid})
+
+    def label(self, trial: int, outcome: str, reason: str, by: str) -> None:
+        """Gives trial ``trial`` another outcome (UNLABELLED: takes the last one back); the earlier ones stay in the record."""
+        if outcome not in OUTCOMES:
+            raise ValueError(f"outcome '{outcome}': allowed are {', '.join(OUTCOMES)}")
+        with self._lock, _translated(self.path), self._connection:
+            self._label(trial, outcome, reason, by)
+
+    def _label(self, trial: int, outcome: str, reason: str, by: str) -> None:
+        self._connection.execute(
+            "INSERT INTO label (trial, outcome, reason, labelled_by, at) VALUES (?, ?, ?, ?, ?)",
+            (trial, outcome, reason, by, time.time()),
+        )
+
+    def note(self, session: str, kind: str, **detail) -> None:
+        """Keeps an event of a session."""
+        self._do(
+            "INSERT INTO event (session, at, kind, detail) VALUES (?, ?, ?, ?)", (session, time.time(), kind, json.dumps(detail))
+        )
+
+    def lock(self, session: str, reason: str = "") -> None:
+        """No trial and no label of ``session`` can be added from now on. StoreError while one has no outcome."""
+        if open_rows := [row.number for row in self.rows_of(session) if row.outcome == UNLABELLED]:
+            raise StoreError(f"trial {open_rows[0]} has no outcome; label it before the session is locked")
+        self._do("UPDATE session SET locked = ?, lock_reason = ? WHERE id = ?", (time.time(), reason, session))
+
+    def _do(self, statement: str, values) -> None:
+        with self._lock, _translated(self.path), self._connection:
+            self._connection.execute(statement, values)
 
     def close(self) -> None:
-        self._file.close()
+        with self._lock:
+            self._connection.close()
+        self._claimed.close()
 
-    def _sync_directory(self) -> None:
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+
+def _open(path: Path, **options) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5.0, **options)
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > VERSION:
+        raise StoreError(f"{path} was written by a later release (layout {version}, this one knows {VERSION}); use that release")
+    return connection
+
+
+def _rows(connection, session: str) -> list[Row]:
+    found = connection.execute(f"{ROWS} WHERE ? IN ('', trial.session) ORDER BY trial.id", (session,))
+    return [Row(**dict(row)) for row in found]
+
+
+class _translated:
+    """SQLite's errors in a sentence that names the file."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, _):
+        if isinstance(error, sqlite3.IntegrityError):
+            raise StoreError(f"{self._path}: refused: {error}") from error
+        if isinstance(error, sqlite3.Error):
+            full = "full" in str(error) or "disk I/O" in str(error)
+            what_to_do = "free some space; what was finished before is kept" if full else "is it a database of trials?"
+            raise StoreError(f"{self._path} cannot be used: {error}; {what_to_do}") from error

@@ -2,7 +2,8 @@
 
 Seconds, steps and calls are means over the *successful* trials (time to success); stalls over all that count. Aborted
 and invalid trials are counted beside the table's rates, never in them. Where a task was tried with several policies, a
-second table compares each with the first one, over the scenes in which both succeeded.
+second table compares each with the first one, over the scenes in which both succeeded. Simulated and
+real trials have tables of their own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections import Counter
 
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
-from policytrim_ros.trials.store import Row, read
+from policytrim_ros.trials.store import Row, read, read_sessions
 
 COLUMNS = (
     "task",
@@ -31,11 +32,15 @@ COLUMNS = (
 
 def table(rows: list[Row]) -> str:
     """Aligned Markdown table of ``rows``, one line for each (task, setting, label), in the order of their first trial."""
+    return _aligned(lines(rows))
+
+
+def lines(rows: list[Row]) -> list[tuple[str, ...]]:
+    """The cells of `table`: the names of its columns, then one line for each (task, setting, label)."""
     groups: dict[tuple, list[Row]] = {}
     for row in latest(rows):
         groups.setdefault((row.task, row.setting, row.label), []).append(row)
-    cells = [COLUMNS] + [_line(key, group) for key, group in groups.items()]
-    return _aligned(cells)
+    return [COLUMNS] + [_line(key, group) for key, group in groups.items()]
 
 
 def _aligned(cells: list[tuple]) -> str:
@@ -46,9 +51,31 @@ def _aligned(cells: list[tuple]) -> str:
 
 
 def show(out) -> str:
-    """Tables of everything recorded below directory ``out``."""
-    rows = read(out)
-    return tables(rows) if rows else f"no trials in {out}"
+    """Tables of everything recorded below directory ``out``, but of what is still blind: that is only counted."""
+    rows, sessions = read(out), read_sessions(out)
+    if not rows:
+        return f"no trials in {out}"
+    seen = unblinded(rows, sessions)
+    kinds: dict[bool | None, list[Row]] = {}
+    said = {session["id"]: session["provenance"].get("simulated") for session in sessions}
+    for row in seen:
+        kinds.setdefault(said.get(row.session), []).append(row)
+    title = {True: "Simulated:\n\n", False: "Real:\n\n", None: "Of unknown origin:\n\n"} if len(kinds) > 1 else {}
+    parts = [title.get(kind, "") + tables(of_kind) for kind, of_kind in kinds.items()]
+    if hidden := len(rows) - len(seen):
+        parts.append(f"{hidden} trials are of blind sessions; lock them to see their arms.")
+    return "\n\n".join(parts)
+
+
+def unblinded(rows: list[Row], sessions: list[dict]) -> list[Row]:
+    """Those of ``rows`` whose arm may be seen: of sessions that are locked or were never blind."""
+    blind = {session["id"] for session in sessions if is_blind(session)}
+    return [row for row in rows if row.session not in blind]
+
+
+def is_blind(session: dict) -> bool:
+    """Whether nobody may see yet which arm a trial of this session (store.read_sessions) belongs to."""
+    return session["locked"] is None and session["spec"].get("blind", False)
 
 
 def tables(rows: list[Row]) -> str:

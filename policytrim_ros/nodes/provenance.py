@@ -1,0 +1,49 @@
+"""With what a session of trials was carried out: checkpoints, contracts, commit, parameters, cameras, firmware, machine."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import platform
+from pathlib import Path
+
+import policytrim_ros
+from policytrim_ros.core.contract import is_remote
+from policytrim_ros.nodes.rig import DESCRIBED, RosRig
+from policytrim_ros.training.version import commit
+from policytrim_ros.trials.session import Session
+
+
+def provenance(rig: RosRig, session: Session) -> dict:
+    """Everything that a reader needs to carry the session out again; what does not answer is missing, never invented."""
+    parameters = {name: found for name in DESCRIBED if (found := rig.parameters(name))}
+    camera = parameters.get("camera", {})
+    return {
+        "version": policytrim_ros.__version__,
+        "commit": commit(),
+        "simulated": rig.simulated,
+        "operator": getpass.getuser(),
+        "machine": f"{platform.node()} {platform.platform()} {platform.machine()} Python {platform.python_version()}",
+        "arms": {arm.label: describe(arm.checkpoint or rig.inference.get("checkpoint", "")) for arm in session.arms},
+        "camera_serials": dict(zip(camera.get("cameras", []), camera.get("serials", []))),
+        "firmware": rig.diagnostics.get("controller", {}).get("firmware", ""),
+        "parameters": parameters,
+    }
+
+
+def describe(checkpoint: str) -> dict:
+    """A checkpoint by its directory and digests; of a policy server or a demonstrator only the name."""
+    if not checkpoint or is_remote(checkpoint):
+        return {"checkpoint": checkpoint}
+    try:
+        manifest = json.loads((Path(checkpoint) / "manifest.json").read_text())
+        contract = json.dumps(manifest["contract"], sort_keys=True).encode()
+        return {
+            "checkpoint": checkpoint,
+            "files": manifest["files"],
+            "contract_sha256": hashlib.sha256(contract).hexdigest(),
+            "execution_horizon": manifest["contract"].get("execution_horizon"),
+        }
+    except (OSError, ValueError, KeyError):
+        return {"checkpoint": checkpoint}

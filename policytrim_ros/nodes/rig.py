@@ -1,0 +1,269 @@
+"""The running system as trials/protocol.py sees it: services and topics behind a `Rig`. One thread: everything arrives while `wait` spins."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParameters
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.parameter import Parameter, parameter_value_to_python
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Int64MultiArray, String
+from std_srvs.srv import SetBool, Trigger
+
+from policytrim_ros.core.config import Config
+from policytrim_ros.core.config import setting as option
+from policytrim_ros.core.types import READY
+from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, positions_of
+from policytrim_ros.trials.protocol import Interrupted, RigError
+
+ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
+ENABLE_S = 12.0  # go and home may have to bring the motors on
+READY_TOLERANCE = 0.05  # rad, m
+SILENT_S = 2.0
+LOADING_S = 180.0  # a large checkpoint, tried by a child of low priority on a busy machine
+INFERENCE = "inference"
+DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
+DESCRIBED_S = 2.0
+WRITTEN_S = 5.0  # a recording is closed well within this
+DESCRIBED = ("controller", INFERENCE, "camera")
+"""Nodes whose parameters belong to the provenance of a session."""
+
+
+@dataclass(frozen=True)
+class RigConfig(Config):
+    """How the running system is found and watched."""
+
+    startup_s: float = option(30.0, "how long to wait for controller, scene and inference", low=1.0, high=600.0, unit="s")
+    scene_node: str = option("world", "node that takes the parameters task, setting and seed")
+    watch: list = option(
+        ["controller", "world", "inference", "demonstrator", "camera"],
+        "of these nodes, those that were heard at the start may not fall silent during a trial",
+    )
+
+
+class RosRig:
+    """See the module. ``live``: called after everything that has arrived."""
+
+    def __init__(self, node, config: RigConfig, live=lambda: None):
+        self.node, self.config, self.live = node, config, live
+        self.scene, self.inference, self.recorder, self.controller = {}, {}, {}, ("", "")
+        self.next_step, self.stalls, self.stall_s = 0, 0, 0.0
+        self.stop_signal = None
+        self.diagnostics: dict[str, dict[str, str]] = {}  # node -> what it measures of itself
+        self._position, self._consumed, self._heard = None, False, {}
+        self._horizon = 0  # what inference was last told; 0: nothing
+        self._recording = ""
+        self._executor = SingleThreadedExecutor()
+        self._executor.add_node(node)
+        node.create_subscription(String, "scene/state", lambda m: setattr(self, "scene", json.loads(m.data)), LATCHED)
+        node.create_subscription(String, "inference/status", lambda m: setattr(self, "inference", json.loads(m.data)), LATCHED)
+        node.create_subscription(String, "recorder/status", lambda m: setattr(self, "recorder", json.loads(m.data)), LATCHED)
+        node.create_subscription(DiagnosticArray, "diagnostics", self._on_diagnostics, 20)
+        self._trial = node.create_publisher(String, "trial/state", LATCHED)
+        node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
+        node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
+        node.create_subscription(JointState, "joint_states", self._on_joints, NEWEST)
+        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data, time.monotonic()), 50)
+        self._clients = {
+            name: node.create_client(Trigger, name)
+            for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
+        }
+        self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
+        for name in (config.scene_node, INFERENCE):
+            self._clients[f"{name}/set_parameters"] = node.create_client(SetParameters, f"{name}/set_parameters")
+        for name in DESCRIBED:
+            self._clients[f"{name}/list_parameters"] = node.create_client(ListParameters, f"{name}/list_parameters")
+            self._clients[f"{name}/get_parameters"] = node.create_client(GetParameters, f"{name}/get_parameters")
+
+    def add(self, node) -> None:
+        """Serves another node of this process, too."""
+        self._executor.add_node(node)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether a simulated world was heard."""
+        return "world" in self._heard
+
+    def connect(self) -> None:
+        """Waits until controller, scene and inference have been heard; RigError names the one that is missing."""
+        for what, topic, heard in (
+            ("controller", "controller/state", lambda: self.controller[0] and self._position is not None and self._consumed),
+            ("scene", "scene/state", lambda: self.scene),
+            ("inference", "inference/status", lambda: self.inference),
+        ):
+            if not self.wait(heard, self.config.startup_s):
+                raise RigError(
+                    f"no {what} answers (nothing on topic '{self.node.resolve_topic_name(topic)}' for "
+                    f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check namespace and ROS_DOMAIN_ID"
+                )
+
+    def clock(self) -> float:
+        return time.monotonic()
+
+    def wait(self, condition, timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not condition():
+            if self.stop_signal is not None:
+                said, self.stop_signal = self.stop_signal, None
+                raise Interrupted(said if isinstance(said, str) else "ended by the operator")
+            if time.monotonic() > end:
+                return False
+            self._spin()
+        return True
+
+    def silent(self) -> str | None:
+        now = time.monotonic()
+        return next((name for name in self.config.watch if now - self._heard.get(name, now) > SILENT_S), None)
+
+    def at_ready(self) -> bool:
+        return self.controller[0] == "holding" and float(np.max(np.abs(self._position - READY))) < READY_TOLERANCE
+
+    def home(self) -> None:
+        self._trigger("controller/home", ENABLE_S)
+
+    def go(self) -> None:
+        """Go, asked for again for a while: a controller that has just started may not have heard every node yet."""
+        end = time.monotonic() + DISCOVERY_S
+        while True:
+            try:
+                return self._trigger("controller/go", ENABLE_S)
+            except RigError:
+                if time.monotonic() > end:
+                    raise
+                self.wait(lambda: False, 0.25)
+
+    def hold(self) -> None:
+        self._trigger("controller/hold")
+
+    def start(self) -> None:
+        self._trigger("scene/start")
+
+    def run(self, on: bool) -> None:
+        self._ask("inference/run", SetBool.Request(data=on))
+        end = time.monotonic() + ANSWER_S
+        while self.inference.get("running") != on and time.monotonic() < end:  # its last report holds the final count of calls
+            self._spin()
+
+    def choose(self, task: str, setting: str, seed: int) -> None:
+        """Sets the parameters of the next scene; RigError with the scene's own words when it refuses them."""
+        self._set(self.config.scene_node, task=task, setting=setting, seed=seed)
+
+    def use(self, checkpoint: str, horizon: int) -> None:
+        """Has inference load ``checkpoint`` and take ``horizon``; RigError with its own words when it cannot."""
+        if checkpoint:
+            self._load(checkpoint)
+        if horizon != self._horizon:
+            self._set(INFERENCE, horizon=horizon)
+            self._horizon = horizon
+
+    def _load(self, checkpoint: str) -> None:
+        speaks = self.inference.get("checkpoint"), self.inference.get("weights_sha256")
+        if speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1]):
+            return
+        if self._horizon:  # h of another arm may be more than this one predicts
+            self._set(INFERENCE, horizon=0)
+            self._horizon = 0
+        before = self.inference["exchanges"]
+        self._set(INFERENCE, checkpoint=checkpoint)
+        if not self.wait(lambda: self.inference["exchanges"] != before, LOADING_S):
+            raise RigError(f"{INFERENCE} did not load {checkpoint} within {LOADING_S:.0f} s")
+        if self.inference["checkpoint"] != checkpoint:
+            raise RigError(f"{INFERENCE}: {self.inference['news']}")
+
+    def _set(self, node: str, **values) -> None:
+        request = SetParameters.Request(parameters=[Parameter(n, value=v).to_parameter_msg() for n, v in values.items()])
+        for result in self._answer(f"{node}/set_parameters", request).results:
+            if not result.successful:
+                raise RigError(f"{node}: {result.reason}")
+
+    def lay(self, task: str, setting: str, seed: int) -> None:
+        self.choose(task, setting, seed)
+        self._trigger("scene/reset", timeout_s=60.0)  # the scene of another task is built first
+
+    def tell(self, trial: dict) -> None:
+        """Publishes trial/state (docs/architecture.md)."""
+        self._recording = trial["recording"]
+        self._trial.publish(String(data=json.dumps(trial)))
+
+    def recorded(self) -> str:
+        def closed():
+            status = self.recorder
+            return status.get("state") == "failed" or (status.get("recording") == self._recording and status["state"] == "idle")
+
+        if not self.wait(closed, WRITTEN_S):
+            return f"the recorder does not say that it has closed it ({self.recorder.get('state', 'no recorder is heard')})"
+        dropped = self.recorder.get("dropped", 0)
+        return self.recorder.get("reason", "") or (f"{dropped} messages were dropped" if dropped else "")
+
+    def parameters(self, node: str) -> dict:
+        """All parameters of ``node``; {} when it does not answer."""
+        if node not in self._heard:
+            return {}
+        try:
+            names = self._answer(f"{node}/list_parameters", ListParameters.Request(), DESCRIBED_S).result.names
+            values = self._answer(f"{node}/get_parameters", GetParameters.Request(names=names), DESCRIBED_S).values
+        except RigError:
+            return {}
+        return {name: plain(parameter_value_to_python(value)) for name, value in zip(names, values)}
+
+    def close(self) -> None:
+        self._executor.shutdown()
+
+    def _trigger(self, name: str, timeout_s: float = ANSWER_S) -> None:
+        self._ask(name, Trigger.Request(), timeout_s)
+
+    def _ask(self, name: str, request, timeout_s: float = ANSWER_S) -> None:
+        answer = self._answer(name, request, timeout_s)
+        if not answer.success:
+            raise RigError(f"{name} refused: {answer.message}")
+
+    def _answer(self, name: str, request, timeout_s: float = ANSWER_S):
+        """The service's response. Not ended by Ctrl-C: a hold on the way must arrive."""
+        client, end = self._clients[name], time.monotonic() + timeout_s
+        while not client.service_is_ready() and time.monotonic() < end:
+            self._spin()
+        future = client.call_async(request)
+        while not future.done() and time.monotonic() < end:
+            self._spin()
+        if not future.done():
+            client.remove_pending_request(future)
+            raise RigError(f"service '{name}' did not answer within {timeout_s:.0f} s: is its process running?")
+        return future.result()
+
+    def _spin(self) -> None:
+        self._executor.spin_once(timeout_sec=0.05)
+        self.live()
+
+    def _on_controller(self, message: String) -> None:
+        state, _, reason = message.data.partition(": ")
+        self.controller = (state, reason)
+
+    def _on_consumed(self, message: Int64MultiArray) -> None:
+        consumed = Consumed.from_message(message)
+        self.next_step, self.stalls, self.stall_s, self._consumed = consumed.next_step, consumed.stalls, consumed.stall_s, True
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.diagnostics[status.name] = {value.key: value.value for value in status.values}
+
+    def _on_joints(self, message: JointState) -> None:
+        self._position = positions_of(message)
+
+
+def weights_at(checkpoint: str) -> str:
+    """SHA-256 of the weights that the manifest in ``checkpoint`` names; '' where it cannot be read from here."""
+    try:
+        return json.loads((Path(checkpoint) / "manifest.json").read_text())["files"]["model.safetensors"]
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def plain(value):
+    """A parameter's value as JSON takes it."""
+    return list(value) if hasattr(value, "tolist") or isinstance(value, tuple) else value

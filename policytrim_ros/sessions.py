@@ -1,0 +1,84 @@
+"""Sessions of trials from the command line (`policytrim trials ...`); each function takes the parsed options and returns the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from policytrim_ros.trials.export import ExportError, export
+from policytrim_ros.trials.report import ReportError, write
+from policytrim_ros.trials.store import Store, StoreError, read, read_sessions
+from policytrim_ros.trials.table import show
+
+REFUSALS = (StoreError, ReportError, ExportError)
+
+
+def run_trials(options) -> int:
+    """Carries a plan out against the running system; the same plan again goes on where it ended."""
+    from policytrim_ros.nodes.trial import main
+
+    namespace = options.namespace.strip("/")
+    values = dict(plan=options.plan, out=options.out, recorded=options.recorded)
+    words = [word for name, value in values.items() for word in ("-p", f"{name}:={json.dumps(value)}")]
+    return main(["trial", "--ros-args", *(["-r", f"__ns:=/{namespace}"] if namespace else []), *words])
+
+
+def list_trials(options) -> int:
+    """All sessions, a line each, then the table of those that may be seen."""
+    rows = read(options.out)
+    for found in read_sessions(options.out):
+        spec, of_it = found["spec"], [row for row in rows if row.session == found["id"]]
+        state = "locked" if found["locked"] else "open, blind" if spec["blind"] else "open"
+        counted = sum(row.counts for row in of_it)
+        planned = len(spec["tasks"]) * len(spec["settings"]) * len(spec["arms"]) * spec["scenes"]
+        print(f"{found['id']}  {counted}/{planned} trials  {state}  {', '.join(spec['tasks'])}")
+    print(show(options.out))
+    return 0
+
+
+def lock_trials(options) -> int:
+    session = chosen(options)
+    store = Store(options.out)
+    try:
+        store.lock(session, options.reason)
+    finally:
+        store.close()
+    print(f"{session} is locked; `policytrim trials report --out {options.out}` shows what came of it")
+    return 0
+
+
+def report_trials(options) -> int:
+    session = chosen(options)
+    print(write(options.out, session, options.to or Path(options.out) / session))
+    return 0
+
+
+def export_trials(options) -> int:
+    print(export(options.out, options.file, options.session))
+    return 0
+
+
+def import_trials(options) -> int:
+    """Labelled trials of a session, with their recordings, into a dataset."""
+    from policytrim_ros.trial_import import imported
+
+    session = chosen(options)
+    rows = [row for row in read(options.out, session) if row.counts and row.recording]
+    names = ("outcome", "reason", "task", "setting", "seed", "session", "number", "code", "label", "checkpoint", "weights_sha256")
+    names += ("labelled_by",)
+    recordings = [(Path(options.out) / f"{row.recording}.mcap", {name: getattr(row, name) for name in names}) for row in rows]
+    found = imported(recordings, options.dataset, options.keep_failures, say=print)
+    print(f"{found.new} episodes added to {options.dataset}, {found.known} were there already")
+    for line in (*found.left_out, *found.problems):
+        print(line)
+    return 1 if found.problems else 0
+
+
+def chosen(options) -> str:
+    """The session that was named, or the newest; StoreError when there is none."""
+    known = [found["id"] for found in read_sessions(options.out)]
+    if not known:
+        raise StoreError(f"{options.out} holds no session of trials")
+    if options.session and options.session not in known:
+        raise StoreError(f"{options.out} holds no session {options.session}; it has {', '.join(known)}")
+    return options.session or known[-1]

@@ -1,0 +1,138 @@
+"""Where the operator and the protocol meet: go, the outcome by one key, undo; and what there is to be seen of the trial.
+
+The protocol's thread calls `begin`, `phase`, `may_go`, `end`; the operator's thread (console, terminal) gives orders. An order that
+makes no sense at the moment raises NotNow with a sentence. Without an operator (``attended=False``) go is given at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+from typing import Any, Callable
+
+from policytrim_ros.trials.session import Trial
+from policytrim_ros.trials.store import UNLABELLED, Row, Store
+
+BY_HAND = ("success", "failure", "invalid")
+LONGEST_REASON = 500
+
+
+class NotNow(RuntimeError):
+    """The order does not fit what is going on; the message says why."""
+
+
+class Desk:
+    """One run of trials as an operator sees it. ``changed``: called after every change, from whatever thread made it."""
+
+    def __init__(
+        self, store: Store | None = None, attended: bool = False, records: bool = False, changed: Callable = lambda: None
+    ):
+        self.store, self.attended, self.records = store, attended, records
+        self.verdict: tuple[str, str, str] | None = None  # outcome, reason, who
+        self.trial: Trial | None = None
+        self.recording = self.session = self.left = ""
+        self.last: Row | None = None  # the newest finished trial
+        self.alarms: list[str] = []
+        self.began = False  # whether the trial has come to its go
+        self._phase, self._go, self._lock, self._changed = "idle", False, threading.RLock(), changed
+        self._since = time.monotonic()
+
+    # ---- the protocol ------------------------------------------------------------------------------------------------
+
+    def begin(self, trial: Trial, session: str, recording: str, left: str) -> None:
+        with self._lock:
+            self.trial, self.session, self.recording, self.left = trial, session, recording, left
+            self.verdict, self._go = None, False
+        self.phase("preparing")
+
+    def phase(self, name: str) -> None:
+        """idle | preparing | ready | running | labelling | done | complete"""
+        with self._lock:
+            self.began = name in ("running", "labelling") or (self.began and name != "preparing")
+            self._phase, self._since = name, time.monotonic()
+        self._changed()
+
+    def may_go(self) -> bool:
+        with self._lock:
+            return not self.attended or (self._go and not self.unlabelled)
+
+    def end(self, row: Row) -> None:
+        with self._lock:
+            self.last = row
+        self.phase("done")
+
+    def alarm(self, text: str) -> None:
+        """Something that a person must know; it stays until it is read."""
+        with self._lock:
+            self.alarms = [*self.alarms[-9:], text]
+        self._changed()
+
+    # ---- the operator --------------------------------------------------------------------------------------------------
+
+    @property
+    def unlabelled(self) -> bool:
+        """Whether the last trial's outcome was taken back and waits for another."""
+        return self.last is not None and self.last.outcome == UNLABELLED
+
+    def go(self) -> None:
+        with self._lock:
+            if self._phase != "ready":
+                raise NotNow(f"go is given when a trial is ready, not while it is {self._phase}")
+            if self.unlabelled:
+                raise NotNow(f"trial {self.last.number} has no outcome; give it one first")
+            self._go = True
+
+    def label(self, outcome: str, reason: str, who: str) -> None:
+        """The outcome of the running trial, or of the last one after an undo."""
+        if outcome not in BY_HAND:
+            raise NotNow(f"outcome '{outcome}': choose one of {', '.join(BY_HAND)}")
+        reason = reason.strip()[:LONGEST_REASON]
+        if outcome == "invalid" and not reason:
+            raise NotNow("say why the trial is invalid")
+        with self._lock:
+            if self.unlabelled:
+                self.store.label(self.last.id, outcome, reason, who)
+                self.last = replace(self.last, outcome=outcome, reason=reason, labelled_by=who)
+            elif self._phase in ("running", "labelling"):
+                self.verdict = (outcome, reason or f"said by {who}", who)
+            else:
+                raise NotNow("no trial is running; undo takes the last outcome back")
+        self._changed()
+
+    def undo(self, who: str) -> None:
+        """Takes the last trial's outcome back; the record keeps it."""
+        with self._lock:
+            if self._phase in ("running", "labelling"):
+                raise NotNow("a trial is running; end it first")
+            if self.last is None or not self.last.id or self.unlabelled:
+                raise NotNow("there is no outcome to take back")
+            self.store.label(self.last.id, UNLABELLED, "undo", who)
+            self.last = replace(self.last, outcome=UNLABELLED, reason="undo", labelled_by=who)
+        self._changed()
+
+    # ---- what there is to be seen ----------------------------------------------------------------------------------------
+
+    def seen(self, blind: bool) -> dict[str, Any]:
+        """The trial for a page or a topic; of a blind session nothing that tells its arm."""
+        with self._lock:
+            trial, last = self.trial, self.last
+            card = None
+            if trial is not None:
+                card = {
+                    name: getattr(trial, name) for name in ("number", "code", "task", "setting", "seed", "timeout_s", "disturb_s")
+                }
+                card |= {} if blind else {"arm": trial.arm.label}
+            return {
+                "session": self.session,
+                "phase": self._phase,
+                "since_s": round(time.monotonic() - self._since, 2),
+                "recording": self.recording,
+                "card": card,
+                "left_s": self.left,
+                "unlabelled": self.last.number if self.unlabelled else None,
+                "last": None
+                if last is None
+                else {name: getattr(last, name) for name in ("number", "code", "outcome", "reason", "seconds")},
+                "alarms": self.alarms,
+            }

@@ -1,0 +1,154 @@
+"""Claims of a session with a fixed number of trials, read once when they are done: Newcombe and bootstrap, corrected after Holm."""
+
+from __future__ import annotations
+
+import math
+from statistics import stdev
+from typing import Callable, Sequence
+
+from policytrim_ros.core.sample_size import for_faster
+from policytrim_ros.core.statistics import mcnemar
+from policytrim_ros.trials.evidence import Evidence, bootstrap_of, changes, needed_for_success
+from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUCCESS, SUPPORTED, TIME, Claim, Comparison, Interval
+
+FEW_DIFFERENCES = 10
+"""Below it the bootstrap of a mean is too narrow (one-sided error 8 to 11 % in place of 5 %): the exact sign test must agree."""
+
+
+def fixed(family: Sequence[Evidence]) -> list[Comparison]:
+    """Comparisons that are read once, when the planned trials are done; corrected after Holm as one family of each kind."""
+    success = _holm([_p_of_success(data) for data in family])
+    faster = _holm([_p_of_time(data) for data in family])
+    return [
+        Comparison(
+            data.name,
+            data.first,
+            data.second,
+            _success_claim(data, *s, len(family)),
+            _time_claim(data, *t, len(family)),
+            changes(data),
+        )  # fmt: skip
+        for data, s, t in zip(family, success, faster)
+    ]
+
+
+def _p_of_success(data: Evidence) -> float:
+    return _smallest_alpha(lambda alpha: data.success(1 - 2 * alpha)[1] > -data.spec.margin) if data.n else 1.0
+
+
+def _p_of_time(data: Evidence) -> float:
+    before, after = data.values("seconds")
+    if min(len(before), len(after)) < 2:
+        return 1.0
+    p = _smallest_alpha(lambda alpha: data.change("seconds", 1 - 2 * alpha)[2] < 0)
+    if min(len(before), len(after)) >= FEW_DIFFERENCES:
+        return p
+    if not data.paired:
+        return 1.0
+    faster, slower = (sum(sign * (b - a) > 0 for a, b in zip(before, after)) for sign in (-1, 1))
+    return max(p, mcnemar(slower, faster) / 2 if faster > slower else 1.0)
+
+
+def _smallest_alpha(holds: Callable[[float], bool]) -> float:
+    """The p-value that belongs to an interval: the smallest one-sided error at which the claim ``holds``; 1 when it never does."""
+    if not holds(0.499):
+        return 1.0
+    refused, held = 0.0, 0.499
+    for _ in range(14):
+        middle = (refused + held) / 2
+        refused, held = (refused, middle) if holds(middle) else (middle, held)
+    return held
+
+
+def _holm(p_values: Sequence[float]) -> list[tuple[float, float]]:
+    """(p, p adjusted) of each claim of a family (Holm, Scandinavian Journal of Statistics 6:65, 1979)."""
+    adjusted, worst = {}, 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = worst
+    return [(p, adjusted[i]) for i, p in enumerate(p_values)]
+
+
+def _success_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim:
+    spec = data.spec
+    method = "Newcombe, paired" if data.paired else "Newcombe, unpaired"
+    gap = Interval(*data.success(1 - spec.alpha), data.n, data.paired, method, "points")
+    _, bound, highest = data.success(1 - 2 * spec.alpha)
+    verdict = SUPPORTED if adjusted <= spec.alpha else CONTRADICTED if highest < -spec.margin else NOT_SUPPORTED
+    needed = needed_for_success(data) if verdict == NOT_SUPPORTED else None
+    names = f"{data.second} succeeds"
+    margin, percent = f"{100 * spec.margin:g} points", f"{100 * (1 - spec.alpha):g} %"
+    seen = f"measured {gap.words} over {data.n} {data.unit} ({method})"
+    if not data.n:
+        sentence = f"There is no {data.unit.rstrip('s') if data.paired else 'trial of both arms'} yet."
+    elif verdict == SUPPORTED:
+        more = " It even succeeds more often: the interval lies above zero." if gap.low > 0 else ""
+        sentence = (
+            f"{data.second} is not worse than {data.first} by {margin} or more: its success is lower by at most "
+            f"{max(0.0, -100 * bound):.0f} points ({percent}, one-sided); {seen}.{more}"
+        )
+    elif verdict == CONTRADICTED:
+        sentence = f"{names} less often than {data.first} by more than the margin of {margin}; {seen}."
+    elif p <= spec.alpha:
+        sentence = (
+            f"Alone this cell would show it, but not among {family} claims (Holm: p = {p:.3f} becomes {adjusted:.3f}); {seen}."
+        )
+    else:
+        sentence = (
+            f"It is not shown that {names} at most {margin} less often than {data.first}; the loss may be up to "
+            f"{max(0.0, -100 * bound):.0f} "
+            f"points ({percent}, one-sided); {seen}. This does not show a loss either.{_plan(data, needed)}"
+        )
+    return Claim(SUCCESS, verdict, sentence, gap, bound, p, adjusted, needed=needed)
+
+
+def _plan(data: Evidence, needed: int) -> str:
+    if needed:
+        return (
+            f" If both succeed equally often, about {data.n + needed} {data.unit} would show it 4 times in 5 ({needed} more than "
+            "there are): plan them as a new session, since going on after a look is not covered."
+        )
+    return " So many trials would have shown it 4 times in 5 if both succeeded equally often."
+
+
+def _time_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim:
+    spec = data.spec
+    before, after = data.values("seconds")
+    n = min(len(before), len(after))
+    gap = Interval(*data.change("seconds", 1 - spec.alpha), n, data.paired, bootstrap_of(data), "s")
+    _, lowest, bound = data.change("seconds", 1 - 2 * spec.alpha)
+    verdict = SUPPORTED if adjusted <= spec.alpha else CONTRADICTED if n >= FEW_DIFFERENCES and lowest > 0 else NOT_SUPPORTED
+    where = f"{n} {'scenes in which both succeeded' if data.paired else 'successes of each arm'}"
+    if not n:
+        where = "there is no scene in which both succeeded" if data.paired else "one arm has no success"
+        return Claim(TIME, verdict, f"Nothing can be said: {where}.", gap, math.nan, p, adjusted)
+    means = f"{sum(before) / len(before):.1f} → {sum(after) / len(after):.1f} s, {gap.words} over {where} ({gap.method})"
+    needed = None
+    if verdict == SUPPORTED:
+        sentence = f"{data.second} is faster than {data.first} where both succeed: {means}."
+    elif verdict == CONTRADICTED:
+        sentence = f"{data.second} is slower than {data.first} where both succeed: {means}."
+    elif p <= spec.alpha:
+        sentence = (
+            f"Alone this cell would show it, but not among {family} claims (Holm: p = {p:.3f} becomes {adjusted:.3f}); {means}."
+        )
+    else:
+        needed = _needed_for_time(data, before, after)
+        what = "scenes" if data.paired else "successes"
+        more = f" About {needed} more such {what} would show a gain of this size 4 times in 5." if needed else ""
+        few = (
+            f" Fewer than {FEW_DIFFERENCES} differences count only if the exact sign test agrees." if n < FEW_DIFFERENCES else ""
+        )
+        sentence = f"It is not shown that {data.second} is faster than {data.first} where both succeed: {means}.{few}{more}"
+    return Claim(TIME, verdict, sentence, gap, bound, p, adjusted, needed=needed)
+
+
+def _needed_for_time(data: Evidence, before: list[float], after: list[float]) -> int | None:
+    """More successes for the gain that was seen; None when there was none, or too little to tell its spread."""
+    n, power = min(len(before), len(after)), {"alpha": data.spec.alpha, "power": max(0.8, data.spec.alpha + 0.01)}
+    gain = sum(before) / len(before) - sum(after) / len(after)
+    if n < 2 or gain <= 0:
+        return None
+    if data.paired:  # the differences are one group, compared with zero
+        return max(1, for_faster(0.0, 0.0, -gain, stdev(b - a for a, b in zip(before, after)), **power) - n)
+    return max(1, for_faster(gain, stdev(before), 0.0, stdev(after), **power) - n)

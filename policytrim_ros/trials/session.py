@@ -1,0 +1,140 @@
+"""What a session of trials compares, and in which order: blind, interleaved, and the same from the same seed.
+
+    Session (a YAML file) --schedule()--> [Trial, Trial, ...]
+
+A cell is one task in one setting. In every cell each arm of the comparison meets the same scenes, so that outcomes are pairs. Scenes
+are taken in blocks; inside a block the trials are shuffled by the session's seed (permuted blocks): whatever drifts in an afternoon,
+light, wear, the operator, falls on all arms alike. An operator sees the code of a trial, which says nothing about its arm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+import numpy as np
+import yaml
+
+from policytrim_ros.core.config import Config, ConfigError
+from policytrim_ros.core.config import setting as option
+
+SETTINGS = ("standard", "dynamic")
+LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # none that is read for another
+
+
+@dataclass(frozen=True)
+class Arm(Config):
+    """One side of the comparison: a checkpoint, and how many actions of each chunk it executes."""
+
+    name: str = option("", "name in tables, shown once the session is locked; empty: the checkpoint's")
+    checkpoint: str = option("", "directory of the checkpoint, or ws://host:port; empty: what inference has loaded")
+    horizon: int = option(0, "execution horizon h; 0: the checkpoint's own", low=0, high=1000)
+
+    @property
+    def label(self) -> str:
+        return self.name or Path(self.checkpoint).name or "unnamed"
+
+
+@dataclass(frozen=True)
+class Session(Config):
+    """A comparison that was decided on before the first trial. The first arm is the baseline."""
+
+    tasks: list = option(["tape_box"], "tasks, one after the other")
+    settings: list = option(["standard"], "settings of each task: standard, dynamic")
+    arms: list = option([{}], "arms of the comparison, the baseline first, each with checkpoint and, if wanted, name and horizon")
+    scenes: int = option(20, "scenes of each task and setting; every arm meets each of them", low=1, high=10_000)
+    seed: int = option(1000, "seed of the first scene, and of the order", low=0, high=2**31 - 1)
+    block: int = option(2, "scenes whose trials are shuffled together; 0: nothing is shuffled", low=0, high=100)
+    blind: bool = option(True, "nobody sees which arm a trial belongs to before the session is locked")
+    margin: float = option(0.1, "success may be lower by this much and still count as not inferior", low=0.001, high=1.0)
+    alpha: float = option(0.05, "probability of a wrong claim that is accepted", low=0.001, high=0.5)
+    stop: str = option(
+        "fixed",
+        "fixed: all scenes; sequential: a cell ends when the anytime-valid test has decided, at most after all scenes",
+        choices=("fixed", "sequential"),
+    )
+    timeout_s: float = option(60.0, "a trial without an outcome after this is a failure", low=1.0, high=3600.0, unit="s")
+    disturb_s: float = option(
+        2.0, "dynamic setting on a robot: the operator moves the target this long after go", low=0.0, high=600.0
+    )
+    notes: str = option("", "whatever a reader should know")
+
+    def __post_init__(self):
+        object.__setattr__(self, "arms", [arm if isinstance(arm, Arm) else Arm.from_mapping(_mapping(arm)) for arm in self.arms])
+        super().__post_init__()
+        labels = [arm.label for arm in self.arms]
+        for name, values in (("tasks", self.tasks), ("settings", self.settings), ("arms", labels)):
+            if not values or len(set(values)) != len(values):
+                raise ConfigError(f"Session.{name} = {values}: name at least one, and each once")
+        if unknown := set(self.settings) - set(SETTINGS):
+            raise ConfigError(f"Session.settings: '{sorted(unknown)[0]}' is none of {', '.join(SETTINGS)}")
+        if not all(isinstance(task, str) and task.isidentifier() for task in self.tasks):
+            raise ConfigError(f"Session.tasks = {self.tasks}: names such as tape_box")
+        if self.stop == "sequential" and len(self.arms) != 2:
+            raise ConfigError(f"Session.stop: the sequential test compares two arms, not {len(self.arms)}")
+
+    @property
+    def cells(self) -> list[tuple[str, str]]:
+        return [(task, setting) for task in self.tasks for setting in self.settings]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, from which `from_mapping` makes the same session."""
+        return {**vars(self), "arms": [vars(arm) for arm in self.arms]}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as it was planned: which arm meets which scene."""
+
+    number: int  # in the session, from 1
+    code: str
+    task: str
+    setting: str
+    seed: int
+    arm: Arm
+    timeout_s: float
+    disturb_s: float = 0.0
+    answer_s: float = 15.0  # how long the arm may take to be ready, and a scene to lie
+
+
+def schedule(session: Session) -> list[Trial]:
+    """All trials of ``session`` in their order; the same for the same session."""
+    order = np.random.default_rng([session.seed, 1])
+    codes = _codes(len(session.cells) * session.scenes * len(session.arms), np.random.default_rng([session.seed, 2]))
+    trials = []
+    for task, setting in session.cells:
+        for begin in range(0, session.scenes, session.block or 1):
+            scenes = range(begin, min(begin + (session.block or 1), session.scenes))
+            block = [(scene, arm) for scene in scenes for arm in session.arms]
+            for i in order.permutation(len(block)) if session.block else range(len(block)):
+                scene, arm = block[i]
+                number = len(trials) + 1
+                trials.append(
+                    Trial(
+                        number, codes[number - 1], task, setting, session.seed + scene, arm, session.timeout_s, session.disturb_s
+                    )
+                )
+    return trials
+
+
+def read_session(path) -> Session:
+    """The session that a YAML file describes; ConfigError names the file and what is wrong with it."""
+    try:
+        return Session.from_mapping(_mapping(yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _mapping(value) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise ConfigError(f"expected names with values, not {value!r}"[:200])
+    return value
+
+
+def _codes(n: int, draws: np.random.Generator) -> list[str]:
+    """``n`` different codes of four letters."""
+    codes: dict[str, None] = {}
+    while len(codes) < n:
+        codes["".join(LETTERS[i] for i in draws.integers(len(LETTERS), size=4))] = None
+    return list(codes)

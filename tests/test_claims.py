@@ -1,0 +1,327 @@
+"""Claims from rows: what is supported, what is not, what contradicts it, and what a reader is warned of."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from session_samples import TWO, about, failing, plan, rows_of
+
+from policytrim_ros.core.statistics import difference, paired_difference, wilson
+from policytrim_ros.trials.claims import claims
+from policytrim_ros.trials.combination import combined
+from policytrim_ros.trials.evidence import ClaimsError
+from policytrim_ros.trials.fixed import _holm, fixed
+
+THREE = [*TWO, {"name": "third", "checkpoint": "models/c"}]
+
+
+def only(stated):
+    """The comparison of a session with one cell and two arms."""
+    (cell,) = stated.cells
+    (comparison,) = cell.comparisons
+    return comparison
+
+
+def drawn(spec, rates, seed=0, agreement=0.0, seconds=None):
+    """Rows with random outcomes: success rates by arm; with probability ``agreement`` a scene decides for both arms alike."""
+    draws = np.random.default_rng(seed)
+    shared = {s: (draws.random() < agreement, draws.random()) for s in range(spec.seed, spec.seed + spec.scenes)}
+    rows = []
+    for row in rows_of(spec):
+        same, luck = shared[row.seed]
+        won = (luck if same else draws.random()) < rates[row.label]
+        took = seconds(row.label, draws) if seconds else row.seconds
+        rows.append(replace(row, outcome="success" if won else "failure", seconds=took))
+    return rows
+
+
+# ---- success ---------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_give_newcombes_paired_interval_and_rates_wilsons():
+    spec = plan()
+    stated = claims(spec, rows_of(spec, failing(0, 1, 2)), [about()])
+    gap = only(stated).success.difference
+    assert (gap.estimate, gap.low, gap.high) == paired_difference(17, 3, 0, 0)
+    assert gap.paired and gap.n == 20
+    rate = stated.cells[0].rates[1]
+    assert (rate.successes, rate.n, rate.low, rate.high) == (17, 20, *wilson(17, 20))
+
+
+def test_75_against_70_percent_in_20_unpaired_trials_supports_nothing_and_leaves_minus_22_to_31_points():
+    spec = plan(scenes=40)
+    rows = [r for r in rows_of(spec) if (r.label == "baseline") == (r.seed < 1020)]
+    rows = [
+        replace(r, outcome="failure" if (r.seed - 1000) % 20 < {"baseline": 6, "trimmed": 5}[r.label] else "success")
+        for r in rows
+    ]
+    stated = claims(spec, rows, [about()])
+    claim = only(stated).success
+    assert (claim.difference.estimate, claim.difference.low, claim.difference.high) == difference(14, 20, 15, 20)
+    assert claim.difference.words == "+5 points [-22, +31]" and not claim.difference.paired
+    assert claim.verdict == "not supported" and claim.needed > 200
+    assert any("compared unpaired" in warning for warning in stated.warnings)
+
+
+def test_a_loss_within_the_margin_is_supported_only_when_the_one_sided_bound_says_so():
+    spec = plan(scenes=200)
+    claim = only(claims(spec, rows_of(spec, failing(*range(4))), [about()])).success
+    assert claim.verdict == "supported" and claim.p < 0.05 and claim.needed is None
+    assert claim.bound == paired_difference(196, 4, 0, 0, 0.9)[1] > -0.1
+    few = plan(scenes=10)
+    claim = only(claims(few, rows_of(few), [about()])).success
+    assert claim.difference.estimate == 0 and claim.verdict == "not supported", "equal rates in 10 scenes show nothing"
+    assert "does not show a loss either" in claim.sentence and claim.needed > 0
+
+
+def test_a_loss_beyond_the_margin_contradicts_the_claim():
+    spec = plan()
+    claim = only(claims(spec, rows_of(spec, failing(*range(15))), [about()])).success
+    assert claim.verdict == "contradicted" and "by more than the margin of 10 points" in claim.sentence and claim.needed is None
+
+
+def test_the_smallest_alpha_is_the_one_at_which_the_bound_meets_the_margin():
+    spec = plan(scenes=60)
+    claim = only(claims(spec, rows_of(spec, failing(0, 1)), [about()])).success
+    assert paired_difference(58, 2, 0, 0, 1 - 2 * claim.p)[1] == pytest.approx(-0.1, abs=1e-3)
+
+
+def test_non_inferiority_at_the_margin_is_claimed_wrongly_about_as_often_as_alpha_allows():
+    spec = plan(scenes=100)
+    wrong = 0
+    for seed in range(60):
+        rows = drawn(spec, {"baseline": 0.8, "trimmed": 0.7}, seed)
+        wrong += only(claims(spec, rows, [about()])).success.verdict == "supported"
+    assert wrong <= 8  # 3 expected; more than 8 has probability 0.3 %
+
+
+def test_a_scene_with_an_invalid_trial_is_in_no_pair_until_it_was_tried_again():
+    spec = plan()
+    rows = rows_of(spec, lambda t: "invalid" if t.arm.label == "trimmed" and t.seed == 1003 else "success")
+    stated = claims(spec, rows, [about()])
+    assert only(stated).success.difference.n == 19
+    assert any("1 trials met a scene that the other arm has no outcome for" in w for w in stated.warnings)
+    assert any("trimmed 1 invalid of 20 (5 %)" in w for w in stated.warnings)
+    again = next(r for r in rows if r.outcome == "invalid")
+    stated = claims(spec, [*rows, replace(again, outcome="success", id=99)], [about()])
+    assert only(stated).success.difference.n == 20
+
+
+# ---- time ------------------------------------------------------------------------------------------------------------------
+
+
+def test_time_is_judged_over_the_scenes_in_which_both_succeeded_and_apart_from_success():
+    spec = plan()
+    comparison = only(claims(spec, rows_of(spec, failing(*range(8))), [about()]))
+    assert comparison.success.verdict == "contradicted" and comparison.time.verdict == "supported"
+    assert comparison.time.difference.n == 12 and comparison.time.difference.estimate == pytest.approx(-6.0)
+    assert [(c.quantity, c.difference.n) for c in comparison.changes] == [
+        (q, 12) for q in ("seconds", "steps", "calls", "stall_s")
+    ]
+    assert comparison.changes[3].ratio is None, "no stall in either arm has no ratio"
+
+
+def test_a_slower_arm_contradicts_superiority_of_time():
+    spec = plan(arms=TWO[::-1])
+    comparison = only(claims(spec, rows_of(spec), [about()]))
+    assert comparison.time.verdict == "contradicted" and "slower" in comparison.time.sentence
+
+
+@pytest.mark.parametrize(("scenes", "verdict"), [(1, "not supported"), (4, "not supported"), (5, "supported")])
+def test_few_differences_count_only_if_the_exact_sign_test_agrees(scenes, verdict):
+    spec = plan(scenes=scenes)
+    assert only(claims(spec, rows_of(spec), [about()])).time.verdict == verdict
+
+
+def test_superiority_of_time_between_equal_arms_is_claimed_wrongly_about_as_often_as_alpha_allows():
+    spec = plan(scenes=20)
+    equal = lambda label, draws: 10 + draws.normal(0, 2)  # noqa: E731
+    wrong = 0
+    for seed in range(150):
+        rows = drawn(spec, {"baseline": 1.0, "trimmed": 1.0}, seed, seconds=equal)
+        wrong += only(claims(spec, rows, [about()])).time.verdict == "supported"
+    assert wrong <= 18  # 6.3 % for the percentile bootstrap of 20 differences: 9.5 expected
+
+
+def test_without_a_scene_in_which_both_succeeded_nothing_is_said_about_time():
+    spec = plan()
+    claim = only(claims(spec, rows_of(spec, lambda t: "failure"), [about()])).time
+    assert claim.verdict == "not supported" and "no scene in which both succeeded" in claim.sentence and math.isnan(claim.bound)
+
+
+def test_the_scenes_still_needed_for_a_gain_that_was_seen_are_told():
+    spec = plan(scenes=12)
+    rows = [replace(r, seconds=10.0 if r.label == "baseline" else 8.0 + 3.5 * (r.seed % 2)) for r in rows_of(spec)]
+    claim = only(claims(spec, rows, [about()])).time
+    assert claim.verdict == "not supported" and claim.difference.estimate == -0.25
+    assert claim.needed > 100, "a gain of 0.25 s in a spread of 1.8 s takes hundreds of scenes"
+
+
+# ---- several cells, several arms ---------------------------------------------------------------------------------------------
+
+
+def test_cells_together_add_their_pairs_and_never_pair_across_cells():
+    spec = plan(tasks=["tape_box", "flip_mug"], scenes=30)
+    rows = rows_of(
+        spec, lambda t: "failure" if t.task == "flip_mug" and t.arm.label == "trimmed" and t.seed < 1001 else "success"
+    )
+    stated = claims(spec, rows, [about()])
+    (overall,) = stated.overall
+    assert overall.success.difference.n == 60
+    assert overall.success.difference.estimate == paired_difference(59, 1, 0, 0)[0]
+    assert overall.success.verdict == "supported" and stated.comparisons[0] is overall
+    assert overall.time.difference.n == 59
+
+
+def test_claims_about_single_cells_are_corrected_after_holm():
+    spec = plan(tasks=["tape_box", "flip_mug"], scenes=28)
+    alone = plan(scenes=28)
+    assert only(claims(alone, rows_of(alone), [about()])).success.verdict == "supported"
+    stated = claims(spec, rows_of(spec), [about()])
+    claim = stated.cells[0].comparisons[0].success
+    assert claim.p <= 0.05 < claim.adjusted and claim.verdict == "not supported" and "Holm" in claim.sentence
+    assert stated.overall[0].success.verdict == "supported"
+    assert any("corrected after Holm" in warning for warning in stated.warnings)
+
+
+def test_holm_agrees_with_statsmodels():
+    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    p = [0.01, 0.04, 0.03, 0.005, 0.9, 0.04]
+    assert [adjusted for _, adjusted in _holm(p)] == pytest.approx(list(multitest.multipletests(p, method="holm")[1]))
+    assert fixed([]) == []
+
+
+def test_every_later_arm_is_compared_with_the_first():
+    spec = plan(arms=THREE, scenes=6)
+    stated = claims(spec, rows_of(spec), [about()])
+    assert [(c.first, c.second) for c in stated.cells[0].comparisons] == [("baseline", "trimmed"), ("baseline", "third")]
+
+
+def test_one_arm_has_rates_and_no_claim():
+    spec = plan(arms=TWO[:1])
+    stated = claims(spec, rows_of(spec), [about()])
+    assert stated.comparisons == () and stated.cells[0].rates[0].successes == 20
+    assert stated.warnings == ("There is one arm only: nothing is compared.",)
+
+
+def test_without_a_trial_nothing_is_supported():
+    for spec in (plan(), plan(stop="sequential"), plan(tasks=["tape_box", "flip_mug"])):
+        stated = claims(spec, [], [about()])
+        assert {claim.verdict for c in stated.comparisons for claim in (c.success, c.time)} == {"not supported"}
+
+
+# ---- sequential --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sequential_session_is_judged_by_the_anytime_valid_test():
+    spec = plan(stop="sequential", margin=0.2, scenes=60)
+    claim = only(claims(spec, rows_of(spec), [about()])).success
+    assert claim.verdict == "supported" and claim.e_value >= 20 and claim.p is None
+    assert "anytime-valid" in claim.sentence and claim.difference.method == "confidence sequence"
+    worse = only(claims(spec, rows_of(spec, failing(*range(50))), [about()])).success
+    assert worse.verdict == "contradicted"
+    few = [row for row in rows_of(spec) if row.seed < 1004]
+    claim = only(claims(spec, few, [about()])).success
+    assert claim.verdict == "not supported" and claim.needed > 0 and "more pairs decide" in claim.sentence
+
+
+def test_in_a_sequential_session_time_is_judged_by_the_sign_test():
+    spec = plan(stop="sequential", scenes=20)
+    claim = only(claims(spec, rows_of(spec), [about()])).time
+    assert claim.verdict == "supported" and "in 20 of 20 scenes" in claim.sentence and claim.e_value >= 20
+
+
+def test_cells_that_stopped_by_their_results_are_not_added_but_must_all_agree():
+    spec = plan(stop="sequential", tasks=["tape_box", "flip_mug"], margin=0.2, scenes=60)
+    bad = lambda t: "failure" if t.task == "flip_mug" and t.arm.label == "trimmed" else "success"  # noqa: E731
+    stated = claims(spec, rows_of(spec), [about()])
+    assert stated.overall[0].success.verdict == "supported" and math.isnan(stated.overall[0].success.difference.low)
+    assert claims(spec, rows_of(spec, bad), [about()]).overall[0].success.verdict == "contradicted"
+    half = [row for row in rows_of(spec) if row.task == "tape_box"]
+    assert claims(spec, half, [about()]).overall[0].success.verdict == "not supported"
+
+
+def test_only_a_fixed_session_is_told_that_looking_early_is_not_covered():
+    rows = rows_of(plan())[:12]
+    said = lambda **changes: " ".join(claims(plan(**changes), rows, [about()]).warnings)  # noqa: E731
+    assert "Looking early and stopping is not covered" in said()
+    assert "Looking early and stopping is not covered" not in said(stop="sequential")
+
+
+# ---- warnings ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "session", "words"),
+    [
+        ({"blind": False}, about(), "was not blind"),
+        ({}, about(locked=None), "not locked"),
+        ({}, about(simulated=None), "does not say whether"),
+        ({}, about(), "20 scenes a cell are few for a margin of 10 points"),
+        ({"stop": "sequential"}, about(), "do not cover a session that stops by its results"),
+    ],
+)
+def test_a_reader_is_warned_of(changes, session, words):
+    spec = plan(**changes)
+    assert any(words in warning for warning in claims(spec, rows_of(spec), [session]).warnings)
+
+
+def test_a_large_blind_locked_session_has_nothing_to_warn_of():
+    spec = plan(scenes=100)
+    assert claims(spec, rows_of(spec), [about()]).warnings == ()
+
+
+def test_a_reader_is_warned_of_arms_that_were_not_one_policy_each():
+    spec = plan()
+    rows = rows_of(spec)
+    other = [replace(r, weights_sha256="f" * 64) if r.label == "trimmed" and r.seed > 1010 else r for r in rows]
+    assert any("Different weights under the name trimmed" in w for w in claims(spec, other, [about()]).warnings)
+    horizons = [replace(r, horizon=10) if r.seed == 1001 else r for r in rows]
+    assert sum("Different execution horizons" in w for w in claims(spec, horizons, [about()]).warnings) == 2
+    same = [replace(r, weights_sha256="f" * 64) for r in rows]
+    assert any("baseline and trimmed are the same policy" in w for w in claims(spec, same, [about()]).warnings)
+    strange = [*rows, replace(rows[0], label="stranger")]
+    assert any("Trials of stranger are left out" in w for w in claims(spec, strange, [about()]).warnings)
+
+
+def test_a_reader_is_told_which_outcomes_were_changed():
+    spec = plan()
+    assert any("trials 3, 7 was changed" in w for w in claims(spec, rows_of(spec), [about()], relabelled=[7, 3]).warnings)
+
+
+# ---- robot and simulator ---------------------------------------------------------------------------------------------------
+
+
+def test_simulated_and_real_trials_are_never_pooled():
+    spec = plan()
+    rows = [*rows_of(spec, session="real"), *rows_of(spec, session="sim")]
+    with pytest.raises(ClaimsError, match="trials that are real and simulated are not pooled"):
+        claims(spec, rows, [about("real", simulated=False), about("sim")])
+    with pytest.raises(ClaimsError, match="of unknown origin and simulated"):
+        claims(spec, rows, [about("sim")])
+
+
+def test_the_simulator_narrows_what_is_known_of_the_robot_without_counting_as_trials_of_it():
+    sessions = [about("real", simulated=False), about("sim")]
+    spec, wide = plan(scenes=40), plan(scenes=400)
+    chances = {"baseline": 0.6, "trimmed": 0.62}
+    outcome = lambda t: "success" if np.random.default_rng([t.seed, ord(t.arm.label[0])]).random() < chances[t.arm.label] else "failure"  # noqa: E731, E501  # fmt: skip
+    real, virtual = rows_of(spec, outcome, "real"), rows_of(wide, outcome, "sim")
+    (found,) = combined(spec, real, virtual, sessions)
+    assert found.scenes == 40 and found.further == 360 and found.simulator_weight > 0.5
+    gap = found.claim.difference
+    assert gap.high - gap.low < 0.7 * (found.real_alone.high - found.real_alone.low)
+    assert "No simulated success is counted as a real one" in found.claim.sentence
+
+
+def test_combining_wants_origins_and_scenes_that_fit():
+    sessions = [about("real", simulated=False), about("sim")]
+    spec = plan()
+    real, virtual = rows_of(spec, session="real"), rows_of(plan(scenes=40), session="sim")
+    with pytest.raises(ClaimsError, match="must say simulated: false"):
+        combined(spec, virtual, real, sessions)
+    with pytest.raises(ClaimsError, match="20 scenes of the robot were not simulated"):
+        combined(spec, real, [row for row in virtual if row.seed >= 1020], sessions)
+    with pytest.raises(ClaimsError, match="too few"):
+        combined(spec, real, [row for row in virtual if row.seed < 1021], sessions)

@@ -1,0 +1,360 @@
+"""Sessions of trials: the order that a seed makes, the desk at which an operator labels, the database that only grows."""
+
+import json
+import os
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_trials import VirtualRig, row
+
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.trials.desk import Desk, NotNow
+from policytrim_ros.trials.protocol import Interrupted, decided_cells, pairs, run_session, upcoming
+from policytrim_ros.trials.session import Arm, Session, read_session, schedule
+from policytrim_ros.trials.store import FILE, Store, StoreError, history, read, read_sessions
+
+AB = [Arm("A", "models/a"), Arm("B", "models/b", 15)]
+
+
+# ---- the plan and its order ----------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**31 - 1), st.integers(1, 12), st.integers(0, 5), st.integers(1, 3))
+def test_every_arm_meets_every_scene_of_every_cell_once_whatever_the_seed(seed, scenes, block, arms):
+    names = "ABC"[:arms]
+    plan = Session(
+        ["tape_box", "flip_mug"], ["standard", "dynamic"], [Arm(n) for n in names], scenes, min(seed, 2**31 - 100), block
+    )
+    trials = schedule(plan)
+    assert [t.number for t in trials] == list(range(1, len(trials) + 1)) and len({t.code for t in trials}) == len(trials)
+    met = Counter((t.task, t.setting, t.seed, t.arm.name) for t in trials)
+    assert len(met) == 4 * scenes * arms and set(met.values()) == {1}
+    assert schedule(plan) == trials
+
+
+def test_the_trials_of_a_block_are_shuffled_and_blocks_stay_in_order():
+    orders = set()
+    for seed in range(40):
+        trials = schedule(Session(arms=AB, scenes=6, seed=seed, block=2))
+        assert [sorted({t.seed - seed for t in trials[i : i + 4]}) for i in (0, 4, 8)] == [[0, 1], [2, 3], [4, 5]]
+        orders.add("".join(t.arm.name for t in trials[:4]))
+    assert orders == {"AABB", "ABAB", "ABBA", "BAAB", "BABA", "BBAA"}
+
+
+def test_without_blocks_the_arms_take_turns():
+    trials = schedule(Session(arms=AB, scenes=2, seed=5, block=0))
+    assert [(t.seed, t.arm.name) for t in trials] == [(5, "A"), (5, "B"), (6, "A"), (6, "B")]
+
+
+def test_a_code_says_nothing_about_the_arm_that_a_reader_could_learn():
+    trials = schedule(Session(arms=AB, scenes=200, seed=1))
+    first = {name: Counter(t.code[0] for t in trials if t.arm.name == name) for name in "AB"}
+    assert all(len(counts) > 20 for counts in first.values()) and "models" not in "".join(t.code for t in trials)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"scenes": 0}, "Session.scenes"),
+        ({"arms": []}, "name at least one"),
+        ({"arms": [{"checkpoint": "x/a"}, {"checkpoint": "y/a"}]}, "each once"),
+        ({"arms": [{"chekpoint": "x"}]}, "chekpoint"),
+        ({"arms": "models/a"}, "expected names with values"),
+        ({"settings": ["moving"]}, "none of standard, dynamic"),
+        ({"tasks": ["../etc"]}, "names such as tape_box"),
+        ({"stop": "sequential", "arms": [{"name": "A"}]}, "compares two arms"),
+        ({"scense": 3}, "unknown key 'scense'"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused_with_the_key(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        Session.from_mapping(changes)
+
+
+def test_a_plan_survives_its_way_through_yaml_and_json(tmp_path):
+    plan = Session(["flip_mug"], ["dynamic"], AB, 4, 7, stop="sequential", notes="<b>")
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan.as_dict()))
+    assert read_session(tmp_path / "plan.yaml") == plan
+    (tmp_path / "plan.yaml").write_text("tasks: [tape_box\n")
+    with pytest.raises(ConfigError, match="plan.yaml"):
+        read_session(tmp_path / "plan.yaml")
+
+
+# ---- the database --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_label_that_was_taken_back_stays_in_the_record(store, tmp_path):
+    kept = store.append(row(labelled_by="scene"))
+    store.label(kept.id, "unlabelled", "undo", "Li")
+    assert not read(tmp_path)[0].counts
+    store.label(kept.id, "failure", "the tape fell out again", "Li")
+    (now,) = read(tmp_path)
+    assert (now.outcome, now.reason, now.labelled_by) == ("failure", "the tape fell out again", "Li")
+    assert [(h["outcome"], h["labelled_by"]) for h in history(tmp_path, kept.id)] == [
+        ("success", "scene"),
+        ("unlabelled", "Li"),
+        ("failure", "Li"),
+    ]
+
+
+@pytest.mark.parametrize("table", ["trial", "label", "event", "session"])
+def test_the_database_itself_refuses_to_forget(store, tmp_path, table):
+    store.begin("s", {}, {})
+    store.append(row(session="s"))
+    store.note("s", "hold", who="Li")
+    direct = sqlite3.connect(tmp_path / FILE)
+    with pytest.raises(sqlite3.IntegrityError, match="never changed or removed"):
+        direct.execute(f"DELETE FROM {table}")
+    if table != "session":
+        with pytest.raises(sqlite3.IntegrityError, match="never changed"):
+            direct.execute(f"UPDATE {table} SET id = id + 1")
+    direct.close()
+
+
+def test_a_locked_session_takes_no_trial_and_no_label_and_is_locked_once(store, tmp_path):
+    store.begin("s", {"a": 1}, {"commit": "c"})
+    kept = store.append(row(session="s"))
+    store.lock("s", "complete")
+    for attempt in (
+        lambda: store.label(kept.id, "failure", "", "Li"),
+        lambda: store.append(row(session="s", seed=2)),
+        lambda: store.lock("s", "again"),
+    ):
+        with pytest.raises(StoreError, match="refused"):
+            attempt()
+    store.append(row(session="another"))
+    (found,) = read_sessions(tmp_path)
+    assert found["locked"] and found["spec"] == {"a": 1} and found["lock_reason"] == "complete"
+    assert [r.outcome for r in read(tmp_path, "s")] == ["success"]
+
+
+def test_a_session_with_an_unlabelled_trial_is_not_locked(store):
+    store.begin("s", {}, {})
+    kept = store.append(row(session="s", number=4))
+    store.label(kept.id, "unlabelled", "undo", "Li")
+    with pytest.raises(StoreError, match="trial 4 has no outcome"):
+        store.lock("s")
+
+
+def test_a_file_that_is_no_database_and_one_of_a_later_release_are_named(tmp_path):
+    (tmp_path / FILE).write_bytes(b"not a database at all, but long enough to be looked at" * 40)
+    with pytest.raises(StoreError, match="trials.db cannot be used"):
+        Store(tmp_path)
+    with pytest.raises(StoreError, match="trials.db cannot be used"):
+        read(tmp_path)
+    (tmp_path / FILE).unlink()
+    Store(tmp_path).close()
+    direct = sqlite3.connect(tmp_path / FILE)
+    direct.execute("PRAGMA user_version = 99")
+    direct.commit()
+    direct.close()
+    with pytest.raises(StoreError, match="later release"):
+        Store(tmp_path)
+
+
+def test_a_disk_that_fills_up_loses_no_trial_that_was_finished(tmp_path):
+    code = (
+        f"import resource, signal, sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\n"
+        "from test_trials import row\nfrom policytrim_ros.trials.store import Store, StoreError\n"
+        f"store = Store({str(tmp_path)!r})\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
+        "try:\n for seed in range(10**6):\n  store.append(row(seed=seed)); print(seed, flush=True)\n"
+        "except StoreError as error:\n print(error, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    finished = len(done.stdout.splitlines())
+    assert finished > 10 and "free some space; what was finished before is kept" in done.stderr
+    assert [r.seed for r in read(tmp_path)] == list(range(finished))
+    store = Store(tmp_path)
+    store.append(row(seed=finished))
+    store.close()
+    assert len(read(tmp_path)) == finished + 1 and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 300_000
+
+
+def test_rows_can_be_read_while_another_thread_writes(store, tmp_path):
+    writer = threading.Thread(target=lambda: [store.append(row(seed=seed)) for seed in range(50)])
+    writer.start()
+    while writer.is_alive():
+        seeds = [r.seed for r in read(tmp_path)]
+        assert seeds == list(range(len(seeds)))
+    writer.join()
+
+
+# ---- pairs and the stopping rule ----------------------------------------------------------------------------------------
+
+
+def test_pairs_join_the_rows_of_one_scene_and_leave_out_what_does_not_count():
+    plan = Session(arms=AB, scenes=3, seed=0)
+    rows = [row(seed=0, id=1), row(seed=0, label="B", id=2), row(seed=1, label="B", id=3)]
+    rows += [row(seed=1, outcome="aborted", id=4), row(seed=2, label="B", outcome="failure", id=5), row(seed=2, id=6)]
+    found = pairs(plan, rows, "tape_box", "standard")
+    assert [(a.id, b.id) for a, b in found] == [(1, 2), (6, 5)]
+
+
+def test_a_sequential_session_ends_a_cell_when_its_test_has_decided_and_a_fixed_one_does_not():
+    plan = Session(arms=AB, scenes=400, seed=0, stop="sequential", margin=0.3)
+    rows, number = [], 0
+    while (trial := upcoming(plan, schedule(plan), rows)) is not None and number < 800:
+        number += 1
+        rows.append(row(id=number, number=trial.number, seed=trial.seed, label=trial.arm.label))
+    assert 10 < number < 200 and decided_cells(plan, rows) == {("tape_box", "standard")}
+    fixed = Session(arms=AB, scenes=400, seed=0, stop="fixed", margin=0.3)
+    assert upcoming(fixed, schedule(fixed), rows) is not None
+
+
+# ---- the desk -----------------------------------------------------------------------------------------------------------
+
+
+class AttendedRig(VirtualRig):
+    """A rig beside an operator: ``does`` is asked at every step of the world, until nothing is left to do."""
+
+    def __init__(self, script, operator):
+        super().__init__(script)
+        self.operator, self.stop_signal = operator, None
+
+    def wait(self, condition, timeout_s):
+        end = self.now + min(timeout_s, 200.0)
+        while not condition():
+            if self.stop_signal:
+                self.stop_signal = None
+                raise Interrupted("paused")
+            assert self.now < end, "the operator never answered"
+            self.now += 0.05
+            self._live()
+            self.operator(self)
+        return True
+
+    def go(self):
+        super().go()
+        self.steps = 0
+
+
+def attended(tmp_path, operator, script=None, plan=Session(arms=AB, scenes=1, seed=10, block=0)):
+    """A session in which ``operator(desk, rig)`` acts between the steps; the desk, and why it ended."""
+    store = Store(tmp_path)
+    desk = Desk(store, attended=True)
+    rig = AttendedRig(script or {}, lambda rig: operator(desk, rig))
+    try:
+        return desk, run_session(rig, "s", plan, schedule(plan), store, desk, lambda line: None), rig
+    finally:
+        store.close()
+
+
+def phase(desk):
+    return desk.seen(False)["phase"]
+
+
+def test_nothing_moves_before_the_operator_says_go(tmp_path):
+    waited = []
+
+    def operator(desk, rig):
+        if phase(desk) == "ready":
+            waited.append(rig.orders[-1] != "go")
+            if len(waited) % 20 == 0:
+                desk.go()
+
+    _, ended, rig = attended(tmp_path, operator)
+    assert ended is None and all(waited) and len(waited) == 40 and rig.orders.count("go") == 2
+
+
+def test_the_operators_word_counts_and_the_time_runs_from_go_to_the_key(tmp_path):
+    def operator(desk, rig):
+        if phase(desk) == "ready":
+            desk.go()
+        elif phase(desk) == "running" and rig.steps == 40:
+            desk.label("failure", "knocked over", "Li")
+
+    attended(tmp_path, operator, {10: lambda rig: None})
+    rows = read(tmp_path)
+    assert [(r.outcome, r.reason, r.labelled_by) for r in rows] == [("failure", "knocked over", "Li")] * 2
+    assert all(r.seconds == pytest.approx(2.0, abs=0.1) for r in rows)
+
+
+def test_a_hold_by_the_operator_asks_for_the_outcome_and_does_not_count_the_time_of_the_decision(tmp_path):
+    def operator(desk, rig):
+        if phase(desk) == "ready":
+            desk.go()
+        elif phase(desk) == "running" and rig.steps == 40:
+            rig.hold()
+            rig.asked_at = rig.now
+        elif phase(desk) == "labelling" and rig.now > rig.asked_at + 30:
+            desk.label("invalid", "a hand was in the way", "Li") if len(read(tmp_path)) == 0 else desk.label("success", "", "Li")
+
+    _, ended, _ = attended(tmp_path, operator, {10: lambda rig: None})
+    rows = read(tmp_path)
+    assert ended is None and [(r.number, r.outcome) for r in rows] == [(1, "invalid"), (1, "success"), (2, "success")]
+    assert all(r.seconds < 3 for r in rows)
+
+
+def test_undo_asks_for_another_outcome_before_the_next_go(tmp_path):
+    done = []
+
+    def operator(desk, rig):
+        if phase(desk) == "ready" and desk.last is not None and not done:
+            desk.undo("Li")
+            with pytest.raises(NotNow, match="trial 1 has no outcome"):
+                desk.go()
+            with pytest.raises(NotNow, match="say why"):
+                desk.label("invalid", " ", "Li")
+            desk.label("failure", "", "Li")
+            done.append(True)
+        if phase(desk) == "ready":
+            desk.go()
+
+    attended(tmp_path, operator)
+    assert [(r.number, r.outcome) for r in read(tmp_path)] == [(1, "failure"), (2, "success")]
+
+
+def test_orders_at_the_wrong_moment_are_refused_with_a_reason(tmp_path):
+    store = Store(tmp_path)
+    desk = Desk(store, attended=True)
+    for order, said in (
+        (desk.go, "go is given when a trial is ready"),
+        (lambda: desk.label("success", "", "Li"), "no trial is running"),
+        (lambda: desk.label("aborted", "", "Li"), "choose one of"),
+        (lambda: desk.undo("Li"), "no outcome to take back"),
+    ):
+        with pytest.raises(NotNow, match=said):
+            order()
+    store.close()
+
+
+def test_a_pause_before_go_leaves_no_row_and_the_session_goes_on_later(tmp_path):
+    def pause(desk, rig):
+        if phase(desk) == "ready":
+            rig.stop_signal = True
+
+    with pytest.raises(Interrupted):
+        attended(tmp_path, pause)
+    assert read(tmp_path) == []
+    _, ended, _ = attended(tmp_path, lambda desk, rig: phase(desk) == "ready" and desk.go())
+    assert ended is None and len(read(tmp_path)) == 2
+
+
+def test_what_a_blind_desk_shows_does_not_change_with_the_arm(tmp_path):
+    shown = {}
+    for name, arm in (("A", AB[0]), ("B", AB[1])):
+        store = Store(tmp_path / name)
+        desk = Desk(store)
+        trial = schedule(Session(arms=[arm], scenes=1, seed=3, block=0))[0]
+        desk.begin(trial, "s", "s/trial-0001", "?")
+        desk.end(row(number=1, code=trial.code, label=arm.label, checkpoint=arm.checkpoint, horizon=arm.horizon))
+        shown[name] = {**desk.seen(blind=True), "since_s": 0}
+        assert desk.seen(blind=False)["card"]["arm"] == name
+        store.close()
+    assert shown["A"] == shown["B"]
