@@ -335,7 +335,7 @@ class Server:
             if drawn.done() and card is None and self._cards.get(camera, (None, None))[1] is drawn:
                 del self._cards[camera]  # perhaps there is one later
         if card is None:
-            raise Denied(404, "no scene is wanted")
+            return web.Response(status=204)
         return web.Response(body=card, content_type="image/jpeg")
 
     def _cameras(self) -> list[str]:

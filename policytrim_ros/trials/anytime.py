@@ -7,7 +7,7 @@ from typing import Sequence
 
 from policytrim_ros.core.sample_size import pairs_until_verdict
 from policytrim_ros.core.sequential import FASTER, INFERIOR, NON_INFERIOR, SLOWER, SUPERIOR, PairedTest, SpeedTest
-from policytrim_ros.trials.evidence import ALL, Evidence, added_up, bootstrap_of, changes
+from policytrim_ros.trials.evidence import ALL, Evidence, added_up, method_of, changes
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUCCESS, SUPPORTED, TIME, Claim, Comparison, Interval
 
@@ -57,7 +57,7 @@ def _anytime_success(data: Evidence) -> Claim:
 def _anytime_time(data: Evidence) -> Claim:
     test = SpeedTest(data.spec.alpha).extend((a.seconds, b.seconds) for a, b in data.both)
     before, after = data.values("seconds")
-    gap = Interval(*data.change("seconds", 1 - data.spec.alpha), len(data.both), data.paired, bootstrap_of(data), "s")
+    gap = Interval(*data.change("seconds", 1 - data.spec.alpha), len(data.both), data.paired, method_of(data), "s")
     verdict = {FASTER: SUPPORTED, SLOWER: CONTRADICTED}.get(test.verdict, NOT_SUPPORTED)
     if not data.both:
         return Claim(TIME, verdict, "Nothing can be said: there is no scene in which both succeeded.", gap, math.nan, e_value=1.0)

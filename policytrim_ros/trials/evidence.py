@@ -9,6 +9,7 @@ from typing import Mapping, Sequence
 from policytrim_ros.core.sample_size import pairs_still_needed
 from policytrim_ros.core.sample_size import still_needed as trials_still_needed
 from policytrim_ros.core.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, difference, paired_difference
+from policytrim_ros.core.statistics import t_difference, t_mean
 from policytrim_ros.trials.protocol import pairs
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import Change, Interval
@@ -88,10 +89,16 @@ class Evidence:
         return tuple([getattr(row, quantity) for row in side] for side in sides)
 
     def change(self, quantity: str, confidence: float) -> tuple[float, float, float]:
+        """Difference of the means by the bootstrap and by Student's t (unpaired: Welch's), whichever is wider on either side: with few
+        values the bootstrap is too narrow (docs/results/statistics.md), and t alone supposes that means are normal."""
         before, after = self.values(quantity)
         if self.paired:
-            return bootstrap_mean([b - a for a, b in zip(before, after)], confidence)
-        return bootstrap_difference(before, after, confidence)
+            differences = [b - a for a, b in zip(before, after)]
+            both = bootstrap_mean(differences, confidence), t_mean(differences, confidence)
+        else:
+            both = bootstrap_difference(before, after, confidence), t_difference(before, after, confidence)
+        (estimate, *_), lows, highs = both[0], [found[1] for found in both], [found[2] for found in both]
+        return estimate, min(lows), max(highs)
 
 
 def counted(rows, cell, label) -> list[Row]:
@@ -112,15 +119,15 @@ def changes(data: Evidence) -> tuple[Change, ...]:
         if not before or not after:
             continue
         confidence = 1 - data.spec.alpha
-        gap = Interval(*data.change(quantity, confidence), min(len(before), len(after)), data.paired, bootstrap_of(data), unit)
+        gap = Interval(*data.change(quantity, confidence), min(len(before), len(after)), data.paired, method_of(data), unit)
         positive = data.paired and min(*before, *after) > 0
         ratio = bootstrap_ratio(before, after, confidence) if positive else None
         found.append(Change(quantity, sum(before) / len(before), sum(after) / len(after), gap, ratio))
     return tuple(found)
 
 
-def bootstrap_of(data: Evidence) -> str:
-    return f"{'paired' if data.paired else 'unpaired'} bootstrap"
+def method_of(data: Evidence) -> str:
+    return "paired bootstrap or t, the wider" if data.paired else "unpaired bootstrap or Welch's t, the wider"
 
 
 def needed_for_success(data: Evidence) -> int:

@@ -341,7 +341,7 @@ $("more-arms").addEventListener("click", () => addArm());
 
 const ticked = (id) => [...all(`#${id} input:checked`)].map((input) => input.value);
 
-$("start").addEventListener("submit", (event) => {
+$("start").addEventListener("submit", async (event) => {
   event.preventDefault();
   const other = $("start-other").value.split(/[\s,]+/).filter(Boolean);
   const arms = [...$("arms").children].map((row) => {
@@ -360,7 +360,7 @@ $("start").addEventListener("submit", (event) => {
     blind: $("start-blind").checked,
     notes: $("start-notes").value.trim(),
   };
-  order("start", { plan, attended: $("start-attended").checked });
+  if (await order("start", { plan, attended: $("start-attended").checked })) $("trial").scrollIntoView();
 });
 
 $("swap").addEventListener("submit", (event) => {
