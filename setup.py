@@ -59,14 +59,16 @@ EXTRAS = {
         "peft>=0.17",  # low-rank adapters
         "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
     ],
-    "record": ["mcap==1.3.1"],  # recordings that Foxglove and rosbag2 read
+    "record": [
+        "mcap>=1.6,<2",  # recordings that Foxglove and rosbag2 read
+        "mcap-ros2-support==0.6.0",  # reads them without ROS, for the clips of a report
+    ],
     "console": ["aiohttp>=3.9"],  # the operator's page and its terminal client
     "test": [
         "pytest>=7.4",  # the tests
         "hypothesis>=6.100",  # properties of core
         "scipy>=1.13",  # statistics to compare ours with
         "statsmodels>=0.14",  # the same, for rates and sample sizes
-        "mcap-ros2-support>=0.5",  # reads recordings as others do
         "selenium>=4.20",  # drives a browser through the console
     ],
 }

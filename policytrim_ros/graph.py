@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -153,7 +154,7 @@ class Process:
 
 def graph(arguments: LaunchArguments) -> list[Process]:
     """All processes in the order of their start. Raises ConfigError when the arguments do not go together."""
-    session, sim = session_name(arguments), arguments.sim
+    session, sim, typed = session_name(arguments), arguments.sim, typed_as(arguments)
     if arguments.plan:
         arguments = planned(arguments)
     checkpoint = resolve_checkpoint(arguments)
@@ -172,7 +173,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
             "LaunchArguments.compare: a demonstrator cannot be exchanged while the system runs; give two checkpoints"
         )
     driver = "demonstrator" if demonstrated else "inference"
-    common = dict(environment=environment(arguments), remappings=parse_remap(arguments.remap))
+    common = dict(environment={**environment(arguments), "POLICYTRIM_COMMAND": typed}, remappings=parse_remap(arguments.remap))
 
     processes = []
     if sim:
@@ -386,6 +387,13 @@ def environment(arguments: LaunchArguments) -> dict[str, str]:
         chosen["POLICYTRIM_CAMERA_SIZE"] = arguments.camera_size
         chosen["POLICYTRIM_CAMERA_FPS"] = str(camera_fps(arguments))
     return chosen
+
+
+def typed_as(arguments: LaunchArguments) -> str:
+    """The command that brings up the same system."""
+    given = {s.name: getattr(arguments, s.name) for s in fields(arguments) if getattr(arguments, s.name) != s.default}
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
+    return shlex.join(["policytrim", "up", *(f"{name}:={text}" for name, text in texts.items())])
 
 
 def renderer() -> dict[str, str]:

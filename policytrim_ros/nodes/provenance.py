@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def provenance(rig: RosRig, session: Session) -> dict:
         "commit": commit(),
         "simulated": rig.simulated,
         "operator": getpass.getuser(),
+        "commands": [typed] if (typed := os.environ.get("POLICYTRIM_COMMAND")) else [],
         "machine": f"{platform.node()} {platform.platform()} {platform.machine()} Python {platform.python_version()}",
         "arms": {arm.label: describe(arm.checkpoint or rig.inference.get("checkpoint", "")) for arm in session.arms},
         "camera_serials": dict(zip(camera.get("cameras", []), camera.get("serials", []))),

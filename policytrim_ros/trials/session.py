@@ -47,8 +47,8 @@ class Session(Config):
     seed: int = option(1000, "seed of the first scene, and of the order", low=0, high=2**31 - 1)
     block: int = option(2, "scenes whose trials are shuffled together; 0: nothing is shuffled", low=0, high=100)
     blind: bool = option(True, "nobody sees which arm a trial belongs to before the session is locked")
-    margin: float = option(0.1, "success may be lower by this much and still count as not inferior", low=0.001, high=1.0)
-    alpha: float = option(0.05, "probability of a wrong claim that is accepted", low=0.001, high=0.5)
+    margin: float = option(0.1, "success may be lower by this much and still count as not inferior", low=0.001, high=0.99)
+    alpha: float = option(0.05, "probability of a wrong claim that is accepted", low=0.001, high=0.49)
     stop: str = option(
         "fixed",
         "fixed: all scenes; sequential: a cell ends when the anytime-valid test has decided, at most after all scenes",
