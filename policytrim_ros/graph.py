@@ -234,7 +234,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"),
                 can_port=can_port,
                 speed_scale=arguments.speed_scale,
-                required_nodes=["camera", driver],
+                required_nodes=["camera", driver, *(["console"] if arguments.console else [])],  # no operator, no motion
             ),
         ),
     ]
@@ -292,7 +292,6 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 "console_node",
                 "policytrim_ros.nodes.console",
                 **common,
-                required=False,
                 needs=("controller",),
                 parameters=dict(
                     out=arguments.out,

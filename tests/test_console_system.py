@@ -6,11 +6,16 @@ POLICYTRIM_SCREENSHOTS=<directory> keeps a picture of each stage (docs/images/co
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from stack import wait_for
+from console_client import Client, url_in
+from stack import ROOT, wait_for
+from stack import Operator as RosOperator
 from test_system import System
 
 from policytrim_ros.trials.store import history, read, read_sessions
@@ -22,7 +27,8 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="no chromium and chromedriver: apt-get install both"
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="no chromium and chromedriver: apt-get install both",
     ),
 ]
 SCREENSHOTS = os.environ.get("POLICYTRIM_SCREENSHOTS", "")
@@ -74,7 +80,9 @@ class Operator:
 
     def fill(self, name: str, value) -> None:
         self.browser.execute_script(
-            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", self.at(name), value
+            "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+            self.at(name),
+            value,
         )
 
     def wait(self, condition, timeout_s: float) -> None:
@@ -158,3 +166,31 @@ def test_an_operator_carries_a_blind_session_out_in_a_browser_from_its_start_to_
     recordings = sorted(path.name for path in (tmp_path / "trials").rglob("*.mcap*"))
     assert recordings == ["trial-0001.mcap", "trial-0002.mcap"]
     assert "is not whole" not in log.read_text()
+
+
+def test_a_killed_console_means_hold_and_a_new_one_goes_on_with_the_session(system, tmp_path):
+    out = tmp_path / "trials"
+    up = system.up("up", "console:=true", "console_port:=0", "mode:=async", f"out:={out}")
+    log = tmp_path / "up.log"
+    wait_for(lambda: "\nrunning;" in log.read_text() or up.poll() is not None, "running", 180)
+    client, operator = Client(url_in(log)), RosOperator(system, beats=())
+    try:
+        client.order("start", plan={"scenes": 1, "seed": 1000, "timeout_s": 60.0}, attended=False)
+        operator.until(lambda: operator.state.startswith("moving: go"), "no motion", 60)
+        os.kill(system.pid("policytrim_ros.nodes.console"), signal.SIGKILL)
+        operator.until(lambda: operator.state.startswith("holding"), "no hold", 10)
+        assert "console" in operator.state
+        (session,) = read_sessions(out)
+        assert read(out) == [] and session["locked"] is None
+
+        line = ["policytrim_ros.nodes.console", "--ros-args", "-p", f"out:={out}", "-p", "port:=0"]
+        with open(tmp_path / "console.log", "w") as again:
+            system.processes["console"] = subprocess.Popen(
+                [sys.executable, "-u", "-m", *line], cwd=ROOT, env=system.environment, stdout=again, stderr=subprocess.STDOUT
+            )
+        wait_for(lambda: "console: http" in (tmp_path / "console.log").read_text(), "a new console", 60)
+        Client(url_in(tmp_path / "console.log")).order("resume", session=session["id"], attended=False)
+        wait_for(lambda: any(row.counts for row in read(out)), "an outcome", 120)
+        assert [row.number for row in read(out)] == [1]
+    finally:
+        operator.close()

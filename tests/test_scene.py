@@ -1,18 +1,26 @@
-"""The scene that an operator lays by hand, offered as the simulated world offers its own."""
+"""The scene that an operator lays by hand, offered as the simulated world offers its own, and a session at such a table."""
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import urllib.error
 
 import pytest
 import rclpy
+from console_client import Client, url_in
 from rcl_interfaces.srv import SetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
+from stack import ROOT, wait_for
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
+from test_trials import FakeSystem
 
 from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.nodes.scene import HandScene
+from policytrim_ros.trials.store import read, read_sessions
 
 pytestmark = pytest.mark.integration
 
@@ -92,3 +100,46 @@ def test_a_task_without_a_sentence_or_an_unknown_setting_is_refused_and_the_old_
     assert not result.successful and said in result.reason
     table.call("scene/reset")
     assert table.phase("laying")["task"] == "tape_box"
+
+
+def test_a_session_at_a_table_wants_the_scene_confirmed_go_and_the_outcome_by_one_key(tmp_path):
+    system = FakeSystem(scene=False)
+    values = dict(out=tmp_path, port=0, simulated="false", scene_node="scene")
+    words = [word for name, value in values.items() for word in ("-p", f"{name}:={value}")]
+    log = tmp_path / "console.log"
+    with open(log, "w") as said:
+        console = subprocess.Popen(
+            [sys.executable, "-u", "-m", "policytrim_ros.nodes.console", "--ros-args", *words], cwd=ROOT, stdout=said, stderr=said
+        )
+    try:
+        wait_for(lambda: "console: http" in log.read_text() or console.poll() is not None, "the console", 60)
+        assert console.poll() is None, log.read_text()
+        client = Client(url_in(log))
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            client.order("start", plan={"scenes": 1}, attended=False)
+        assert "an operator says go before every trial" in refused.value.read().decode()
+        client.order("start", plan={"scenes": 1, "seed": 1, "settings": ["dynamic"]}, attended=True)
+        wait_for(lambda: accepted(client, "confirm"), "nothing to confirm", 30)
+        assert "controller/go" not in system.orders
+        wait_for(lambda: accepted(client, "go"), "no go", 30)
+        wait_for(lambda: system.running and system.steps > 505, "no motion", 30)
+        wait_for(lambda: accepted(client, "label", outcome="success"), "no label", 30)
+        wait_for(lambda: read(tmp_path), "no row", 30)
+        (row,) = read(tmp_path)
+        assert (row.outcome, row.labelled_by, row.setting, row.number) == ("success", "Li", "dynamic", 1)
+        assert read_sessions(tmp_path)[0]["provenance"]["simulated"] is False
+        console.send_signal(signal.SIGINT)
+        assert console.wait(20) == 0, log.read_text()
+        assert "controller/hold" in system.orders
+    finally:
+        console.kill()
+        system.close()
+
+
+def accepted(client, order, **details) -> bool:
+    try:
+        client.order(order, **details)
+    except urllib.error.HTTPError as error:
+        assert error.code == 409, error.read()
+        return False
+    return True

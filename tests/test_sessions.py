@@ -358,3 +358,19 @@ def test_what_a_blind_desk_shows_does_not_change_with_the_arm(tmp_path):
         assert desk.seen(blind=False)["card"]["arm"] == name
         store.close()
     assert shown["A"] == shown["B"]
+
+
+def test_a_recording_that_is_not_whole_is_an_alarm_and_stays_in_the_record(tmp_path):
+    class Rig(VirtualRig):
+        def recorded(self):
+            return "recording failed: No space left on device"
+
+    plan, store = Session(arms=[Arm("A")], scenes=1, seed=3), Store(tmp_path)
+    store.begin("s", plan.as_dict(), {})
+    desk = Desk(store, records=True)
+    assert run_session(Rig(), "s", plan, schedule(plan), store, desk, lambda line: None) is None
+    store.close()
+    assert "the recording of trial 1 is not whole: recording failed: No space" in desk.seen(True)["alarms"][0]
+    (event,) = read_sessions(tmp_path)[0]["events"]
+    assert event["kind"] == "recording" and event["detail"]["trial"] == 1 and "No space" in event["detail"]["reason"]
+    assert read(tmp_path)[0].outcome == "success"

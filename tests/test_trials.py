@@ -337,7 +337,9 @@ def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
 class FakeSystem:
     """Controller, world and inference as one node in a thread: every trial succeeds after 10 control steps by default."""
 
-    def __init__(self):
+    def __init__(self, scene=True):
+        """``scene``: whether it also lays the scenes and sees the outcome, as a simulated world does."""
+        self.lays = scene
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
         self.node = node = rclpy.create_node("world", context=self.context)
@@ -345,14 +347,18 @@ class FakeSystem:
             node.declare_parameter(name, value)
         node.add_on_set_parameters_callback(self._check)
         self.orders, self.steps, self.scene_id, self.phase, self.state = [], 500, 0, "ready", "holding: home: arrived"
-        self.calls, self.running, self.endless, self.alive = 40, False, False, ["controller", "world", "inference"]
-        self._latched = {
-            name: node.create_publisher(String, name, LATCHED) for name in ("controller/state", "scene/state", "inference/status")
-        }
+        self.calls, self.running, self.endless, self.alive = (
+            40,
+            False,
+            False,
+            ["controller", *(["world"] if scene else []), "inference"],
+        )
+        topics = ("controller/state", "inference/status", *(["scene/state"] if scene else []))
+        self._latched = {name: node.create_publisher(String, name, LATCHED) for name in topics}
         self._consumed = node.create_publisher(Int64MultiArray, "controller/consumed", 10)
         self._joints = node.create_publisher(JointState, "joint_states", 10)
         self._heartbeat = node.create_publisher(String, "heartbeat", 10)
-        for order in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start"):
+        for order in ("controller/home", "controller/go", "controller/hold", *(["scene/reset", "scene/start"] if scene else [])):
             node.create_service(Trigger, order, lambda request, response, order=order: self._order(order, response))
         node.create_service(SetBool, "inference/run", lambda request, response: self._order(f"run {request.data}", response))
         node.create_timer(0.02, self._tick)
@@ -382,9 +388,9 @@ class FakeSystem:
         return response
 
     def _tick(self):
-        if self.running and self.state == "moving: go" and self.phase == "running":
+        if self.running and self.state == "moving: go" and (self.phase == "running" or not self.lays):
             self.steps, self.calls = self.steps + 1, self.calls + 1
-            if not self.endless and self.steps >= self._end:
+            if self.lays and not self.endless and self.steps >= self._end:
                 self.phase = "done"
         for name in self.alive:
             self._heartbeat.publish(String(data=name))
@@ -409,7 +415,8 @@ class FakeSystem:
             ("scene/state", json.dumps(scene)),
             ("inference/status", json.dumps(status)),
         ):
-            self._latched[name].publish(String(data=text))
+            if name in self._latched:
+                self._latched[name].publish(String(data=text))
 
     def close(self):
         self._executor.shutdown()

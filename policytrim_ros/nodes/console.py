@@ -40,7 +40,7 @@ from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
 from policytrim_ros.nodes.provenance import provenance
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
-from policytrim_ros.nodes.scene import HandScene
+from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
 from policytrim_ros.training import scene_cards
 from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
@@ -66,6 +66,7 @@ class ConsoleConfig(RigConfig):
     cameras: list = option(["front", "wrist"], "cameras whose pictures are shown")
     simulated: bool = option(True, "the scene is simulated; false: the operator lays it and names the outcome")
     tasks: list = option(["tape_box", "flip_mug", "hang_mug"], "tasks that a session may have")
+    instructions: list = option(list(INSTRUCTIONS), "real robot: what the policy is told, a line for each task, `task: sentence`")
     recorded: bool = option(False, "a recorder writes a file of each trial; one that is not whole is an alarm")
 
 
@@ -438,7 +439,7 @@ def main(args=None) -> int:
         config = declare(node, ConsoleConfig)
         rig = RosRig(node, config)
         if not config.simulated:
-            scene = HandScene()
+            scene = HandScene(node.get_namespace(), config.instructions)
             rig.add(scene)
         heartbeat(node)
 

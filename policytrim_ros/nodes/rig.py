@@ -87,8 +87,8 @@ class RosRig:
 
     @property
     def simulated(self) -> bool:
-        """Whether a simulated world was heard."""
-        return "world" in self._heard
+        """Whether a simulated world was heard, and it lays the scenes."""
+        return "world" in self._heard and not self.scene.get("by_hand", False)
 
     def connect(self) -> None:
         """Waits until controller, scene and inference have been heard; RigError names the one that is missing."""

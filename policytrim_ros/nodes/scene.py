@@ -20,6 +20,9 @@ from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.nodes.parameters import current, declare
 
 
+INSTRUCTIONS = ("tape_box: put the tape into the box", "flip_mug: set the mug upright", "hang_mug: hang the mug on the rack")
+
+
 @dataclass(frozen=True)
 class SceneConfig(Config):
     """Which scene is to be laid next; scene/reset asks for it."""
@@ -29,22 +32,16 @@ class SceneConfig(Config):
         "standard", "whether the target stays or is moved by the operator", choices=("standard", "dynamic"), read_only=False
     )
     seed: int = option(0, "number of the scene card", low=0, high=2**31 - 1, read_only=False)
-    instructions: list = option(
-        ["tape_box: put the tape into the box", "flip_mug: set the mug upright", "hang_mug: hang the mug on the rack"],
-        "what the policy is told, a line for each task: `task: sentence`",
-    )
-
-    @property
-    def sentences(self) -> dict[str, str]:
-        return {task.strip(): sentence.strip() for task, _, sentence in (line.partition(":") for line in self.instructions)}
 
 
 class HandScene(Node):
     """See the module."""
 
-    def __init__(self):
-        super().__init__("scene", enable_rosout=False)
+    def __init__(self, namespace: str = "", instructions=INSTRUCTIONS):
+        """``instructions``: what the policy is told, a line for each task, `task: sentence`. What the process was told on its command line is for another node."""
+        super().__init__("scene", namespace=namespace, enable_rosout=False, use_global_arguments=False)
         self.config = declare(self, SceneConfig)
+        self._sentences = {task.strip(): said.strip() for task, _, said in (line.partition(":") for line in instructions)}
         self.scene_id, self.phase, self.outcome, self.reason = 0, "done", None, ""
         self._laid, self._began, self._took_s = self.config, 0.0, 0.0
         self._state = self.create_publisher(String, "scene/state", LATCHED)
@@ -74,8 +71,8 @@ class HandScene(Node):
             wanted = current(self, SceneConfig, changes)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
-        if wanted.task not in wanted.sentences:
-            known = ", ".join(wanted.sentences)
+        if wanted.task not in self._sentences:
+            known = ", ".join(self._sentences)
             return SetParametersResult(successful=False, reason=f"task '{wanted.task}' has no instruction; known: {known}")
         self.config = wanted
         return SetParametersResult(successful=True)
@@ -102,7 +99,7 @@ class HandScene(Node):
             task=self._laid.task,
             setting=self._laid.setting,
             seed=self._laid.seed,
-            instruction=self._laid.sentences.get(self._laid.task, ""),
+            instruction=self._sentences.get(self._laid.task, ""),
             phase=self.phase,
             outcome=self.outcome,
             reason=self.reason,
