@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import curses
+import getpass
 import json
 import locale
 import os
@@ -31,6 +32,7 @@ SILENCE_S = 3.0  # the server speaks at least every second
 ANSWER_S = 130.0
 LONGEST_WAIT_S = 8.0
 REDRAW_S = 0.25
+REPAINT = "\x0c"  # Ctrl-L, as everywhere
 TONES = {
     "danger": curses.COLOR_RED,
     "attention": curses.COLOR_YELLOW,
@@ -40,13 +42,16 @@ TONES = {
 }
 
 
-def main(url: str, token: str = "", who: str = "operator", language: str = "") -> int:
-    """Shows the console at ``url`` until q or Ctrl-C; returns an exit code, 1 after one sentence about what went wrong."""
+def main(url: str, token: str = "", who: str = "", language: str = "") -> int:
+    """Shows the console at ``url`` until q or Ctrl-C; returns an exit code, 1 after one sentence about what went wrong.
+
+    ``who``: name in the record, '' for the user's; ``language``: en or zh, '' for the environment's.
+    """
     with suppress(locale.Error):
         locale.setlocale(locale.LC_ALL, "")
     words = Words(language or language_of(os.environ))
     try:
-        seat = Seat(Client(url, token), checked_name(who), words)
+        seat = Seat(Client(url, token), checked_name(who or getpass.getuser()), words)
         if sys.stdin.isatty() and sys.stdout.isatty():
             curses.set_escdelay(25)
             curses.wrapper(lambda screen: asyncio.run(seat.sit(Screen(screen, seat))))
@@ -401,7 +406,9 @@ class Screen:
                     while True:
                         key = self._screen.get_wch()
                         got += 1
-                        if isinstance(key, str) or key in self.KEYS or key == curses.KEY_ENTER:
+                        if key == REPAINT:
+                            self._screen.redrawwin()
+                        elif isinstance(key, str) or key in self.KEYS or key == curses.KEY_ENTER:
                             self._seat.press("Enter" if key == curses.KEY_ENTER else self.KEYS.get(key, key))
                 if not got and not os.isatty(sys.stdin.fileno()):
                     return

@@ -41,11 +41,10 @@ from policytrim_ros.nodes.process import heartbeat
 from policytrim_ros.nodes.provenance import provenance
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
 from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
-from policytrim_ros.training import scene_cards
 from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
 from policytrim_ros.trials.report import ReportError, report
-from policytrim_ros.trials.session import Session, schedule
+from policytrim_ros.trials.session import Session, Trial, schedule
 from policytrim_ros.trials.store import Store, StoreError, read_sessions
 
 TOKEN = "POLICYTRIM_TOKEN"
@@ -53,6 +52,8 @@ SHOWN = ("generation", "checkpoint", "horizon", "horizon_now", "cuts", "tail_rad
 SHOWN += ("mode", "calls", "probation", "earlier", "loading", "news", "complaint", "running")
 STILL = dict(mode="", complaint="", running=False)
 LISTED = 20
+CARDS = ("front", "wrist")
+"""Cameras of the simulator."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Console:
             if session not in [known["id"] for known in self._sessions]:
                 self.store.begin(session, spec.as_dict(), provenance(self.rig, spec))
             self._list_sessions()
+            self.desk.last = next(reversed(self.store.rows_of(session)), None)  # of before a restart: its outcome can be taken back
             self._make_cards(session, spec)
             done = run_session(self.rig, session, spec, schedule(spec), self.store, self.desk, self._say)
             self._ended = done or "complete"
@@ -154,9 +156,10 @@ class Console:
     def _make_cards(self, session: str, spec: Session) -> None:
         """Has the pictures of all scenes made, in a child of low priority; without a simulator on this machine there are none."""
         directory = self.store.path.parent / session / "cards"
-        plan = {"cells": spec.cells, "seeds": sorted({trial.seed for trial in schedule(spec)})}
+        scenes = {(t.task, t.setting, t.seed): {camera: card_name(t, camera) for camera in CARDS} for t in schedule(spec)}
+        plan = [dict(task=task, setting=setting, seed=seed, files=files) for (task, setting, seed), files in scenes.items()]
         replace_file(directory / "plan.json", json.dumps(plan).encode())
-        line = [sys.executable, "-m", scene_cards.__name__, str(directory / "plan.json"), str(directory)]
+        line = [sys.executable, "-m", "policytrim_ros.training.scene_cards", str(directory / "plan.json"), str(directory)]
         self._cards = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent)
 
     def _on_picture(self, camera: str):
@@ -268,8 +271,7 @@ class Console:
         trial = self.desk.trial
         if trial is None or self._session is None:
             return None
-        name = scene_cards.name(trial.task, trial.setting, trial.seed, camera)
-        path = self.store.path.parent / self._session / "cards" / name
+        path = self.store.path.parent / self._session / "cards" / card_name(trial, camera)
         return path.read_bytes() if path.is_file() else None
 
     def report(self, session: str, html: bool = True) -> str:
@@ -427,6 +429,11 @@ class Console:
     def close(self) -> None:
         if self._cards is not None and self._cards.poll() is None:
             self._cards.terminate()
+
+
+def card_name(trial: Trial, camera: str) -> str:
+    """File of the picture of the scene that ``trial`` wants, as ``camera`` would see it."""
+    return f"{trial.task}-{trial.setting}-{trial.seed}-{camera}.jpg"
 
 
 def main(args=None) -> int:
