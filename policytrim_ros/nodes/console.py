@@ -114,7 +114,9 @@ class Console:
             if session not in [known["id"] for known in self._sessions]:
                 self.store.begin(session, spec.as_dict(), provenance(self.rig, spec))
             self._list_sessions()
-            self.desk.last = next(reversed(self.store.rows_of(session)), None)  # of before a restart: its outcome can be taken back
+            self.desk.last = next(
+                reversed(self.store.rows_of(session)), None
+            )  # of before a restart: its outcome can be taken back
             self._make_cards(session, spec)
             done = run_session(self.rig, session, spec, schedule(spec), self.store, self.desk, self._say)
             self._ended = done or "complete"
@@ -392,21 +394,9 @@ class Console:
             raise NotNow("the session moves the arm home by itself; pause it first")
         return self._ask("controller/home", Trigger.Request(), ENABLE_S)
 
-    ORDERS = dict(
-        start=_start,
-        resume=_resume,
-        go=_go,
-        label=_label,
-        undo=_undo,
-        confirm=_confirm,
-        hold=_hold,
-        pause=_pause,
-        lock=_lock_session,
-        swap=_swap,
-        roll_back=_roll_back,
-        clear_fault=_clear_fault,
-        home=_home,
-    )
+    ORDERS = {"start": _start, "resume": _resume, "go": _go, "label": _label, "undo": _undo, "confirm": _confirm, "hold": _hold}
+    ORDERS |= {"pause": _pause, "lock": _lock_session, "swap": _swap, "roll_back": _roll_back, "clear_fault": _clear_fault}
+    ORDERS |= {"home": _home}
 
     def _ask(self, service: str, request, timeout_s: float = ANSWER_S) -> str:
         answer = self._answer(service, request, timeout_s)

@@ -15,6 +15,7 @@ import json
 import sqlite3
 import threading
 import time
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -125,53 +126,39 @@ FROM trial JOIN label ON label.id = (SELECT MAX(id) FROM label WHERE label.trial
 
 def read(out, session: str = "") -> list[Row]:
     """Every finished row below directory ``out``, or those of one session; [] when there is none."""
-    path = Path(out) / FILE
-    if not path.exists():
-        return []
-    with _translated(path):
-        connection = _open(path)
-        try:
-            return _rows(connection, session)
-        finally:
-            connection.close()
+    with _reading(out) as connection:
+        return _rows(connection, session) if connection else []
 
 
 def read_sessions(out) -> list[dict]:
     """All sessions below directory ``out``, the oldest first: id, began, spec, provenance, locked, lock_reason, events."""
-    path = Path(out) / FILE
-    if not path.exists():
-        return []
-    with _translated(path):
-        connection = _open(path)
-        try:
-            events: dict[str, list[dict]] = {}
-            for event in connection.execute("SELECT session, at, kind, detail FROM event ORDER BY id"):
-                events.setdefault(event["session"], []).append({**dict(event), "detail": json.loads(event["detail"])})
-            return [
-                {
-                    **dict(row),
-                    "spec": json.loads(row["spec"]),
-                    "provenance": json.loads(row["provenance"]),
-                    "events": events.get(row["id"], []),
-                }
-                for row in connection.execute("SELECT * FROM session ORDER BY began, id")
-            ]
-        finally:
-            connection.close()
+    with _reading(out) as connection:
+        if connection is None:
+            return []
+        events: dict[str, list[dict]] = {}
+        for event in connection.execute("SELECT session, at, kind, detail FROM event ORDER BY id"):
+            events.setdefault(event["session"], []).append({**dict(event), "detail": json.loads(event["detail"])})
+        sessions = [dict(row) for row in connection.execute("SELECT * FROM session ORDER BY began, id")]
+    decoded = ({name: json.loads(session[name]) for name in ("spec", "provenance")} for session in sessions)
+    return [{**session, **plain, "events": events.get(session["id"], [])} for session, plain in zip(sessions, decoded)]
 
 
 def history(out, trial_id: int) -> list[dict]:
     """All labels that a trial ever had, the oldest first: outcome, reason, labelled_by, at."""
+    with _reading(out) as connection:
+        labels = connection.execute("SELECT outcome, reason, labelled_by, at FROM label WHERE trial = ? ORDER BY id", (trial_id,))
+        return [dict(label) for label in labels]
+
+
+@contextmanager
+def _reading(out):
+    """The database below directory ``out``; None where there is none."""
     path = Path(out) / FILE
-    with _translated(path):
-        connection = _open(path)
-        try:
-            labels = connection.execute(
-                "SELECT outcome, reason, labelled_by, at FROM label WHERE trial = ? ORDER BY id", (trial_id,)
-            )
-            return [dict(label) for label in labels]
-        finally:
-            connection.close()
+    if not path.exists():
+        yield None
+        return
+    with _translated(path), closing(_open(path)) as connection:
+        yield connection
 
 
 class Store:
