@@ -127,6 +127,7 @@ class Trials:
       policytrim trials lock --out runs/mine                          from now on nothing can be added; unblinds the newest session
       policytrim trials report --out runs/mine                        report.html and report.md beside trials.db
       policytrim trials export trials.parquet --out runs/mine         or .csv, .json
+      policytrim trials combine --out runs/robot --simulated runs/sim        never pooled: prediction-powered inference
       policytrim trials import --out runs/mine --dataset data/mine    labelled recordings become a LeRobotDataset
     """
 
@@ -139,11 +140,12 @@ class Trials:
             ("lock", "end a session: nothing can be added or relabelled, and its arms may be seen"),
             ("report", "one self-contained page of a locked session: claims, figures, failures, commands"),
             ("export", "one row a trial, as CSV, Parquet or JSON"),
+            ("combine", "real trials with the help of simulated ones of the same scenes (prediction-powered inference)"),
             ("import", "labelled recordings of trials as a LeRobotDataset, for fine-tuning"),
         ):
             added[name] = actions.add_parser(name, help=said, description=said)
             added[name].add_argument("--out", default="runs", help="directory of trials.db (default: runs)")
-        for name in ("lock", "report", "export", "import"):
+        for name in ("lock", "report", "export", "combine", "import"):
             added[name].add_argument("--session", default="", help="which session (default: the newest)")
         added["run"].add_argument("plan", help="YAML file of the session, docs/trials.md")
         added["run"].add_argument(
@@ -153,6 +155,7 @@ class Trials:
         added["lock"].add_argument("--reason", default="", help="why now, when the session is not complete")
         added["report"].add_argument("--to", default="", help="directory of the report (default: <out>/<session>)")
         added["export"].add_argument("file", help="ends with .csv, .parquet or .json")
+        added["combine"].add_argument("--simulated", required=True, help="directory of the simulated trials")
         added["import"].add_argument(
             "--dataset", required=True, help="directory of the LeRobotDataset; added to when it is there"
         )

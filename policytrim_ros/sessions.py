@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from policytrim_ros.trials.combination import combined
+from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.export import ExportError, export
 from policytrim_ros.trials.report import ReportError, write
+from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.store import Store, StoreError, read, read_sessions
-from policytrim_ros.trials.table import show
+from policytrim_ros.trials.table import is_blind, show
 
-REFUSALS = (StoreError, ReportError, ExportError)
+REFUSALS = (StoreError, ReportError, ExportError, ClaimsError)
 
 
 def run_trials(options) -> int:
@@ -72,6 +75,18 @@ def import_trials(options) -> int:
     for line in (*found.left_out, *found.problems):
         print(line)
     return 1 if found.problems else 0
+
+
+def combine_trials(options) -> int:
+    """What the real trials say with the help of simulated ones, cell by cell."""
+    session = chosen(options)
+    spec = next(Session.from_mapping(found["spec"]) for found in read_sessions(options.out) if found["id"] == session)
+    sessions = [*read_sessions(options.out), *read_sessions(options.simulated)]
+    if blind := [found["id"] for found in sessions if is_blind(found)]:
+        raise StoreError(f"session {blind[0]} is blind; lock it first")
+    for cell in combined(spec, read(options.out, session), read(options.simulated), sessions):
+        print(f"{cell.name}: {cell.claim.verdict}\n  {cell.claim.sentence}")
+    return 0
 
 
 def chosen(options) -> str:
