@@ -43,7 +43,7 @@ def test_report_and_export_lie_where_they_were_asked_for(blind, tmp_path, capsys
 def test_real_trials_are_combined_with_simulated_ones_and_never_pooled(tmp_path, capsys):
     real, simulated = tmp_path / "real", tmp_path / "simulated"
     spec, more = plan(scenes=20, margin=0.3), plan(scenes=200, margin=0.3)
-    store_session(real, spec, rows_of(spec, failing(3)), provenance={"simulated": False})
+    store_session(real, spec, rows_of(spec, failing(3), "robot"), "robot", provenance={"simulated": False})
     store_session(simulated, more, rows_of(more, failing(3, 40)))
     assert main(["trials", "combine", "--out", str(real), "--simulated", str(simulated)]) == 0
     said = capsys.readouterr().out
