@@ -430,7 +430,7 @@ def main(args=None) -> int:
     """Serves until SIGINT or SIGTERM; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("console", enable_rosout=False)
-    store = server = console = scene = None
+    rig = store = server = console = scene = None
     code, stopped = 0, threading.Event()
     try:
         config = declare(node, ConsoleConfig)
@@ -457,7 +457,7 @@ def main(args=None) -> int:
         print(f"console: {error}", file=sys.stderr, flush=True)
         code = 1
     finally:
-        for part in (server, console, store):
+        for part in (server, console, store, rig):
             if part is not None:
                 part.close()
         for made in (scene, node):

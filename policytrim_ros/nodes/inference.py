@@ -26,7 +26,6 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
-import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
@@ -52,6 +51,7 @@ from policytrim_ros.nodes.messages import (
     seconds_to_time,
     time_to_seconds,
 )
+from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import run
 from policytrim_ros.policies import staging
@@ -488,35 +488,6 @@ class Inference(Node):
             self._changed.notify_all()
         self._worker.join(timeout=2.0)
         self._states.close()
-
-
-class Newest:
-    """The newest message of fast topics, taken when asked for.
-
-    A callback for each of 400 messages a second would take the interpreter from the policy: the reader is not served by
-    any executor, and DDS keeps only the newest message.
-    """
-
-    def __init__(self, node, kind, topics: dict[str, str]):
-        self._node = rclpy.create_node(
-            f"{node.get_name()}_states", namespace=node.get_namespace(), start_parameter_services=False
-        )
-        self._readers = {
-            name: self._node.create_subscription(kind, topic, lambda message: None, NEWEST) for name, topic in topics.items()
-        }
-        self._kept = dict.fromkeys(topics)
-
-    def take(self, name: str):
-        """The newest message of topic ``name``, or None before the first."""
-        reader = self._readers[name]
-        with reader.handle:
-            taken = reader.handle.take_message(reader.msg_type, False)
-        if taken is not None:
-            self._kept[name] = taken[0]
-        return self._kept[name]
-
-    def close(self) -> None:
-        self._node.destroy_node()
 
 
 def main() -> None:

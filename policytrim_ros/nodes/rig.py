@@ -19,7 +19,8 @@ from std_srvs.srv import SetBool, Trigger
 from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import READY
-from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, positions_of
+from policytrim_ros.nodes.messages import LATCHED, Consumed, positions_of
+from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.trials.protocol import Interrupted, RigError
 
 ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
@@ -56,7 +57,7 @@ class RosRig:
         self.next_step, self.stalls, self.stall_s = 0, 0, 0.0
         self.stop_signal = None
         self.diagnostics: dict[str, dict[str, str]] = {}  # node -> what it measures of itself
-        self._position, self._consumed, self._heard = None, False, {}
+        self._consumed, self._heard = False, {}
         self._horizon = 0  # what inference was last told; 0: nothing
         self._recording = ""
         self._executor = SingleThreadedExecutor()
@@ -68,7 +69,7 @@ class RosRig:
         self._trial = node.create_publisher(String, "trial/state", LATCHED)
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
-        node.create_subscription(JointState, "joint_states", self._on_joints, NEWEST)
+        self._joints = Newest(node, JointState, {"measured": "joint_states"})
         node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data, time.monotonic()), 50)
         self._clients = {
             name: node.create_client(Trigger, name)
@@ -93,7 +94,11 @@ class RosRig:
     def connect(self) -> None:
         """Waits until controller, scene and inference have been heard; RigError names the one that is missing."""
         for what, topic, heard in (
-            ("controller", "controller/state", lambda: self.controller[0] and self._position is not None and self._consumed),
+            (
+                "controller",
+                "controller/state",
+                lambda: self.controller[0] and self._joints.take("measured") is not None and self._consumed,
+            ),
             ("scene", "scene/state", lambda: self.scene),
             ("inference", "inference/status", lambda: self.inference),
         ):
@@ -122,7 +127,8 @@ class RosRig:
         return next((name for name in self.config.watch if now - self._heard.get(name, now) > SILENT_S), None)
 
     def at_ready(self) -> bool:
-        return self.controller[0] == "holding" and float(np.max(np.abs(self._position - READY))) < READY_TOLERANCE
+        measured = self._joints.take("measured")
+        return self.controller[0] == "holding" and float(np.max(np.abs(positions_of(measured) - READY))) < READY_TOLERANCE
 
     def home(self) -> None:
         self._trigger("controller/home", ENABLE_S)
@@ -213,6 +219,7 @@ class RosRig:
         return {name: plain(parameter_value_to_python(value)) for name, value in zip(names, values)}
 
     def close(self) -> None:
+        self._joints.close()
         self._executor.shutdown()
 
     def _trigger(self, name: str, timeout_s: float = ANSWER_S) -> None:
@@ -251,9 +258,6 @@ class RosRig:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self.diagnostics[status.name] = {value.key: value.value for value in status.values}
-
-    def _on_joints(self, message: JointState) -> None:
-        self._position = positions_of(message)
 
 
 def weights_at(checkpoint: str) -> str:

@@ -115,7 +115,8 @@ def main(args=None) -> int:
     """Runs the trials; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("trial", start_parameter_services=False, enable_rosout=False)  # little for others to discover
-    screen, store, code, session = Screen(), None, 0, ""
+    screen, code, session = Screen(), 0, ""
+    rig = store = None
     try:
         config = declare(node, TrialConfig)
         rig = RosRig(node, config)
@@ -160,6 +161,8 @@ def main(args=None) -> int:
             if store.rows:
                 screen.say(show(config.out))
             store.close()
+        if rig is not None:
+            rig.close()
         node.destroy_node()
         rclpy.try_shutdown()
     return code
