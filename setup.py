@@ -63,7 +63,9 @@ EXTRAS = {
         "mcap>=1.6,<2",  # recordings that Foxglove and rosbag2 read
         "mcap-ros2-support==0.6.0",  # reads them without ROS, for the clips of a report
     ],
-    "console": ["aiohttp>=3.9"],  # the operator's page and its terminal client
+    "console": [
+        "aiohttp>=3.14,<4",  # the operator's page and its terminal client; older ones keep connections that never send a header
+    ],
     "test": [
         "pytest>=7.4",  # the tests
         "hypothesis>=6.100",  # properties of core
@@ -91,7 +93,7 @@ setup(
     ],
     install_requires=["setuptools", "numpy>=1.26", "PyYAML>=6"],  # what a ROS 2 installation already has
     extras_require=EXTRAS,
-    zip_safe=True,
+    zip_safe=False,
     entry_points={
         "console_scripts": [
             "policytrim = policytrim_ros.cli:main",

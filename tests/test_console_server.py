@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hmac
 import json
 import logging
 import socket
@@ -508,7 +509,7 @@ def timed(work) -> float:
 
 def test_tokens_are_compared_in_constant_time(monkeypatch):
     compared = []
-    real = server.Access.__init__.__globals__["hmac"].compare_digest
+    real = hmac.compare_digest
     monkeypatch.setattr("policytrim_ros.console.access.hmac.compare_digest", lambda a, b: compared.append(1) or real(a, b))
     access = Access("0.0.0.0", TOKEN)
     assert access.has_token({"Authorization": f"bearer {TOKEN}"}, {}) and not access.has_token({"Authorization": "Bearer x"}, {})

@@ -40,7 +40,8 @@ from policytrim_ros.console.cockpit import NEEDED, Cockpit, Malformed, Refused, 
 
 PAGE = Path(__file__).parent / "page"
 FILES = {path.name: path for path in PAGE.iterdir() if path.suffix in (".js", ".css", ".json", ".svg")}
-PICTURES_HZ = 20.0
+PICTURES_HZ = 30.0
+"""How often new pictures are looked for; so many of a camera a viewer gets at most."""
 STATE_S = 0.2
 QUIET_S = 1.0
 """A client that hears nothing for three times as long has lost the connection."""

@@ -21,6 +21,7 @@ import time
 import unicodedata
 from contextlib import suppress
 from typing import Any, Callable, Mapping
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -31,6 +32,7 @@ from policytrim_ros.console.language import Words, keys, language_of
 SILENCE_S = 3.0  # the server speaks at least every second
 ANSWER_S = 130.0
 LONGEST_WAIT_S = 8.0
+LEAVE_S = 5.0
 REDRAW_S = 0.25
 REPAINT = "\x0c"  # Ctrl-L, as everywhere
 TONES = {
@@ -69,6 +71,9 @@ class Client:
     """The connection to a console server: `state` is the newest, or None while nothing is heard; comes back by itself."""
 
     def __init__(self, url: str, token: str):
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ConsoleError(f"{url} is no address; expected http://host:port")
         self.url, self.state, self.you = url.rstrip("/"), None, {}
         self.heard = 0.0
         self._id = secrets.token_hex(16)
@@ -93,13 +98,11 @@ class Client:
                     if error.status in (401, 403):
                         why = f"the token is missing or wrong; set {TOKEN}" if error.status == 401 else "does not serve us (403)"
                         raise ConsoleError(f"{self.url}: {why}") from error
-                except aiohttp.InvalidURL as error:
-                    raise ConsoleError(f"{self.url} is no address; expected http://host:port") from error
                 except (aiohttp.ClientError, OSError, asyncio.TimeoutError, TypeError, ValueError):
                     pass  # lost, and tried again
                 self.state = None
                 changed()
-                await asyncio.sleep(min(LONGEST_WAIT_S, 0.25 * 2**attempt))
+                await asyncio.sleep(min(LONGEST_WAIT_S, 0.25 * 2 ** min(attempt, 6)))
                 attempt += 1
 
     async def post(self, path: str, who: str, **more) -> tuple[bool, str | None]:
@@ -133,6 +136,8 @@ class Seat:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()  # raises what it ended with
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=LEAVE_S)  # what was ordered last is still delivered
         finally:
             for task in [*work, *self._tasks]:
                 task.cancel()
