@@ -1,6 +1,6 @@
 """An operator in a real browser, in front of the whole simulated robot: a blind session from its start to its report.
 
-POLICYTRIM_SCREENSHOTS=<directory> keeps a picture of each stage (docs/images/console_*.png were made so).
+POLICYTRIM_SCREENSHOTS=<directory> keeps a picture of each stage (the pictures of the console in docs/images were made so).
 """
 
 import os

@@ -60,3 +60,12 @@ def test_a_directory_without_sessions_and_an_unknown_session_are_named(action, t
     store_session(tmp_path, spec, rows_of(spec))
     assert main(["trials", action, "--out", str(tmp_path), "--session", "x", *more]) == 1
     assert "holds no session x; it has s1" in capsys.readouterr().err
+
+
+def test_the_baseline_is_what_others_are_compared_with_whichever_came_first(tmp_path, capsys):
+    spec = plan(scenes=4)
+    rows = sorted(rows_of(spec), key=lambda row: (row.label != "trimmed", row.number))
+    store_session(tmp_path, spec, rows)
+    assert main(["trials", "list", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert said.index("| baseline") < said.index("| trimmed") and "| baseline | trimmed |" in said

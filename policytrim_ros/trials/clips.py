@@ -51,7 +51,9 @@ def _frames(recording: Path, ended, seconds, rate_hz, height) -> list:
         begin = max(first, end - int(seconds * 1e9))
         step, due, newest, found = int(1e9 / rate_hz), begin, {}, []
         before = begin - int(1e9)  # what a camera last saw before the clip begins
-        for _, channel, message, image in reader.iter_decoded_messages(cameras, max(first, before), end + 1) if cameras else ():
+        for _, channel, message, image in (
+            reader.iter_decoded_messages(cameras, starting_at=max(first, before), ending_before=end + 1) if cameras else ()
+        ):
             while message.log_time >= due and len(newest) == len(cameras):
                 found.append(dict(newest))
                 due += step

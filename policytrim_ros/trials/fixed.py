@@ -59,6 +59,10 @@ def _holm(p_values: Sequence[float]) -> list[tuple[float, float]]:
     return [(p, adjusted[i]) for i, p in enumerate(p_values)]
 
 
+FEWEST = 5
+"""Seconds of fewer successes are no ground for a verdict, whatever their interval: its t supposes a normal spread."""
+
+
 def _success_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim:
     spec = data.spec
     method = "Newcombe, paired" if data.paired else "Newcombe, unpaired"
@@ -113,6 +117,10 @@ def _time_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim
         where = "there is no scene in which both succeeded" if data.paired else "one arm has no success"
         return Claim(TIME, verdict, f"Nothing can be said: {where}.", gap, math.nan, p, adjusted)
     means = f"{sum(before) / len(before):.1f} → {sum(after) / len(after):.1f} s, {gap.words} over {where} ({gap.method})"
+    if n < FEWEST:
+        return Claim(
+            TIME, NOT_SUPPORTED, f"So few do not tell who is faster ({FEWEST} are wanted): {means}.", gap, bound, p, adjusted
+        )
     needed = None
     if verdict == SUPPORTED:
         sentence = f"{data.second} is faster than {data.first} where both succeed: {means}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.trials.store import Row, read, read_sessions
@@ -58,7 +59,7 @@ def show(out) -> str:
     seen = unblinded(rows, sessions)
     kinds: dict[bool | None, list[Row]] = {}
     said = {session["id"]: session["provenance"].get("simulated") for session in sessions}
-    for row in seen:
+    for row in in_order(seen, sessions):
         kinds.setdefault(said.get(row.session), []).append(row)
     title = {True: "Simulated:\n\n", False: "Real:\n\n", None: "Of unknown origin:\n\n"} if len(kinds) > 1 else {}
     parts = [title.get(kind, "") + tables(of_kind) for kind, of_kind in kinds.items()]
@@ -71,6 +72,17 @@ def unblinded(rows: list[Row], sessions: list[dict]) -> list[Row]:
     """Those of ``rows`` whose arm may be seen: of sessions that are locked or were never blind."""
     blind = {session["id"] for session in sessions if is_blind(session)}
     return [row for row in rows if row.session not in blind]
+
+
+def in_order(rows: list[Row], sessions: list[dict]) -> list[Row]:
+    """``rows`` cell by cell, in each the arms as their session names them: the first one is what others are compared with."""
+    place = {
+        (session["id"], arm["name"] or Path(arm["checkpoint"]).name): number
+        for session in sessions
+        for number, arm in enumerate(session["spec"].get("arms", ()))
+    }
+    cells = {cell: number for number, cell in enumerate(dict.fromkeys((row.task, row.setting) for row in rows))}
+    return sorted(rows, key=lambda row: (cells[row.task, row.setting], place.get((row.session, row.label), 0)))
 
 
 def is_blind(session: dict) -> bool:
