@@ -783,6 +783,8 @@ def state_with(**changes):
         (dict(trial__phase="labelling"), "label", "held by the operator"),
         (dict(trial__phase="ready", trial__unlabelled=6), "label", ""),
         (dict(trial__phase="preparing", scene__by_hand=True, scene__phase="laying"), "lay", "put the tape in the box"),
+        (dict(trial__phase="homing"), "homing", ""),
+        (dict(trial__phase="homing", robot__state="unconfigured"), "homing", ""),
         (dict(trial__phase="preparing"), "preparing", ""),
         (dict(trial__phase="ready"), "ready", ""),
         (dict(trial__phase="done"), "done", ""),

@@ -21,6 +21,7 @@ from policytrim_ros.trials.session import Arm, Session, read_session, schedule
 from policytrim_ros.trials.store import FILE, Store, StoreError, history, read, read_sessions
 
 AB = [Arm("A", "models/a"), Arm("B", "models/b", 15)]
+ONE = Session(arms=[Arm("A")], scenes=1, seed=10, block=0, timeout_s=5.0)
 
 
 # ---- the plan and its order ----------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ class AttendedRig(VirtualRig):
 
     def __init__(self, script, operator):
         super().__init__(script)
-        self.operator, self.stop_signal = operator, None
+        self.operator, self.stop_signal, self.at_home = operator, None, False
 
     def wait(self, condition, timeout_s):
         end = self.now + min(timeout_s, 200.0)
@@ -238,6 +239,17 @@ class AttendedRig(VirtualRig):
             self._live()
             self.operator(self)
         return True
+
+    def at_ready(self):
+        return self.at_home and super().at_ready()
+
+    def home(self):
+        super().home()
+        self.at_home = True
+
+    def run(self, on):
+        super().run(on)
+        self.at_home = self.at_home and not on
 
     def go(self):
         super().go()
@@ -374,3 +386,59 @@ def test_a_recording_that_is_not_whole_is_an_alarm_and_stays_in_the_record(tmp_p
     (event,) = read_sessions(tmp_path)[0]["events"]
     assert event["kind"] == "recording" and event["detail"]["trial"] == 1 and "No space" in event["detail"]["reason"]
     assert read(tmp_path)[0].outcome == "success"
+
+
+def test_with_hands_near_the_arm_it_does_not_move_home_before_a_go_and_that_go_is_not_the_trials(tmp_path):
+    plan, store = Session(arms=AB, scenes=1, seed=10, block=0), Store(tmp_path)
+    desk, seen = Desk(store, attended=True, hands=True), []
+
+    def operator(rig):
+        seen.append((phase(desk), rig.orders[-1] if rig.orders else ""))
+        if phase(desk) in ("homing", "ready") and len(seen) % 30 == 0:
+            desk.go()
+
+    rig = AttendedRig({}, operator)
+    assert run_session(rig, "s", plan, schedule(plan), store, desk, lambda line: None) is None
+    store.close()
+    phases = [name for i, (name, _) in enumerate(seen) if i == 0 or seen[i - 1][0] != name]
+    assert phases[:3] == ["homing", "ready", "running"] and phases.count("ready") == 2
+    assert {order for name, order in seen if name == "homing"} <= {"", "hold"}, "it moved home before the go"
+    assert sum(name == "ready" for name, _ in seen) > 10, "the go for home started the trial, too"
+
+
+def test_an_arm_that_rests_at_the_ready_pose_needs_no_go_for_home(tmp_path):
+    plan, store = Session(arms=[Arm("A")], scenes=1, seed=10), Store(tmp_path)
+    desk, phases = Desk(store, attended=True, hands=True), set()
+
+    def operator(rig):
+        phases.add(phase(desk))
+        if phase(desk) == "ready":
+            desk.go()
+
+    rig = AttendedRig({}, operator)
+    rig.controller, rig.at_home = ("holding", "home: arrived"), True
+    run_session(rig, "s", plan, schedule(plan), store, desk, lambda line: None)
+    store.close()
+    assert "homing" not in phases and "ready" in phases
+
+
+def test_after_an_aborted_trial_the_arm_waits_for_a_go_before_it_moves_home_again(tmp_path):
+    homes = []
+
+    def operator(desk, rig):
+        homes.append((phase(desk), rig.orders.count("home")))
+        if phase(desk) == "running" and not read(tmp_path):
+            rig.quiet = "camera"
+        elif phase(desk) == "homing" and len([h for h in homes if h[0] == "homing"]) > 20:
+            rig.quiet = None
+            desk.go()
+        elif phase(desk) == "ready":
+            desk.go()
+
+    def lost(rig):
+        rig.controller, rig.script[10] = ("holding", "node lost: camera"), "success"
+
+    _, ended, rig = attended(tmp_path, operator, {10: lambda rig: rig.quiet and lost(rig)}, ONE)
+    assert ended is None
+    assert [r.outcome for r in read(tmp_path)] == ["aborted", "success"]
+    assert {count for name, count in homes if name == "homing"} == {1}

@@ -15,6 +15,7 @@ WORDS = {  # name of the word (its text is in page/strings.*.json): symbol, tone
     "disturb": ("⇄", "attention"),
     "label": ("?", "attention"),
     "running": ("▶", "go"),
+    "homing": ("⌂", "attention"),
     "lay": ("▤", "attention"),
     "preparing": ("…", "calm"),
     "ready": ("●", "ready"),
@@ -39,6 +40,8 @@ def _name_and_reason(state: Mapping[str, Any]) -> tuple[str, str]:
         return "fault", reason
     if robot.get("silent"):
         return "silent", str(robot["silent"])
+    if phase == "homing" and trial.get("unlabelled") is None:
+        return "homing", ""
     if arm not in ("holding", "moving"):
         return ("unconfigured" if arm == "unconfigured" else "unknown"), reason
     if state.get("disturb"):
@@ -60,7 +63,7 @@ def sensible_orders(state: Mapping[str, Any]) -> list[str]:
     phase, unlabelled, running = trial.get("phase", "idle"), trial.get("unlabelled") is not None, bool(session.get("running"))
     in_trial = phase in ("running", "labelling")
     fits = {
-        "go": phase == "ready" and not unlabelled,
+        "go": phase in ("homing", "ready") and not unlabelled,
         "label": in_trial or unlabelled,
         "undo": bool(trial.get("last")) and not in_trial and not unlabelled and not session.get("locked"),
         "confirm": _by_hand(scene),

@@ -76,7 +76,7 @@ class Console:
 
     def __init__(self, node, config: ConsoleConfig, rig: RosRig, store: Store, scene: HandScene | None):
         self.node, self.config, self.rig, self.store, self.scene = node, config, rig, store, scene
-        self.desk = Desk(store, attended=True, records=config.recorded, changed=self._tell)
+        self.desk = Desk(store, attended=True, records=config.recorded, hands=not config.simulated, changed=self._tell)
         self._session = self._spec = None  # of the session that is conducted, or was the last
         self._wanted = None  # session and spec to be conducted next, and whether an operator says go
         self._conducting, self._ended, self._lock = False, "", threading.Lock()

@@ -128,7 +128,9 @@ class RosRig:
 
     def at_ready(self) -> bool:
         measured = self._joints.take("measured")
-        return self.controller[0] == "holding" and float(np.max(np.abs(positions_of(measured) - READY))) < READY_TOLERANCE
+        if self.controller[0] != "holding" or measured is None:
+            return False
+        return float(np.max(np.abs(positions_of(measured) - READY))) < READY_TOLERANCE
 
     def home(self) -> None:
         self._trigger("controller/home", ENABLE_S)

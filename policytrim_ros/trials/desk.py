@@ -26,9 +26,15 @@ class Desk:
     """One run of trials as an operator sees it. ``changed``: called after every change, from whatever thread made it."""
 
     def __init__(
-        self, store: Store | None = None, attended: bool = False, records: bool = False, changed: Callable = lambda: None
+        self,
+        store: Store | None = None,
+        attended: bool = False,
+        records: bool = False,
+        hands: bool = False,
+        changed: Callable = lambda: None,
     ):
-        self.store, self.attended, self.records = store, attended, records
+        """``hands``: whether hands may be near the arm between two trials, so that it waits for a go before it moves home, too."""
+        self.store, self.attended, self.records, self.hands = store, attended, records, hands
         self.verdict: tuple[str, str, str] | None = None  # outcome, reason, who
         self.trial: Trial | None = None
         self.recording = self.session = self.left = ""
@@ -47,15 +53,22 @@ class Desk:
         self.phase("preparing")
 
     def phase(self, name: str) -> None:
-        """idle | preparing | ready | running | labelling | done | complete"""
+        """idle | homing | preparing | ready | running | labelling | done | complete"""
         with self._lock:
-            self.began = name in ("running", "labelling") or (self.began and name != "preparing")
+            self.began = name in ("running", "labelling") or (self.began and name not in ("homing", "preparing"))
+            if name in ("homing", "preparing", "ready"):
+                self._go = False  # each go is for one motion
             self._phase, self._since = name, time.monotonic()
         self._changed()
 
     def may_go(self) -> bool:
         with self._lock:
             return not self.attended or (self._go and not self.unlabelled)
+
+    @property
+    def asks_before_home(self) -> bool:
+        """Whether the arm moves home only after a go: hands may be near, or something, a hold for instance, has stopped the last trial."""
+        return self.attended and (self.hands or (self.last is not None and self.last.outcome == "aborted"))
 
     def end(self, row: Row) -> None:
         with self._lock:
@@ -77,7 +90,7 @@ class Desk:
 
     def go(self) -> None:
         with self._lock:
-            if self._phase != "ready":
+            if self._phase not in ("homing", "ready"):
                 raise NotNow(f"go is given when a trial is ready, not while it is {self._phase}")
             if self.unlabelled:
                 raise NotNow(f"trial {self.last.number} has no outcome; give it one first")

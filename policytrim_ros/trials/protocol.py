@@ -154,7 +154,7 @@ def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None
     meter = Meter(rig)
     cause, by = None, "protocol"
     try:
-        prepare(rig, trial)
+        prepare(rig, trial, desk)
         desk.phase("ready")
         rig.wait(desk.may_go, math.inf)
         meter.reset()
@@ -182,8 +182,12 @@ UNKNOWN = "unknown"
 """The arm is at rest and only the operator can say what came of it."""
 
 
-def prepare(rig: Rig, trial: Trial) -> None:
+def prepare(rig: Rig, trial: Trial, desk: Desk) -> None:
     """Brings the arm to the ready pose and lays the scene; raises RigError when either does not come about."""
+    if desk.asks_before_home and not rig.at_ready():
+        desk.phase("homing")
+        rig.wait(desk.may_go, math.inf)
+        desk.phase("preparing")
     rig.home()
     rig.use(trial.arm.checkpoint, trial.arm.horizon)
     if not rig.wait(lambda: rig.at_ready() or rig.controller[0] == "fault", trial.answer_s) or rig.controller[0] == "fault":
