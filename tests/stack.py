@@ -206,10 +206,22 @@ class Operator:
             self.spin(0.5)
         raise AssertionError(f"the arm cannot be made ready: {self.state}")
 
+    def go(self) -> None:
+        """Says go, again a little later while it is refused: a controller that has just started may not have heard every node yet, and
+        orders without a pause would keep it from hearing them."""
+
+        def accepted():
+            answer = self.order("controller/go")
+            if not answer.success:
+                self.spin(0.25)
+            return answer.success
+
+        self.until(accepted, "go is refused")
+
     def swing(self) -> None:
         """Says go and keeps joint1 swinging by chunks, as an inference node would."""
         self.until(lambda: self._chunks.get_subscription_count() > 0, "nobody listens to chunks")
-        self.until(lambda: self.order("controller/go").success, "go is refused")
+        self.go()
         base, origin = np.array(READY), self.consumed.next_step
 
         def path(steps):

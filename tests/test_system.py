@@ -100,7 +100,7 @@ def test_a_process_killed_in_motion_is_named_and_the_arm_holds(system, module, d
     try:
         operator.ready()
         assert operator.order("scene/reset").success
-        operator.until(lambda: operator.order("controller/go").success, "go is refused")
+        operator.go()
         assert operator.order("scene/start").success
         assert operator.order("inference/run", True).success
         began = operator.consumed.next_step
@@ -144,7 +144,7 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm(system):
     try:
         operator.ready()
         assert operator.order("scene/reset").success
-        operator.until(lambda: operator.order("controller/go").success, "go is refused")
+        operator.go()
         assert operator.order("inference/run", True).success
         began = operator.consumed.next_step
         operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")
