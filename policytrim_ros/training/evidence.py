@@ -109,7 +109,7 @@ def evidence_page(recipe, evidence: dict, before, after, checks) -> str:
         "",
         "## Checks while training (selection scenes)",
         "",
-        "| stage | iteration | minutes | h | SR | S (all) | N (all) |",
+        "| stage | iteration | minutes | h | SR | S (lost: as given up) | N (all) |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for check in checks:

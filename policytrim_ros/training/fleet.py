@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.replanning import SYNC
 from policytrim_ros.policies.policy import ChunkPolicy
 from policytrim_ros.training.adapters import merged_weights
 from policytrim_ros.training.groups import Group, Rollouts, collect
@@ -35,14 +36,17 @@ BACKENDS = ("cpu", "gpu")
 
 @dataclass(frozen=True)
 class Grounds:
-    """Where rollouts are played: factory of the environment (module:name), setting, size of the rendered pictures (width,
-    height) in px, environments of every worker, and whether they are single ones (cpu) or one vector environment (gpu)."""
+    """Where and how rollouts are played: factory of the environment (module:name), setting, size of the rendered pictures (width,
+    height) in px, environments of every worker, whether they are single ones (cpu) or one vector environment (gpu), and
+    the executor's mode with the latency of a look (s)."""
 
     environment: str
     setting: str = "standard"
     image_size: tuple[int, int] = (212, 120)
     lanes: int = 8
     backend: str = "cpu"
+    mode: str = SYNC
+    latency_s: float = 0.0
 
 
 class Worker:
@@ -68,6 +72,8 @@ class Worker:
                     cameras=cameras,
                     object_slots=contract.object_slots,
                     conditions=Conditions(
+                        self.grounds.mode,
+                        self.grounds.latency_s,
                         rebuild=self.grounds.backend == "cpu",
                         limit=limits.get(task, 0),
                         guarded=contract.moves_joints,

@@ -3,7 +3,7 @@
     rollouts = collect(envs, policy, exploration, [Group("tape_box", 7, horizons=(5, 10, 15, 5), draw=0)], cameras=(...))
     experience = rollouts.experience(advantages)         # one advantage for every episode; None: its group taught nothing
 
-Episodes run through the robot's own executor (`rollout.play`): sync, without latency. A member's horizon is its start's;
+Episodes run through the robot's own executor (`rollout.play`), under its conditions. A member's horizon is its start's;
 the policy predicts all H actions and the first h are executed, or samples a plan of h (`FlowExploration.plans`).
 """
 

@@ -102,7 +102,7 @@ class Trimming:
         if recipe.horizon > self.longest:
             raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
         size = recipe.camera_width, recipe.camera_height
-        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend)
+        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend, recipe.mode, recipe.latency_s)
         self._fleet_options = dict(processes=processes, ray=ray)
         self.bench = evaluate.Bench(
             recipe.environment,
@@ -340,7 +340,7 @@ class Trimming:
             "horizon": horizon,
             "minutes": round(self.elapsed_s / 60, 2),
             "success_rate": _rate(rows),
-            "steps": float(np.mean([row["steps_all"][0] for row in rows])),
+            "steps": float(np.mean([self._cost(row) for row in rows])),
             "steps_success": float(np.mean([row["steps_success"][0] for row in rows if row["successes"]] or [math.nan])),
             "calls": float(np.mean([row["calls_all"][0] for row in rows])),
             "words": _words(rows),
@@ -353,6 +353,12 @@ class Trimming:
         )
         if self.best is None or self._better(check, self.best):
             self.best, self._best_weights = check, self._weights()
+
+    def _cost(self, row: dict) -> float:
+        """Mean steps of an evaluation in which an episode without success counts as long as a rollout that is given up: one that
+        the controller ends early has saved nothing."""
+        lost = max(self.recipe.limit, 1.0) * self.budgets[row["task"]]
+        return float(np.mean([e["steps"] if e["outcome"] == "success" else lost for e in row["episodes_list"]]))
 
     def _better(self, check: dict, best: dict) -> bool:
         """Stage 1 wants the latest policy whose success at the longest horizon is within the recipe's margin of the best one's (a
@@ -410,7 +416,7 @@ class Trimming:
         if self._workers is None:
             self._workers = evaluate.Workers(bench)
         for task in self.tasks:
-            row = Evaluation(task, self.recipe.task_setting, episodes, horizon)
+            row = Evaluation(task, self.recipe.task_setting, episodes, horizon, self.recipe.mode, self.recipe.latency_s)
             wanted = evaluate.identity(row, bench, weights)
             report = next((r for r in kept if evaluate.same(r, wanted)), None)
             if report is None:

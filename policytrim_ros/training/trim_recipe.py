@@ -15,6 +15,7 @@ import yaml
 
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
+from policytrim_ros.core.replanning import ASYNC, SYNC
 from policytrim_ros.policies.samplers import Sampler
 from policytrim_ros.training.grpo import GrpoConfig
 from policytrim_ros.training.recipe import SETTINGS, Lora, digest_of, read_mapping, tupled, world_of
@@ -54,6 +55,15 @@ class TrimRecipe(Config):
     environment: str = option("sim_bridge.env:TaskEnv", "factory of the environment, module:name")
     camera_width: int = option(212, "width at which pictures are rendered", low=32, high=1920, unit="px")
     camera_height: int = option(120, "height at which pictures are rendered", low=32, high=1080, unit="px")
+
+    mode: str = option(
+        SYNC,
+        "how the policy is run, in rollouts and in evaluation: sync, the arm waits for every chunk; async, it plays the old one",
+        choices=(SYNC, ASYNC),
+    )
+    latency_s: float = option(
+        0.0, "time from a look to the arrival of its chunk, rounded up to control steps", low=0, high=10, unit="s"
+    )
 
     alpha: float = option(1.3, "S_base / mean S of the baseline's successes: the step budget", low=1, high=10)
     reading: str = option(
