@@ -1,5 +1,5 @@
 # make demo    the simulated arm does three tasks, moved through the real nodes; ends with a table
-# make test    all tests
+# make test    all tests: the unit tests in two processes, then, alone, those that start real processes
 # Both make .venv and install what is missing first (once).
 
 .PHONY: help setup demo test bench models clean
@@ -19,7 +19,9 @@ demo: setup
 
 test: setup
 	@scripts/bootstrap --browser
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -m "not integration" --numprocesses 2 --dist loadfile $(ARGS); unit=$$?; \
+	.venv/bin/python -m pytest -m integration $(ARGS); real=$$?; \
+	case $$unit,$$real in 0,0|0,5|5,0) ;; *) echo "tests failed: exit code $$unit (unit), $$real (real processes)"; exit 1;; esac
 
 clean:
 	rm -rf runs build install log .pytest_cache .hypothesis *.egg-info

@@ -68,6 +68,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest>=7.4",  # the tests
+        "pytest-xdist>=3.5",  # unit tests in two processes
         "hypothesis>=6.100",  # properties of core
         "scipy>=1.13",  # statistics to compare ours with
         "statsmodels>=0.14",  # the same, for rates and sample sizes

@@ -254,6 +254,29 @@ def test_groups_are_scenes_of_training_alone_and_tasks_take_turns(trimming):
     assert len(draws) == 3 * len(seen) and len({group.seed for group in seen}) == len(seen)
 
 
+def test_rollouts_and_evaluation_meet_the_latency_that_the_recipe_names(trimming):
+    one = trimming(mode="async", latency_s=0.1)
+    try:
+        rollouts = one.fleet.collect([Group("tape_box", 7, (2, 3), draw=5)])
+        late = [skipped for result in rollouts.results[0] for _, skipped, _ in result.looks[1:]]
+        assert sum(late) > 0  # the arm went on while the policy looked
+        for result, row in zip(rollouts.results[0], (0, 1)):
+            mine = rollouts.executed[rollouts.episode == row]
+            assert mine.sum() == result.steps  # what was skipped is not learned from
+        (report,) = one._play(one.recipe.parent, None, 2, 3)
+        assert (report["mode"], report["latency_s"]) == ("async", 0.1)
+    finally:
+        one.close()
+
+
+def test_a_lost_episode_costs_as_much_as_one_that_is_given_up(trimming):
+    one = trimming(limit=2.0)
+    one.budgets = {"tape_box": 50.0}
+    held = {"outcome": "failure", "steps": 3}
+    row = {"task": "tape_box", "episodes_list": [{"outcome": "success", "steps": 40}, held]}
+    assert one._cost(row) == 0.5 * (40 + 100)
+
+
 def test_a_collapsed_policy_is_given_up_for_the_best(trimming):
     one = trimming(**{"extension.iterations": 0, "saving.iterations": 6, "saving.groups": 4, "collapse": 0.2, "check_every": 4})
     iterate = one._iterate
