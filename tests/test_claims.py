@@ -292,6 +292,13 @@ def test_a_reader_is_warned_of_arms_that_were_not_one_policy_each():
     assert sum("Different execution horizons" in w for w in claims(spec, horizons, [about()]).warnings) == 2
     same = [replace(r, weights_sha256="f" * 64) for r in rows]
     assert any("baseline and trimmed are the same policy" in w for w in claims(spec, same, [about()]).warnings)
+    whole = plan(
+        tasks=["tape_box", "flip_mug"], arms=[TWO[0], {"name": "trimmed", "checkpoints": {"tape_box": "a", "flip_mug": "b"}}]
+    )
+    each = [replace(r, weights_sha256=r.label[0] + r.task) if r.label == "trimmed" else r for r in rows_of(whole)]
+    assert not any("Different" in w for w in claims(whole, each, [about()]).warnings)  # each task has a policy of its own
+    each[-1] = replace(each[-1], label="trimmed", weights_sha256="e" * 64)
+    assert any("under the name trimmed (flip_mug)" in w for w in claims(whole, each, [about()]).warnings)
     strange = [*rows, replace(rows[0], label="stranger")]
     assert any("Trials of stranger are left out" in w for w in claims(spec, strange, [about()]).warnings)
 

@@ -30,6 +30,13 @@ def test_csv_has_one_row_a_trial_with_every_column_and_what_its_session_was(tmp_
     assert {r["label"]: r["contract_sha256"] for r in rows} == {"trimmed": "c" * 64, "baseline": ""}
 
 
+def test_the_contract_of_an_arm_with_several_checkpoints_is_that_of_the_task(tmp_path):
+    by_task = {"tasks": {"tape_box": {"contract_sha256": "d" * 64}, "flip_mug": {"contract_sha256": "e" * 64}}}
+    store_session(tmp_path, SPEC, rows_of(SPEC), provenance={**PROVENANCE, "arms": {"trimmed": by_task}})
+    export(tmp_path, tmp_path / "x.csv")
+    assert {r["label"]: r["contract_sha256"] for r in from_csv(tmp_path / "x.csv")} == {"trimmed": "d" * 64, "baseline": ""}
+
+
 def test_parquet_and_json_hold_the_same_trials(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     store_session(tmp_path, SPEC, rows_of(SPEC), provenance=PROVENANCE)

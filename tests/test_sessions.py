@@ -68,6 +68,10 @@ def test_a_code_says_nothing_about_the_arm_that_a_reader_could_learn():
         ({"arms": [{"checkpoint": "x/a"}, {"checkpoint": "y/a"}]}, "each once"),
         ({"arms": [{"chekpoint": "x"}]}, "chekpoint"),
         ({"arms": "models/a"}, "expected names with values"),
+        ({"arms": [{"checkpoints": {"tape_box": "x"}}]}, "give this arm a name"),
+        ({"arms": [{"name": "A", "checkpoints": ["x"]}]}, "expected task: directory"),
+        ({"arms": [{"name": "A", "checkpoints": {"tape_box": ""}}]}, "expected task: directory"),
+        ({"arms": [{"name": "A", "checkpoints": {"hang_mug": "x"}}]}, "a checkpoint for hang_mug, which is none of the tasks"),
         ({"settings": ["moving"]}, "none of standard, dynamic"),
         ({"tasks": ["../etc"]}, "names such as tape_box"),
         ({"stop": "sequential", "arms": [{"name": "A"}]}, "compares two arms"),
@@ -86,6 +90,19 @@ def test_a_plan_survives_its_way_through_yaml_and_json(tmp_path):
     (tmp_path / "plan.yaml").write_text("tasks: [tape_box\n")
     with pytest.raises(ConfigError, match="plan.yaml"):
         read_session(tmp_path / "plan.yaml")
+
+
+def test_an_arm_may_have_a_checkpoint_for_each_task(tmp_path):
+    plan = Session(["tape_box", "flip_mug"], arms=[{"name": "A", "checkpoint": "a", "checkpoints": {"flip_mug": "f"}}], scenes=1)
+    loaded = []
+    rig = VirtualRig({})
+    rig.use = lambda checkpoint, horizon: loaded.append(checkpoint)
+    store = Store(tmp_path)
+    run_session(rig, "s", plan, schedule(plan), store, Desk(store), lambda line: None)
+    assert loaded == ["a", "f"] and {row.label for row in store.rows_of("s")} == {"A"}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan.as_dict()))
+    assert read_session(tmp_path / "plan.yaml") == plan
+    store.close()
 
 
 # ---- the database --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import policytrim_ros
 from policytrim_ros.core.contract import is_remote
 from policytrim_ros.nodes.rig import DESCRIBED, RosRig
 from policytrim_ros.training.version import commit
-from policytrim_ros.trials.session import Session
+from policytrim_ros.trials.session import Arm, Session
 
 
 def provenance(rig: RosRig, session: Session) -> dict:
@@ -27,11 +27,18 @@ def provenance(rig: RosRig, session: Session) -> dict:
         "operator": getpass.getuser(),
         "commands": [typed] if (typed := os.environ.get("POLICYTRIM_COMMAND")) else [],
         "machine": f"{platform.node()} {platform.platform()} {platform.machine()} Python {platform.python_version()}",
-        "arms": {arm.label: describe(arm.checkpoint or rig.inference.get("checkpoint", "")) for arm in session.arms},
+        "arms": {arm.label: of_arm(arm, session.tasks, rig.inference.get("checkpoint", "")) for arm in session.arms},
         "camera_serials": dict(zip(camera.get("cameras", []), camera.get("serials", []))),
         "firmware": rig.diagnostics.get("controller", {}).get("firmware", ""),
         "parameters": parameters,
     }
+
+
+def of_arm(arm: Arm, tasks: list[str], loaded: str) -> dict:
+    """`describe` of the arm's checkpoint (or of what is ``loaded``); by task where it has several."""
+    if not arm.checkpoints:
+        return describe(arm.checkpoint or loaded)
+    return {"tasks": {task: describe(arm.checkpoint_for(task) or loaded) for task in tasks}}
 
 
 def describe(checkpoint: str) -> dict:

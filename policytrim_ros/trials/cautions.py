@@ -73,7 +73,11 @@ def _of_the_session(spec: Session, rows, sessions, kind, compared: Sequence[Evid
 
 def _of_the_arms(spec: Session, rows, strangers) -> list[str]:
     found = [f"Trials of {', '.join(strangers)} are left out: the plan does not know such an arm."] if strangers else []
-    uses = {arm.label: [row for row in rows if row.label == arm.label and row.counts] for arm in spec.arms}
+    uses: dict[str, list] = {}
+    for row in rows:
+        arm = next((arm for arm in spec.arms if arm.label == row.label), None)
+        if arm is not None and row.counts:
+            uses.setdefault(f"{row.label} ({row.task})" if arm.checkpoints else row.label, []).append(row)
     for label, trials in uses.items():
         for what, values in (
             ("weights", {row.weights_sha256[:12] for row in trials}),

@@ -79,7 +79,8 @@ def record(row: Row, session: dict | None) -> dict:
     if session is None:
         return values
     values |= {name: of(session) for name, of in OF_SESSION.items()}
-    values["contract_sha256"] = session["provenance"].get("arms", {}).get(row.label, {}).get("contract_sha256")
+    arm = session["provenance"].get("arms", {}).get(row.label, {})
+    values["contract_sha256"] = arm.get("tasks", {}).get(row.task, arm).get("contract_sha256")
     return values | dict.fromkeys((*HIDDEN, "contract_sha256")) if values["blind"] else values
 
 

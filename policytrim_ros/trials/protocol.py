@@ -189,7 +189,7 @@ def prepare(rig: Rig, trial: Trial, desk: Desk) -> None:
         rig.wait(desk.may_go, math.inf)
         desk.phase("preparing")
     rig.home()
-    rig.use(trial.arm.checkpoint, trial.arm.horizon)
+    rig.use(trial.arm.checkpoint_for(trial.task), trial.arm.horizon)
     if not rig.wait(lambda: rig.at_ready() or rig.controller[0] == "fault", trial.answer_s) or rig.controller[0] == "fault":
         raise RigError(f"the arm did not reach the ready pose (controller: {': '.join(rig.controller)})")
     before = rig.scene.get("scene_id")

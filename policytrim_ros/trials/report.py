@@ -331,7 +331,8 @@ def commands(spec: Session, provenance: dict) -> list[str]:
     """What was typed, where the provenance says so (its ``commands``), else what leads to the same session."""
     if said := provenance.get("commands"):
         return [str(line) for line in said]
-    checkpoint = f" checkpoint:={spec.arms[0].checkpoint}" if spec.arms[0].checkpoint else ""
+    first = spec.arms[0].checkpoint_for(spec.tasks[0])
+    checkpoint = f" checkpoint:={first}" if first else ""
     hardware = (
         " sim:=false can_port:=<port> cameras:=front=<serial>,wrist=<serial>" if provenance.get("simulated") is False else ""
     )

@@ -30,6 +30,19 @@ class Arm(Config):
     name: str = option("", "name in tables, shown once the session is locked; empty: the checkpoint's")
     checkpoint: str = option("", "directory of the checkpoint, or ws://host:port; empty: what inference has loaded")
     horizon: int = option(0, "execution horizon h; 0: the checkpoint's own", low=0, high=1000)
+    checkpoints: dict = option({}, "task: checkpoint, for tasks that have one of their own; such an arm needs a name")
+
+    def __post_init__(self):
+        super().__post_init__()
+        own = self.checkpoints
+        if not isinstance(own, dict) or not all(isinstance(text, str) and text for pair in own.items() for text in pair):
+            raise ConfigError(f"Arm.checkpoints = {own!r}: expected task: directory, for one task or several")
+        if own and not self.name:
+            raise ConfigError(f"Arm.checkpoints = {own!r}: give this arm a name, it is more than one checkpoint")
+
+    def checkpoint_for(self, task: str) -> str:
+        """What inference has to load for ``task``; '' where it is what it has loaded."""
+        return self.checkpoints.get(task, self.checkpoint)
 
     @property
     def label(self) -> str:
@@ -71,6 +84,8 @@ class Session(Config):
             raise ConfigError(f"Session.settings: '{sorted(unknown)[0]}' is none of {', '.join(SETTINGS)}")
         if not all(isinstance(task, str) and task.isidentifier() for task in self.tasks):
             raise ConfigError(f"Session.tasks = {self.tasks}: names such as tape_box")
+        if strange := {task for arm in self.arms for task in arm.checkpoints} - set(self.tasks):
+            raise ConfigError(f"Session.arms: a checkpoint for {sorted(strange)[0]}, which is none of the tasks {self.tasks}")
         if self.stop == "sequential" and len(self.arms) != 2:
             raise ConfigError(f"Session.stop: the sequential test compares two arms, not {len(self.arms)}")
 

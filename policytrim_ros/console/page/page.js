@@ -339,6 +339,12 @@ function addArm(name = "") {
 }
 $("more-arms").addEventListener("click", () => addArm());
 
+function checkpoints(text) { // "directory", or one for each task: "tape_box=directory, flip_mug=directory"
+  const own = text.split(",").map((part) => part.trim().match(/^(\w+)\s*=\s*(.+)$/));
+  if (own.every(Boolean)) return { checkpoints: Object.fromEntries(own.map(([, task, directory]) => [task, directory])) };
+  return { checkpoint: text };
+}
+
 const ticked = (id) => [...all(`#${id} input:checked`)].map((input) => input.value);
 
 $("start").addEventListener("submit", async (event) => {
@@ -346,7 +352,7 @@ $("start").addEventListener("submit", async (event) => {
   const other = $("start-other").value.split(/[\s,]+/).filter(Boolean);
   const arms = [...$("arms").children].map((row) => {
     const value = (key) => row.querySelector(`[data-field=${key}]`).value.trim();
-    return { name: value("name"), checkpoint: value("checkpoint"), horizon: Number(value("horizon")) };
+    return { name: value("name"), ...checkpoints(value("checkpoint")), horizon: Number(value("horizon")) };
   });
   const plan = {
     tasks: [...ticked("start-tasks"), ...other],
