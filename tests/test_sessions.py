@@ -16,7 +16,7 @@ from test_trials import VirtualRig, row
 
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.trials.desk import Desk, NotNow
-from policytrim_ros.trials.protocol import Interrupted, decided_cells, pairs, run_session, upcoming
+from policytrim_ros.trials.protocol import Interrupted, RigError, decided_cells, pairs, run_session, upcoming
 from policytrim_ros.trials.session import Arm, Session, read_session, schedule
 from policytrim_ros.trials.store import FILE, Store, StoreError, history, read, read_sessions
 
@@ -387,6 +387,24 @@ def test_what_a_blind_desk_shows_does_not_change_with_the_arm(tmp_path):
         assert desk.seen(blind=False)["card"]["arm"] == name
         store.close()
     assert shown["A"] == shown["B"]
+
+
+def test_a_reason_that_names_a_checkpoint_is_kept_in_the_record_and_not_shown_to_a_blind_operator(tmp_path):
+    plan = Session(arms=AB, scenes=1, seed=10, block=0)
+
+    class Rig(VirtualRig):
+        def use(self, checkpoint, horizon):
+            raise RigError(f"{checkpoint} is not used, models/a-b stays")
+
+    store, said = Store(tmp_path), []
+    store.begin("s", plan.as_dict(), {})
+    desk = Desk(store)
+    ended = run_session(Rig(), "s", plan, schedule(plan), store, desk, said.append)
+    shown = (ended, said[0], desk.seen(True)["last"]["reason"], store.rows_of("s")[0].reason)
+    assert all("(a policy) is not used, models/a-b stays" in text and "models/a " not in text for text in shown)
+    (event,) = read_sessions(tmp_path)[0]["events"]
+    assert (event["kind"], event["detail"]["text"]) == ("reason", "models/a is not used, models/a-b stays")
+    store.close()
 
 
 def test_a_recording_that_is_not_whole_is_an_alarm_and_stays_in_the_record(tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Callable, Protocol, Sequence
 
 from policytrim_ros.core.safety import blames_policy
@@ -94,6 +95,9 @@ def run_session(
         row, cause = run_trial(rig, trial, desk)
         if isinstance(cause, Interrupted) and not desk.began:
             raise cause  # before go there was nothing to record
+        if spec.blind and (shown := spec.concealed(row.reason)) != row.reason:
+            store.note(session, "reason", trial=trial.number, text=row.reason)
+            row = replace(row, reason=shown)
         row = store.append(Row(**{**vars(row), "session": session, "recording": desk.recording if desk.records else ""}))
         here += 1
         desk.end(row)

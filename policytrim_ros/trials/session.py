@@ -9,6 +9,7 @@ light, wear, the operator, falls on all arms alike. An operator sees the code of
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Mapping
@@ -92,6 +93,12 @@ class Session(Config):
     @property
     def cells(self) -> list[tuple[str, str]]:
         return [(task, setting) for task in self.tasks for setting in self.settings]
+
+    def concealed(self, text: str) -> str:
+        """``text``, with "(a policy)" in the place of every checkpoint of an arm."""
+        named = {name for arm in self.arms for name in (arm.checkpoint, *arm.checkpoints.values()) if name}
+        names = sorted(named | {Path(name).name for name in named}, key=len, reverse=True)
+        return re.sub(rf"(?<![\w-])(?:{'|'.join(map(re.escape, names))})(?![\w-])", "(a policy)", text) if names else text
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, from which `from_mapping` makes the same session."""
