@@ -449,15 +449,12 @@ def checkpoint_at(argument: str, directory: str) -> str:
 def planned(arguments: LaunchArguments) -> LaunchArguments:
     """``arguments`` with task, setting, seed and first checkpoint of the plan; ConfigError when an arm is missing or lacks a task."""
     session = read_session(arguments.plan)
-    for arm in session.arms:
-        if not arm.checkpoint or is_remote(arm.checkpoint):
+    for checkpoint, task in ((arm.checkpoint_for(task), task) for arm in session.arms for task in session.tasks):
+        if not checkpoint or is_remote(checkpoint):
             continue
-        lacking = set(session.tasks) - set(
-            json.loads(Path(checkpoint_at("plan", arm.checkpoint), "manifest.json").read_text())["tasks"]
-        )
-        if lacking:
-            raise ConfigError(f"{arguments.plan}: {arm.checkpoint} was not made for {', '.join(sorted(lacking))}")
-    first = session.arms[0].checkpoint or arguments.checkpoint
+        if task not in json.loads(Path(checkpoint_at("plan", checkpoint), "manifest.json").read_text())["tasks"]:
+            raise ConfigError(f"{arguments.plan}: {checkpoint} was not made for {task}")
+    first = session.arms[0].checkpoint_for(session.tasks[0]) or arguments.checkpoint
     return replace(arguments, task=session.tasks[0], setting=session.settings[0], seed=session.seed, checkpoint=first)
 
 

@@ -29,6 +29,7 @@ from policytrim_ros.graph import (
     consequence,
     graph,
     own_checkpoint,
+    planned,
     renderer,
     resolve_checkpoint,
     runtime_dir,
@@ -74,6 +75,18 @@ def own_runtime(tmp_path, monkeypatch):
 
 
 # ---- the graph --------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_refused_when_the_checkpoint_of_an_arm_was_not_made_for_its_task(tmp_path):
+    arm = {"name": "A", "checkpoint": str(ROOT / "models/piper-pi0-tiny")}
+    own = {"tape_box": str(ROOT / "models/tape-box-pi0-trimmed")}
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(yaml.safe_dump({"tasks": ["tape_box", "flip_mug"], "arms": [{**arm, "checkpoints": own}]}))
+    arguments = planned(LaunchArguments(plan=str(plan)))
+    assert (arguments.task, arguments.checkpoint) == ("tape_box", own["tape_box"])
+    plan.write_text(yaml.safe_dump({"tasks": ["tape_box", "flip_mug"], "arms": [{"checkpoint": own["tape_box"]}]}))
+    with pytest.raises(ConfigError, match="plan.yaml: .*tape-box-pi0-trimmed was not made for flip_mug"):
+        planned(LaunchArguments(plan=str(plan)))
 
 
 def test_the_simulated_system_starts_from_the_world_upwards(checkpoint):
