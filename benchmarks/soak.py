@@ -65,8 +65,8 @@ ARM = {
 FAULTS = {f"arm: {name}": Fault(2.0) for name in ARM}
 FAULTS |= {
     "arm: 5 % of frames lost": Fault(0.0),
-    "cameras unplugged": Fault(8.0, "starved"),
-    "front camera stalls": Fault(8.0, "starved"),
+    "cameras unplugged": Fault(8.0, "camera stale"),
+    "front camera stalls": Fault(8.0, "'camera/front' is silent"),
 }
 FAULTS |= {"inference stopped": Fault(3.0, "'inference' is silent"), "operator hold": Fault(0.5)}
 FAULTS |= {"exchange of the policy": Fault(0.0), "exchange for a damaged checkpoint": Fault(0.0)}

@@ -234,7 +234,12 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"),
                 can_port=can_port,
                 speed_scale=arguments.speed_scale,
-                required_nodes=["camera", driver, *(["console"] if arguments.console else [])],  # no operator, no motion
+                required_nodes=[
+                    "camera",
+                    *(f"camera/{name}" for name in cameras),
+                    driver,
+                    *(["console"] if arguments.console else []),  # no operator, no motion
+                ],
             ),
         ),
     ]

@@ -222,7 +222,7 @@ def test_velocity_and_effort_are_reported_in_si_units(own_arm):
 def test_the_effort_of_old_firmware_is_multiplied_by_four(firmware, factor, monkeypatch):
     piper = Piper(PiperConfig())
     piper._sdk, piper._firmware = type("Sdk", (), {"GetCanFps": lambda self: 3040.0})(), firmware
-    joints, motors, drivers = (time.time(), 1, 0, 0, 0, 0, 0), ((0, 1000),) * 6, ((0, 240),) * 6
+    joints, motors, drivers = (time.monotonic(), 1, 0, 0, 0, 0, 0), ((0, 1000),) * 6, ((0, 240),) * 6
     effort = piper._build(joints, motors, (0, 500, 0), (1, 0, 1, 0, 0), drivers, "").state.effort
     assert np.allclose(effort, [factor] * 3 + [1.0] * 3 + [0.5])
 
@@ -253,6 +253,17 @@ def test_a_muted_arm_leaves_its_last_feedback_with_its_age(arm, piper):
     wait_for(lambda: time.monotonic() - piper.feedback().state.stamp > 1.0, "old feedback")
     arm.inject("clear")
     wait_for(lambda: time.monotonic() - piper.feedback().state.stamp < 0.5, "fresh feedback")
+
+
+@pytest.mark.parametrize("jump_s", [300.0, -300.0])
+def test_a_wall_clock_that_is_set_makes_feedback_neither_old_nor_fresh(arm, piper, jump_s, monkeypatch):
+    real, since = time.time, piper.feedback().state.stamp
+    arm.inject("mute")
+    wait_for(lambda: time.monotonic() - piper.feedback().state.stamp > 0.3, "old feedback")
+    monkeypatch.setattr(time, "time", lambda: real() + jump_s)
+    monkeypatch.setattr(piper, "_bus_error", "the feedback is put together anew")
+    assert piper.feedback().problems
+    assert 0.3 < time.monotonic() - piper.feedback().state.stamp < 30.0 and piper.feedback().state.stamp >= since
 
 
 def test_a_healthy_arm_has_no_problems_whether_enabled_or_not():

@@ -1,5 +1,6 @@
 """Each fault is injected into the running processes, beneath the product; the emulated arm's true joints must come to hold."""
 
+import shutil
 import signal
 import time
 
@@ -10,6 +11,10 @@ from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 from policytrim_ros.nodes.messages import chunk_to_message, seconds_to_time
+from sim_bridge.wall_clock import WallClock
+
+REQUIRED = dict(required_nodes="['camera','camera/front','inference']")
+BEATS = ("camera", "camera/front", "inference")
 
 pytestmark = pytest.mark.integration
 
@@ -17,9 +22,12 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     running = Stack(tmp_path_factory.mktemp("stack"))
+    running.clock = WallClock(running.folder) if shutil.which("cc") else None
+    if running.clock:
+        running.environment.update(running.clock.environment)
     try:
         running.start_emulator()
-        running.start_controller(required_nodes="['camera','inference']")
+        running.start_controller(**REQUIRED)
         yield running
     finally:
         running.close()
@@ -29,8 +37,8 @@ def stack(tmp_path_factory):
 def operator(stack):
     """An operator beside a controller that holds at the ready pose; whatever a test broke is mended afterwards."""
     if stack.processes["controller"].poll() is not None:
-        stack.start_controller(required_nodes="['camera','inference']")
-    made = Operator(stack)
+        stack.start_controller(**REQUIRED)
+    made = Operator(stack, BEATS)
     made.ready()
     yield made
     stack.clear()
@@ -96,15 +104,32 @@ def test_a_starved_controller_holds(stack, operator):
     stack.assert_held(operator.spin)
 
 
-@pytest.mark.parametrize("lost", ["camera", "inference"])
-def test_a_lost_node_is_named_and_the_arm_holds(stack, operator, lost):
+@pytest.mark.parametrize(
+    "lost, failsafe", [("camera", "node lost"), ("inference", "node lost"), ("camera/front", "camera stale")]
+)
+def test_a_lost_node_or_camera_is_named_and_the_arm_holds(stack, operator, lost, failsafe):
     operator.swing()
     operator.beats.discard(lost)
-    operator.until(lambda: operator.state.startswith("holding"), "the lost node is not noticed", 5.0)
-    assert f"'{lost}' is silent" in operator.state
+    operator.until(lambda: operator.state.startswith("holding"), "the loss is not noticed", 5.0)
+    assert operator.state.startswith(f"holding: {failsafe}: '{lost}' is silent")
     stack.assert_held(operator.spin)
     refused = operator.order("controller/go")
     assert not refused.success and lost in refused.message
+
+
+@pytest.mark.parametrize("jump_s", [300.0, -300.0])
+def test_a_wall_clock_that_is_set_holds_the_arm_and_a_go_moves_it_again(stack, operator, jump_s):
+    if stack.clock is None:
+        pytest.skip("needs a C compiler")
+    operator.swing()
+    stack.clock.jump(jump_s)
+    operator.until(lambda: operator.state.startswith("holding"), "the jump is not noticed", 5.0)
+    assert f"clock jump: by {jump_s:+.1f} s" in operator.state
+    stack.assert_held(operator.spin)
+    operator.rest()
+    operator.swing()  # neither the bus nor the middleware is worse off
+    operator.spin(0.5)
+    assert operator.state.startswith("moving")
 
 
 def nan_chunk(first):
@@ -150,7 +175,7 @@ def test_a_killed_controller_leaves_the_arm_holding_and_its_successor_starts_fro
     where = np.array(stack.truth()["position"])
     operator.rest()
     operator.state = ""
-    stack.start_controller(required_nodes="['camera','inference']")
+    stack.start_controller(**REQUIRED)
     operator.until(lambda: "unconfigured" in operator.state, "the new controller does not speak")
     operator.spin(0.5)
     assert np.max(np.abs(np.array(stack.truth()["position"]) - where)) < 0.003
@@ -167,7 +192,7 @@ def test_ctrl_c_in_motion_decelerates_and_leaves_the_arm_held(stack, operator):
     stack.assert_held(operator.spin)
     operator.rest()
     operator.state = ""
-    stack.start_controller(required_nodes="['camera','inference']")
+    stack.start_controller(**REQUIRED)
     operator.until(lambda: "unconfigured" in operator.state, "the new controller does not speak")
 
 

@@ -142,7 +142,7 @@ def test_a_demonstrator_takes_the_place_of_inference_and_is_required_like_it():
     processes = {process.name: process for process in graph(LaunchArguments(checkpoint="demonstrator:hesitant"))}
     assert "inference" not in processes
     assert processes["demonstrator"].parameters["style"] == "hesitant"
-    assert processes["controller"].parameters["required_nodes"] == ["camera", "demonstrator"]
+    assert processes["controller"].parameters["required_nodes"] == ["camera", "camera/front", "camera/wrist", "demonstrator"]
 
 
 def test_emulator_and_controller_meet_on_the_same_bus_and_session():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.executor import ChunkRefused
-from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits, blames_policy
 from policytrim_ros.core.supervisor import Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 
@@ -220,6 +220,49 @@ def test_a_lost_node_holds_and_is_named():
         arm.supervisor.heartbeat("inference", arm.now)
         arm.run(0.1)
     assert arm.state == "holding" and "'camera' is silent" in arm.supervisor.reason
+
+
+def test_a_camera_that_falls_silent_is_named_and_is_not_the_fault_of_the_policy():
+    arm = Arm(required_nodes=["camera", "camera/front"], heartbeat_timeout_s=0.5)
+    for name in ("camera", "camera/front"):
+        arm.supervisor.heartbeat(name, arm.now)
+    arm.go()
+    arm.play(n=100)
+    for _ in range(10):
+        arm.supervisor.heartbeat("camera", arm.now)
+        arm.run(0.1)
+    assert arm.state == "holding" and arm.supervisor.reason.startswith("camera stale: 'camera/front' is silent")
+    assert not blames_policy(arm.supervisor.reason)
+    with pytest.raises(Refused, match="camera 'camera/front' is not running"):
+        arm.supervisor.go(arm.health, arm.now)
+
+
+@pytest.mark.parametrize(
+    "jump_s, state", [(300.0, "holding"), (-300.0, "holding"), (0.6, "holding"), (0.4, "moving"), (0.0, "moving")]
+)
+def test_a_wall_clock_that_is_set_while_the_arm_moves_holds_it_and_one_that_is_slewed_does_not(jump_s, state):
+    arm = moving(clock_jump_s=0.5)
+    arm.play(n=40)
+    for step in range(100):  # slewed by 500 ppm all the while
+        arm.supervisor.clock(1.7e9 + 500e-6 * step * DT + (jump_s if step > 50 else 0.0))
+        arm.run(DT)
+    assert arm.state == state
+    if state == "holding":
+        assert arm.supervisor.reason.startswith(f"clock jump: by {jump_s:+.1f} s; find out who sets the clock")
+        arm.go()
+        arm.supervisor.clock(1.7e9 + jump_s)
+        assert arm.state == "moving"  # what is over is not held against the arm
+
+
+def test_a_clock_that_was_set_before_the_arm_moved_does_not_matter():
+    arm = Arm()
+    arm.supervisor.clock(0.0)
+    arm.go()
+    arm.supervisor.clock(0.0)
+    arm.run(0.1)
+    arm.supervisor.hold()
+    arm.supervisor.clock(1e6)
+    assert arm.supervisor.reason == "operator hold"
 
 
 def test_a_blocked_arm_holds_where_it_is_and_does_not_push_on():

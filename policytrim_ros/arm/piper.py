@@ -300,7 +300,6 @@ class Piper:
         return self._cached[1]
 
     def _build(self, joints, motors, gripper, arm, drivers, bus_error) -> Feedback:
-        stamp = time.monotonic() - max(0.0, time.time() - joints[0])
         older = (status.firmware_number(self._firmware) or FULL_EFFORT_SINCE) < FULL_EFFORT_SINCE
         factors = (4.0 if older else 1.0,) * 3 + (1.0,) * 3
         ctrl_mode, arm_status, move_mode, not_reached, err_code = arm
@@ -309,7 +308,7 @@ class Piper:
             position=frozen([q / MDEG for q in joints[1:]] + [stroke * 1e-6], (7,)),
             velocity=frozen([speed * 1e-3 for speed, _ in motors] + [self._snapshots.gripper_speed * 1e-6], (7,)),
             effort=frozen([effort * factor * 1e-3 for (_, effort), factor in zip(motors, factors)] + [grip * 1e-3], (7,)),
-            stamp=stamp,
+            stamp=joints[0],
         )
         found = status.problems(ctrl_mode, arm_status, err_code, [bits for bits, _ in drivers], gripper_bits)
         if not any(joints[1:]) and not any(voltage for _, voltage in drivers):
@@ -480,11 +479,12 @@ class _Snapshots:
     def take(self, sdk, message) -> None:
         can_id = message.arbitration_id
         self.seen.add(can_id)
-        self._stamps[can_id] = message.timestamp
+        # at once into the monotonic clock: frames must not seem old, or fresh, because the wall clock was set
+        stamp = self._stamps[can_id] = time.monotonic() - max(0.0, time.time() - message.timestamp)
         if can_id == JOINT_IDS[-1]:
             q = sdk.GetArmJointMsgs().joint_state
-            stamp = min(self._stamps.get(each, 0.0) for each in JOINT_IDS)
-            self.joints = (stamp, q.joint_1, q.joint_2, q.joint_3, q.joint_4, q.joint_5, q.joint_6)
+            oldest = min(self._stamps.get(each, 0.0) for each in JOINT_IDS)
+            self.joints = (oldest, q.joint_1, q.joint_2, q.joint_3, q.joint_4, q.joint_5, q.joint_6)
         elif can_id == MOTOR_IDS[-1]:
             info = sdk.GetArmHighSpdInfoMsgs()
             motors = (info.motor_1, info.motor_2, info.motor_3, info.motor_4, info.motor_5, info.motor_6)
@@ -494,7 +494,7 @@ class _Snapshots:
             drivers = (info.motor_1, info.motor_2, info.motor_3, info.motor_4, info.motor_5, info.motor_6)
             self.drivers = tuple((driver.foc_status_code, driver.vol) for driver in drivers)
         elif can_id == 0x2A8:
-            self._take_gripper(sdk.GetArmGripperMsgs().gripper_state, message.timestamp)
+            self._take_gripper(sdk.GetArmGripperMsgs().gripper_state, stamp)
         elif can_id == 0x2A1:
             arm = sdk.GetArmStatus().arm_status
             self.status = (int(arm.ctrl_mode), int(arm.arm_status), int(arm.mode_feed), int(arm.motion_status), arm.err_code)

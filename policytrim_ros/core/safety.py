@@ -17,6 +17,7 @@ from policytrim_ros.core.motion import limited_step, stopping_speed
 from policytrim_ros.core.types import JOINTS
 
 HOLD, FAULT, REFUSE = "hold", "fault", "refuse"
+"""Decelerate and hold; the same, latched; motion is not touched: what was asked for is not done, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Failsafe:
     condition: str
     reaction: str
     advice: str
+    within_s: float = 0.0
+    """The arm is at rest so soon after the cause, with the default settings; 0: the row says nothing of the motion."""
+
     policy: bool = False
     """Whether the policy that plays may be the cause."""
 
@@ -34,19 +38,29 @@ class Failsafe:
 FAILSAFES = {
     row.name: row
     for row in (
-        Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on"),
+        Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on", 1.0),
         Failsafe(
             "chunk starved",
             "no action left and no new chunk for chunk_timeout_s while moving",
             HOLD,
             "look at the inference node (its latency, its log), then call controller/go",
+            3.0,
             policy=True,
+        ),
+        Failsafe(
+            "camera stale",
+            "a camera sent no picture for stale_after_s (camera node) and then heartbeat_timeout_s; the policy gets no older one, so "
+            "that the arm may rest sooner, at its chunk's end",
+            HOLD,
+            "check the cable of the named camera (it is opened again by itself), then call controller/go",
+            3.0,
         ),
         Failsafe(
             "bad chunk",
             "a chunk with NaN, a partial joint list or unreadable ids",
             HOLD,
             "the sender of `chunk` is faulty; fix it, then call controller/go",
+            1.0,
             policy=True,
         ),
         Failsafe(
@@ -54,6 +68,7 @@ FAILSAFES = {
             "an action asks for more than limit_tolerance beyond a joint, workspace or table limit",
             HOLD,
             "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go",
+            1.0,
             policy=True,
         ),
         Failsafe(
@@ -61,6 +76,7 @@ FAILSAFES = {
             "arm and setpoint differ by more than tracking_tolerance_rad for tracking_time_s",
             HOLD,
             "something blocks the arm; free it, then call controller/go",
+            2.0,
             policy=True,
         ),
         Failsafe(
@@ -68,18 +84,28 @@ FAILSAFES = {
             "a required node sent no heartbeat for heartbeat_timeout_s while moving",
             HOLD,
             "start the named node again, then call controller/go",
+            2.0,
+        ),
+        Failsafe(
+            "clock jump",
+            "the wall clock was set by more than clock_jump_s while moving; control itself goes by the monotonic clock",
+            HOLD,
+            "find out who sets the clock: it must be slewed, not stepped; times in this recording are in doubt; then call controller/go",
+            1.0,
         ),
         Failsafe(
             "feedback silent",
-            "no joint feedback for feedback_timeout_s",
+            "no joint feedback for feedback_timeout_s: cable, power, a bus that went off",
             FAULT,
             "check CAN cable, power and interface, then call controller/clear_fault",
+            1.0,
         ),
         Failsafe(
             "arm status",
             "the arm reports an error, a collision, a stall or teach mode",
             FAULT,
             "remove the cause, then call controller/clear_fault",
+            1.0,
             policy=True,
         ),
         Failsafe(
@@ -87,24 +113,39 @@ FAILSAFES = {
             "a motor lost its enable bit while it should hold",
             FAULT,
             "support the arm, find out why, then call controller/clear_fault and controller/go",
+            1.0,
         ),
         Failsafe(
             "send failed",
             "send_failures_max commands in a row could not be put on the bus",
             FAULT,
             "check the CAN interface (bus-off?), then call controller/clear_fault",
+            1.0,
         ),
         Failsafe(
             "impossible feedback",
             "the reported joints are NaN, all exactly zero after motion, frozen while the setpoint travels, or jump further than the arm can",
             FAULT,
             "do not trust the pose; support the arm, power-cycle it, then call controller/clear_fault",
+            1.5,
         ),
         Failsafe(
             "damped stop",
             "an operator called controller/damped_stop",
             FAULT,
             "the arm sinks and must be recovered by hand; see docs/can.md",
+        ),
+        Failsafe(
+            "disk full",
+            "a recording or a trial cannot be written, or less than free_space_mb is free",
+            REFUSE,
+            "free some space; what was finished is whole, what was not keeps the name of a partial file; see recorder/status",
+        ),
+        Failsafe(
+            "swap failed",
+            "a checkpoint that inference was told to use is missing, damaged, does not fit, answers otherwise than when it was made, or kills its loader",
+            REFUSE,
+            "the one before goes on; `news` of inference/status says what is wrong with the new one",
         ),
     )
 }
@@ -255,9 +296,12 @@ class SafetyFilter:
 
 def failsafe_table() -> str:
     """The failsafe table as Markdown."""
-    lines = ["| failsafe | when | reaction | what the operator does | takes a new policy back |", "| --- " * 5 + "|"]
+    lines = [
+        "| failsafe | when | reaction | at rest within, s | what the operator does | takes a new policy back |",
+        "| --- " * 6 + "|",
+    ]
     lines += [
-        f"| {row.name} | {row.condition} | {row.reaction} | {row.advice} | {'yes' if row.policy else 'no'} |"
+        f"| {row.name} | {row.condition} | {row.reaction} | {row.within_s or '-'} | {row.advice} | {'yes' if row.policy else 'no'} |"
         for row in FAILSAFES.values()
     ]
     return "\n".join(lines) + "\n"
@@ -265,8 +309,9 @@ def failsafe_table() -> str:
 
 if __name__ == "__main__":
     print(
-        "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. Every reaction\n"
-        "decelerates within the acceleration limit and keeps the motors on; a fault also latches until `controller/clear_fault`. What a\n"
-        "policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the same.\n"
+        "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. `hold` and `fault`\n"
+        "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `refuse` does not\n"
+        "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the\n"
+        "same. A process that has ended is started again by `policytrim restart`. Measured times: [results/failsafes.md](results/failsafes.md).\n"
     )
     print(failsafe_table(), end="")

@@ -34,7 +34,10 @@ class SupervisorConfig(Config):
         3.0, "hold when no action is left and no chunk came for so long", low=0.05, high=30.0, unit="s"
     )
     heartbeat_timeout_s: float = setting(1.0, "hold when a required node is silent for so long", low=0.2, high=10.0, unit="s")
-    required_nodes: list = setting([""], "nodes without which the arm does not move (names; empty: none)")
+    required_nodes: list = setting(
+        [""], "nodes, and cameras as camera/<name>, without which the arm does not move (as they call themselves; empty: none)"
+    )
+    clock_jump_s: float = setting(0.5, "hold when the wall clock is set by more than this", low=0.1, high=60.0, unit="s")
     tracking_tolerance_rad: float = setting(0.5, "greatest difference between arm and setpoint", low=0.05, high=2.0, unit="rad")
     tracking_time_s: float = setting(0.5, "for how long it may last", low=0.05, high=5.0, unit="s")
     send_failures_max: int = setting(5, "commands in a row that may fail to reach the bus", low=1, high=100)
@@ -70,6 +73,11 @@ class Command:
     path: PathPoint | None
 
 
+def _kind(name: str) -> str:
+    """What it is that calls itself ``name`` on heartbeat."""
+    return "camera" if name.startswith("camera/") else "node"
+
+
 class Refused(RuntimeError):
     """An operator's order cannot be carried out now; the message says why and what to do."""
 
@@ -90,6 +98,7 @@ class Supervisor:
         self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
         self._damped = False
         self._old_failures = 0
+        self._wall_ahead_s = None
 
     # ---- orders of the operator -------------------------------------------------------------------------------------
 
@@ -111,7 +120,7 @@ class Supervisor:
         for name in self._required:
             silent = now - self._seen.get(name, -1e9)
             if silent > self.config.heartbeat_timeout_s:
-                raise Refused(f"node '{name}' is not running; start it, then call controller/go again")
+                raise Refused(f"{_kind(name)} '{name}' is not running; start it, then call controller/go again")
         self._begin(health, now, "go")
         self.executor.start(self.filter.setpoint, now)
 
@@ -158,6 +167,12 @@ class Supervisor:
 
     def heartbeat(self, name: str, now: float) -> None:
         self._seen[name] = now
+
+    def clock(self, wall_ahead_s: float) -> None:
+        """How far the wall clock is ahead of the monotonic one: between two ticks it only changes when somebody sets it."""
+        before, self._wall_ahead_s = self._wall_ahead_s, wall_ahead_s
+        if before is not None and abs(wall_ahead_s - before) > self.config.clock_jump_s:
+            self._trip("clock jump", f"by {wall_ahead_s - before:+.1f} s")
 
     def accept(self, chunk: Chunk) -> int:
         """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions."""
@@ -256,7 +271,7 @@ class Supervisor:
         for name in self._required:
             silent = now - self._seen.get(name, self._moving_since)
             if silent > config.heartbeat_timeout_s and self._destination is None:
-                self._trip("node lost", f"'{name}' is silent for {silent:.1f} s")
+                self._trip("camera stale" if _kind(name) == "camera" else "node lost", f"'{name}' is silent for {silent:.1f} s")
         self._track(now, health)
 
     def _believe(self, now: float, health: Health) -> None:

@@ -2,7 +2,8 @@
 
 One thread a camera reads and publishes; the executor only runs the heartbeat and the diagnostics. Nothing is aligned,
 compressed or converted for nobody: the work is done only while a topic has subscribers. A camera that fails while the
-node runs is reported in ``diagnostics`` and opened again until it is back; at the start it is a reason not to start.
+node runs is reported in ``diagnostics``, is no longer named on ``heartbeat`` and is opened again until it is back; at the start
+it is a reason not to start.
 
 Images are reliable with a short queue: a reader with depth 1 gets the newest picture, one with depth 5 gets every picture
 though it be late for a moment, and a best-effort reader matches too. A picture
@@ -111,6 +112,10 @@ class CameraNode(Node):
         size = f"{self.config.width}x{self.config.height}"
         self.get_logger().info(f"event=started cameras={','.join(self.config.cameras)} size={size} fps={self.config.fps}")
 
+    def parts(self) -> list[str]:
+        """The cameras that send pictures, as they are called on ``heartbeat``."""
+        return [f"camera/{stream.camera.name}" for stream in self._streams if stream.fresh]
+
     def close(self) -> None:
         """Ends the reading threads and releases the cameras."""
         for stream in self._started:
@@ -144,6 +149,11 @@ class Stream:
         self._arrived = time.monotonic()
         self._stamp: float | None = None
         self._reported = (self._arrived, 0, 0)  # monotonic s, received, dropped at the last report
+
+    @property
+    def fresh(self) -> bool:
+        """Whether a picture came within stale_after_s."""
+        return time.monotonic() - self._arrived < self._setting("stale_after_s")
 
     def close(self) -> None:
         """Waits for the thread and releases the camera."""

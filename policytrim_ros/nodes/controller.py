@@ -126,6 +126,7 @@ class Controller(Node):
     def _tick(self, now: float) -> None:
         health = self._health()
         with self._lock:
+            self.supervisor.clock(time.time() - time.monotonic())
             command = self.supervisor.tick(now, health)
             state = f"{self.supervisor.state}: {self.supervisor.reason}"
         if command.setpoint is not None:

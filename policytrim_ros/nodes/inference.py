@@ -107,7 +107,7 @@ class Inference(Node):
         self.fatal = None
         self.config = declare(self, InferenceConfig)
         self._calls = self._chunk_id = 0
-        self._newest: dict[str, tuple[float, np.ndarray]] = {}  # camera -> (stamp, image)
+        self._newest: dict[str, tuple[float, float, np.ndarray]] = {}  # camera -> (taken, monotonic s; stamp, ROS time; image)
         self._consumed = None
         self._stepped_at = 0.0  # when the newest control step was heard of
         self._controller_state = ""
@@ -280,10 +280,11 @@ class Inference(Node):
                 )
                 return
             image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
-            stamp, now = time_to_seconds(message.header.stamp), time.time()
-            arrivals.append((now, now - stamp))
-            with self._changed:
-                self._newest[camera] = (stamp, image)
+            stamp, now = time_to_seconds(message.header.stamp), time.monotonic()
+            age = time.time() - stamp
+            arrivals.append((now, age))
+            with self._changed:  # by the monotonic clock from here on: a wall clock that is set must not make old pictures fresh
+                self._newest[camera] = (now - max(0.0, age), stamp, image)
                 self._changed.notify_all()
 
         return callback
@@ -327,7 +328,7 @@ class Inference(Node):
                 self._before = None
                 rests, looks = True, False
             else:
-                looks = self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.time())
+                looks = self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.monotonic())
                 rests = False
         if (looks or rests) and self._generations.waiting:
             self._switch()
@@ -339,15 +340,15 @@ class Inference(Node):
 
     def _observe(self, consumed: Consumed):
         """(images, state (14,), instruction, first control step, stamp), or None while something is missing."""
-        now, images = time.time(), {}
+        now, images = time.monotonic(), {}
         cameras = self._generations.current.policy.contract.cameras
         for camera in cameras:
-            stamp, image = self._newest.get(camera.name, (None, None))
-            if stamp is None:
+            taken, _, image = self._newest.get(camera.name, (None, None, None))
+            if taken is None:
                 return self._complain(f"no image of camera '{camera.name}' yet")
-            if now - stamp > self.config.stale_after_s:
-                return self._complain(f"no image of camera '{camera.name}' for {now - stamp:.1f} s")
-            if self.config.mode == SYNC and stamp < self._replanner.rest_since:
+            if now - taken > self.config.stale_after_s:
+                return self._complain(f"no image of camera '{camera.name}' for {now - taken:.1f} s")
+            if self.config.mode == SYNC and taken < self._replanner.rest_since:
                 return None  # the next frame shows the arm at rest
             images[camera.name] = image
         measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
@@ -357,7 +358,7 @@ class Inference(Node):
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
-        stamp = min(self._newest[camera.name][0] for camera in cameras)
+        stamp = min(self._newest[camera.name][1] for camera in cameras)
         first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
         if self.config.mode == ASYNC and consumed.playing:
             self._slack = self._replanner.slack(consumed.next_step, self._p99())
@@ -389,7 +390,7 @@ class Inference(Node):
             self._chunk_id += 1
             self._trust(generation.number, first, actions)
             chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], generation.number, self._chunk_id, first)
-            self._replanner.sent(first, len(chunk.positions), time.time())
+            self._replanner.sent(first, len(chunk.positions), time.monotonic())
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))

@@ -15,10 +15,18 @@ HEARTBEAT_HZ = 10.0
 
 
 def heartbeat(node) -> None:
-    """Publishes the node's name on ``heartbeat`` ten times a second; the controller holds when a required one falls silent."""
+    """Publishes the node's name on ``heartbeat`` ten times a second; the controller holds when a required one falls silent.
+
+    ``node.parts()``, where there is one, gives the names of those of its devices that are alive; they follow the node's own.
+    """
     publisher = node.create_publisher(String, "heartbeat", 10)
-    message = String(data=node.get_name())
-    node.create_timer(1.0 / HEARTBEAT_HZ, lambda: publisher.publish(message))
+    parts = getattr(node, "parts", tuple)
+
+    def beat():
+        for name in (node.get_name(), *parts()):
+            publisher.publish(String(data=name))
+
+    node.create_timer(1.0 / HEARTBEAT_HZ, beat)
 
 
 def ask_for_priority(priority: int) -> str:
