@@ -13,6 +13,7 @@ from policytrim_ros.console.cockpit import ORDERS
 from policytrim_ros.console.glance import WORDS
 from policytrim_ros.console.language import LANGUAGES, Words, keys, language_of, strings
 from policytrim_ros.console.server import PAGE, Server
+from policytrim_ros.core.safety import FAILSAFES
 
 CONSOLE = PAGE.parent
 TOKEN = "correct horse battery staple"
@@ -28,6 +29,7 @@ def families():
     yield from (f"why.{name}" for name in WORDS)
     yield from (f"order.{name}" for name in ORDERS)
     yield from (f"key.{act}" for act in keys().values())
+    yield from (f"failsafe.{name.replace(' ', '_')}" for name in FAILSAFES)
     yield from (f"outcome.{name}" for name in ("success", "failure", "invalid", "unlabelled", "aborted"))
     yield from (f"sessions.{name}" for name in ("locked", "runs", "open"))
     yield from (f"start.arm_{name}" for name in ("name", "checkpoint", "horizon"))
@@ -321,9 +323,10 @@ def test_the_page_says_that_it_is_lost_and_comes_back_by_itself(page):
     seen.until(lambda: seen.seen("#lost") and "NO CONNECTION" in seen.text("#lost"))
     seen.press("h")
     seen.until(lambda: "HOLD WAS NOT DELIVERED" in seen.text("#alarms"))
-    cockpit.now["robot"]["reason"] = "back again"
+    cockpit.now["robot"]["reason"] = "node lost: camera"
     with Server(cockpit, port=port):
-        seen.until(lambda: not seen.seen("#lost") and seen.text("#reason") == "back again", 20)
+        seen.until(lambda: not seen.seen("#lost") and seen.text("#reason") == "node lost: camera", 20)
+        assert seen.text("#advice") == "A process has died. Start the named one again; then Go."
         seen.click("#hold")
         seen.until(lambda: cockpit.given == [("hold", {}, "operator")] and not seen.text("#alarms"))
 

@@ -133,7 +133,7 @@ def test_the_state_comes_with_its_word_and_who_is_in_control(serve):
 
     message = live(serve(), first)
     state = message["state"]
-    assert state["word"] == {"name": "hold", "symbol": "■", "tone": "calm", "reason": "held by the operator"}
+    assert state["word"] == {"name": "hold", "symbol": "■", "tone": "calm", "reason": "held by the operator", "failsafe": ""}
     assert state["control"] == {"holder": "", "since_s": 0, "asking": ""} and message["you"] == {
         "control": False,
         "read_only": False,

@@ -210,6 +210,16 @@ def test_everything_is_said_in_chinese(served, sit):
     seat.shows("take the last outcome back", "roll_back")
 
 
+def test_a_failsafe_says_what_to_do_in_both_languages():
+    state = {"robot": {"state": "holding", "reason": "beyond limits: joint6 asked for 2.336 rad"}}
+    state["word"] = glance.word(state)
+    assert state["word"]["failsafe"] == "beyond_limits"
+    for language, advice in (("en", "Check the checkpoint and the limits; then Go."), ("zh", "然后按“出发”。")):
+        _, why, _ = terminal.headline(state, Words(language))
+        assert why.startswith("beyond limits: joint6 asked for 2.336 rad  → ") and why.endswith(advice)
+    assert glance.word({"robot": {"state": "holding", "reason": "go first"}})["failsafe"] == ""
+
+
 def test_a_lost_server_is_shown_and_found_again(cockpit, sit):
     with Server(cockpit, port=0) as first:
         seat, port = sit(first.url), first.port

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from policytrim_ros.core.safety import FAILSAFES
+
 WORDS = {  # name of the word (its text is in page/strings.*.json): symbol, tone
     "fault": ("✖", "danger"),
     "silent": ("✖", "danger"),
@@ -27,10 +29,12 @@ WORDS = {  # name of the word (its text is in page/strings.*.json): symbol, tone
 
 
 def word(state: Mapping[str, Any]) -> dict[str, str]:
-    """{"name", "symbol", "tone", "reason"} of a state; the worst thing that is true wins."""
+    """{"name", "symbol", "tone", "reason", "failsafe"} of a state; the worst thing that is true wins. ``failsafe``: the row of the
+    failsafe table that the reason names, '' for none; page/strings.*.json says what an operator does about each."""
     name, reason = _name_and_reason(state)
     symbol, tone = WORDS[name]
-    return {"name": name, "symbol": symbol, "tone": tone, "reason": reason}
+    failsafe = next((row.replace(" ", "_") for row in FAILSAFES if reason.startswith(row)), "")
+    return {"name": name, "symbol": symbol, "tone": tone, "reason": reason, "failsafe": failsafe}
 
 
 def _name_and_reason(state: Mapping[str, Any]) -> tuple[str, str]:

@@ -273,6 +273,9 @@ def headline(state: Mapping[str, Any], words: Words) -> tuple[str, str, str]:
     word = state["word"]
     name, reason = word["name"], printable(word["reason"])
     why = words.say("why.silent", process=reason) if name == "silent" else reason or words.say(f"why.{name}")
+    if word["failsafe"]:
+        advice = words.say(f"failsafe.{word['failsafe']}")
+        why += f"  → {advice}"
     return f"{word['symbol']} {words.say(f'word.{name}')}", why, word["tone"]
 
 

@@ -140,11 +140,12 @@ function show(state, you) {
   tick();
 }
 
-function showWord({ name, symbol, tone, reason }) {
+function showWord({ name, symbol, tone, reason, failsafe }) {
   const text = say(`word.${name}`);
   $("symbol").textContent = symbol;
   if ($("name").textContent !== text) $("name").textContent = text;
   $("reason").textContent = name === "silent" ? say("why.silent", { process: reason }) : reason || say(`why.${name}`);
+  $("advice").textContent = failsafe ? say(`failsafe.${failsafe}`) : "";
   document.body.dataset.tone = tone;
   document.title = `${symbol} ${text}`;
   if (seen.word && seen.word !== name && $("sound").checked) beep(tone);
