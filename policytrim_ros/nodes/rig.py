@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class RosRig:
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
         }
+        self._clients["inference/roll_back"] = node.create_client(Trigger, "inference/roll_back")
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
         for name in (config.scene_node, INFERENCE):
             self._clients[f"{name}/set_parameters"] = node.create_client(SetParameters, f"{name}/set_parameters")
@@ -170,13 +172,22 @@ class RosRig:
             self._set(INFERENCE, horizon=horizon)
             self._horizon = horizon
 
-    def _load(self, checkpoint: str) -> None:
+    def _speaks(self, checkpoint: str) -> bool:
         speaks = self.inference.get("checkpoint"), self.inference.get("weights_sha256")
-        if speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1]):
+        return speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1])
+
+    def _load(self, checkpoint: str) -> None:
+        if self._speaks(checkpoint):
             return
         if self._horizon:  # h of another arm may be more than this one predicts
             self._set(INFERENCE, horizon=0)
             self._horizon = 0
+        if (self.inference.get("earlier") or [""])[-1] == checkpoint:  # still in memory: at once
+            with suppress(RigError):
+                self._trigger("inference/roll_back")
+                self.wait(lambda: self.inference["checkpoint"] == checkpoint, ANSWER_S)
+            if self._speaks(checkpoint):
+                return
         before = self.inference["exchanges"]
         self._set(INFERENCE, checkpoint=checkpoint)
         if not self.wait(lambda: self.inference["exchanges"] != before, LOADING_S):
