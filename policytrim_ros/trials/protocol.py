@@ -111,6 +111,8 @@ def run_session(
         say(line(row, len(trials), trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
         if canary and canary.over:
             conclude(canary, session, row, store, desk, say)
+        if stuck:
+            store.note(session, "canary", trial=row.number, verdict="not put back", reason=stuck)
         if isinstance(cause, Interrupted):
             raise cause
         if stuck:

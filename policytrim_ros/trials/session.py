@@ -155,7 +155,7 @@ def _canary_order(session: Session, draws: np.random.Generator) -> Iterator[tupl
     """The same of a canary: every scene is met once."""
     for begin in range(0, session.scenes, session.canary):
         place = draws.integers(session.canary)
-        yield from ((begin + i, session.arms[i == place]) for i in range(session.canary))
+        yield from ((begin + i, session.arms[int(i == place)]) for i in range(session.canary))
 
 
 def read_session(path) -> Session:
