@@ -26,7 +26,7 @@ from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.store import Store, read, read_sessions
 
 ARMS = [{"name": "old", "checkpoint": "models/old"}, {"name": "new", "checkpoint": "models/new"}]
-HELD = f"{FAILSAFES['beyond limits'].name}: 52 mm beyond the workspace or table limit"
+HELD = f"{FAILSAFES['beyond limits'].name}: 52 mm beyond the workspace or table limit; check the checkpoint"
 
 
 def plan(**changes) -> Session:
@@ -182,13 +182,23 @@ def test_a_candidate_that_keeps_failing_is_returned_after_eight_blocks_and_nothi
     (event,) = run.events
     assert event["kind"] == "canary" and event["detail"]["verdict"] == WORSE and event["detail"]["trial"] == 32
     again = Run(tmp_path, {})
-    assert again.ended is None and again.rig.orders == [] and again.canary == run.canary and len(again.events) == 1
+    assert (
+        again.ended is None
+        and again.rig.orders == []
+        and again.said == run.said[-1:]
+        and again.canary == run.canary
+        and len(again.events) == 1
+    )
 
 
 def test_one_hold_that_the_candidate_caused_returns_it_at_once(tmp_path):
     run = Run(tmp_path, {NEW[1].seed: held(HELD)})
     assert run.ended is None and run.rows[-1].number == NEW[1].number and run.rows[-1].outcome == "failure"
-    assert run.canary["verdict"] == UNSAFE and "52 mm" in run.canary["reason"] and run.rig.inference["checkpoint"] == "models/old"
+    assert (
+        run.canary["verdict"] == UNSAFE
+        and "52 mm beyond the workspace or table limit; old speaks" in run.canary["reason"]
+        and run.rig.inference["checkpoint"] == "models/old"
+    )
     assert f"canary unsafe: new was returned after trial {NEW[1].number}" in run.said[-1] and len(run.events) == 1
     assert Run(tmp_path, {}).rig.laid == []
 
@@ -309,19 +319,19 @@ def test_a_session_without_a_canary_shows_none_and_a_blind_desk_never_does(tmp_p
 # ---- the report ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome, verdict, mark", [("failure", WORSE, "contradicted"), ("success", UNDECIDED, "not supported")])
-def test_the_report_says_what_came_of_the_candidate(tmp_path, outcome, verdict, mark):
-    rows = [row_of(t, outcome=outcome if t.arm.name == "new" else "success", checkpoint=t.arm.checkpoint) for t in TRIALS[:32]]
+def test_the_report_says_what_came_of_the_candidate(tmp_path):
+    rows = [row_of(t, outcome="failure" if t.arm.name == "new" else "success", checkpoint=t.arm.checkpoint) for t in TRIALS[:32]]
     store_session(tmp_path, PLAN, rows)
     made = report(tmp_path, "s1")
-    assert f"canary, {verdict}:" in made.html and f"canary, {verdict}:" in made.markdown and mark in made.html
-    assert made.claims.canary.verdict == verdict and made.claims.comparisons == ()
+    assert "canary, worse:" in made.html and "canary, worse:" in made.markdown and "contradicted" in made.html
+    assert made.claims.canary.verdict == WORSE and made.claims.comparisons == ()
     assert "e-value" in made.markdown and "One trial in 4 was the candidate's" in made.markdown
 
 
 def test_a_canary_claims_no_difference_and_says_that_its_intervals_do_not_cover_the_stop():
     rows = [row_of(t, checkpoint=t.arm.checkpoint, id=i) for i, t in enumerate(TRIALS[:8], start=1)]
     stated = claims(PLAN, rows, [about()])
+    assert stated.canary.verdict == UNDECIDED and "it is not known yet whether new is worse than old" in stated.canary.sentence
     assert stated.overall == () and [cell.comparisons for cell in stated.cells] == [()]
     assert any("canary's verdict does" in warning for warning in stated.warnings)
     assert [(rate.arm, rate.n) for rate in stated.cells[0].rates] == [("old", 6), ("new", 2)]

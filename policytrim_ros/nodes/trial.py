@@ -147,7 +147,8 @@ def main(args=None) -> int:
         rig.live = lambda: screen.live(rig, desk, len(trials))
         reason = run_session(rig, session, spec, trials, store, desk, screen.say)
         desk.phase("complete")
-        if reason is None and whole:
+        returned = desk.canary is not None and desk.canary.returned  # stays open: the same plan again does not try it again
+        if reason is None and whole and not returned:
             store.lock(session, "complete")
         for alarm in desk.alarms:
             print(f"trial: {alarm}", file=sys.stderr, flush=True)

@@ -48,12 +48,13 @@ class Canary:
 
     @property
     def sentence(self) -> str:
-        """All of it, in English."""
+        """Verdict, reason and evidence in a line."""
         evidence = (
             f"{self.trials} trials of {self.candidate} (one in {self.every}), {self.blocks} whole blocks: e-value {self.worse:.3g} for worse, "
             f"{self.as_good:.3g} for as good, {self.needed:g} is a verdict"
         )
-        return f"{self.reason or f'It is not decided whether {self.candidate} is worse than {self.incumbent}'} ({evidence})."
+        reason = self.reason or f"it is not known yet whether {self.candidate} is worse than {self.incumbent}"
+        return f"{reason} ({evidence})"
 
     def seen(self) -> dict[str, Any]:
         """For trial/state (docs/architecture.md)."""
@@ -96,18 +97,18 @@ def _taken_back(spec: Session, rows: Sequence[Row]) -> tuple[str, str] | None:
             )
         if row.reason.startswith(f"{ROLLED_BACK} by ") or (row.steps and row.checkpoint != candidate.checkpoint):
             return ROLLED_BACK, (
-                f"{candidate.label} was rolled back in trial {row.number}, by an operator or on probation; {incumbent.label} speaks again, plan "
-                "a new session to try the candidate again"
+                f"{candidate.label} was rolled back in trial {row.number}, by an operator or on probation; {incumbent.label} speaks again, lock "
+                "the session before the candidate is tried again"
             )
     return None
 
 
 def _blamed(row: Row) -> str:
-    """What the controller said, if it held the arm for something that a policy can cause; '' if not."""
+    """Why the controller held or latched, if for something that a policy can cause; '' if not."""
     if row.outcome not in ("failure", "aborted"):
         return ""
     said = next((row.reason[len(begin) :] for begin in BLAMED if row.reason.startswith(begin)), "")
-    return said if blames_policy(said) else ""
+    return said.partition("; ")[0] if blames_policy(said) else ""
 
 
 def _said(spec: Session, test: CanaryTest) -> tuple[str, str]:

@@ -90,7 +90,9 @@ def run_session(
     times, and an aborted one ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored.
     """
     began, here = rig.clock(), 0
-    desk.watch(canary_of(spec, trials, store.rows_of(session)))
+    canary = desk.watch(canary_of(spec, trials, store.rows_of(session)))
+    if canary and canary.over:
+        say(told(canary))
     while (trial := upcoming(spec, trials, store.rows_of(session))) is not None:
         done = {row.number for row in store.rows_of(session) if row.counts}
         attempt = sum(row.number == trial.number for row in store.rows_of(session)) + 1
@@ -141,7 +143,11 @@ def conclude(canary: Canary, session: str, row: Row, store: Store, desk: Desk, s
     store.note(session, "canary", trial=row.number, verdict=canary.verdict, reason=canary.sentence)
     if canary.returned:
         desk.alarm(canary.reason)
-    say(f"canary {canary.verdict}: {canary.sentence}")
+    say(told(canary))
+
+
+def told(canary: Canary) -> str:
+    return f"canary {canary.verdict}: {canary.sentence}"
 
 
 def line(row: Row, planned: int, who: str, left: str, blind: bool) -> str:
