@@ -12,7 +12,7 @@ from policytrim_ros.core.sequential import UNDECIDED
 
 RATES = ((0.9, 0.2), (0.9, 0.5), (0.8, 0.4), (0.8, 0.6), (0.8, 0.7), (0.8, 0.8), (0.9, 0.9), (0.95, 0.95))
 EVERY = (2, 4, 10)
-MARGIN, SESSIONS, LONGEST = 0.1, 300, 400
+MARGIN, SESSIONS, LONGEST = 0.1, 200, 400
 
 
 def blocks_until(every: int, incumbent: float, candidate: float, draws: np.random.Generator) -> tuple[str, int]:

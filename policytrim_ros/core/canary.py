@@ -44,15 +44,15 @@ class CanaryTest:
             raise ValueError(f"margin {self.margin} is outside (0, 1): give 0.1 for 10 percentage points")
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha {self.alpha} is outside (0, 0.5)")
-        self._worse, self._as_good = np.zeros(len(FRACTIONS)), np.zeros(len(FRACTIONS))  # log of each fraction's money
+        self._money = np.zeros((2, len(FRACTIONS)))  # log of what each fraction has: against not worse, against worse
 
     def add(self, candidate: bool, incumbents: Sequence[bool]) -> None:
         """Takes the next block: whether the candidate succeeded, and each trial of the incumbent; ValueError without one of these."""
         if not len(incumbents):
             raise ValueError("a block needs at least one trial of the incumbent")
         d = float(bool(candidate)) - sum(map(bool, incumbents)) / len(incumbents)
-        self._worse += np.log(1 - FRACTIONS + FRACTIONS * (1 - d) / (1 + self.margin))
-        self._as_good += np.log(1 - FRACTIONS + FRACTIONS * (1 + d) / (1 - self.margin))
+        odds = np.array([[(1 - d) / (1 + self.margin)], [(1 + d) / (1 - self.margin)]])
+        self._money += np.log(1 - FRACTIONS + FRACTIONS * odds)
         self.blocks += 1
         if self.verdict == UNDECIDED:
             self.verdict = WORSE if self.worse >= self.needed else AS_GOOD if self.as_good >= self.needed else UNDECIDED
@@ -65,12 +65,12 @@ class CanaryTest:
     @property
     def worse(self) -> float:
         """E-value, now, against "the candidate is not worse, or by no more than the margin"."""
-        return _mean_of_exp(self._worse)
+        return _mean_of_exp(self._money[0])
 
     @property
     def as_good(self) -> float:
         """E-value, now, against "the candidate is worse by the margin or more"."""
-        return _mean_of_exp(self._as_good)
+        return _mean_of_exp(self._money[1])
 
 
 def _mean_of_exp(logs: np.ndarray) -> float:
