@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,13 @@ from policytrim_ros.core.canary import AS_GOOD, WORSE, CanaryTest
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.core.sequential import UNDECIDED
+from policytrim_ros.nodes.trial import TrialConfig, session_of
 from policytrim_ros.trials.canary import ROLLED_BACK, UNSAFE, canary_of
 from policytrim_ros.trials.claims import claims
 from policytrim_ros.trials.desk import Desk
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
 from policytrim_ros.trials.report import report
-from policytrim_ros.trials.session import Session, schedule
+from policytrim_ros.trials.session import Session, read_session, schedule
 from policytrim_ros.trials.store import Store, read, read_sessions
 
 ARMS = [{"name": "old", "checkpoint": "models/old"}, {"name": "new", "checkpoint": "models/new"}]
@@ -141,6 +143,19 @@ def test_a_plan_without_a_canary_is_stored_as_before_there_were_any():
     spec = Session.from_mapping({"arms": ARMS})
     assert "canary" not in spec.as_dict() and Session.from_mapping(spec.as_dict()) == spec
     assert Session.from_mapping(PLAN.as_dict()) == PLAN and PLAN.as_dict()["canary"] == 4
+
+
+def test_one_line_makes_a_canary_of_the_loaded_checkpoint_and_a_candidate():
+    spec = session_of(TrialConfig(trials=8, canary="models/new"), "models/old")
+    assert [arm.checkpoint for arm in spec.arms] == ["models/old", "models/new"] and (spec.canary, spec.blind) == (4, False)
+    with pytest.raises(ConfigError, match="whole blocks, 10 scenes are none; plan 12"):
+        session_of(TrialConfig(trials=10, canary="models/new"), "models/old")
+    with pytest.raises(ConfigError, match="leave compare out"):
+        session_of(TrialConfig(trials=8, canary="models/new", compare="models/b"), "models/old")
+
+
+def test_the_plan_that_comes_with_the_project_can_be_carried_out():
+    assert read_session(Path(__file__).parents[1] / "config" / "trials_canary.yaml").planned == 400
 
 
 # ---- what becomes of the candidate -----------------------------------------------------------------------------------------
