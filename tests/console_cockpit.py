@@ -11,6 +11,9 @@ from policytrim_ros.console.cockpit import Refused
 
 CODES = ("K7PM", "Q2RT", "ZW9A", "HB4C", "NXE5", "DY3F")
 
+CANARY = dict(candidate="new", incumbent="old", every=4, trials=3, blocks=2, verdict="unsafe", reason="new was returned")
+CANARY |= dict(evidence=dict(worse=1.25, as_good=0.8, needed=20.0))
+
 
 def jpeg(seed: int) -> bytes:
     """A picture of 424 x 240 that compresses like one of a camera."""
@@ -42,6 +45,7 @@ class MemoryCockpit:
                 "unlabelled": None,
                 "last": None,
                 "alarms": [],
+                "canary": None,
             },
             "scene": {
                 "task": "tape_box",

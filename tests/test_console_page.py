@@ -7,13 +7,16 @@ import time
 from pathlib import Path
 
 import pytest
-from console_cockpit import MemoryCockpit, jpeg
+from console_cockpit import CANARY, MemoryCockpit, jpeg
 
 from policytrim_ros.console.cockpit import ORDERS
 from policytrim_ros.console.glance import WORDS
 from policytrim_ros.console.language import LANGUAGES, Words, keys, language_of, strings
 from policytrim_ros.console.server import PAGE, Server
+from policytrim_ros.core.canary import AS_GOOD
 from policytrim_ros.core.safety import FAILSAFES
+from policytrim_ros.core.sequential import UNDECIDED
+from policytrim_ros.trials.canary import RETURNED
 
 CONSOLE = PAGE.parent
 TOKEN = "correct horse battery staple"
@@ -34,6 +37,7 @@ def families():
     yield from (f"sessions.{name}" for name in ("locked", "runs", "open"))
     yield from (f"start.arm_{name}" for name in ("name", "checkpoint", "horizon"))
     yield from (f"terminal.{name}" for name in ("reason", "order"))
+    yield from (f"canary.{verdict.replace(' ', '_')}" for verdict in (UNDECIDED, AS_GOOD, *RETURNED))
 
 
 def literal_keys():
@@ -199,7 +203,7 @@ def test_an_operator_runs_a_blind_session_from_its_start_to_its_report(page):
     (name, details, who) = cockpit.given[0]
     assert (name, who, details["attended"]) == ("start", "Li", True)
     assert details["plan"] == dict(
-        tasks=["tape_box", "flip_mug"], settings=["standard", "dynamic"], scenes=2, seed=1000, margin=0.1, alpha=0.05, block=2, disturb_s=2, timeout_s=60, stop="fixed",
+        tasks=["tape_box", "flip_mug"], settings=["standard", "dynamic"], scenes=2, seed=1000, margin=0.1, alpha=0.05, block=2, canary=0, disturb_s=2, timeout_s=60, stop="fixed",
         blind=True, notes="", arms=[dict(name="baseline", checkpoint="", horizon=0), dict(name="trimmed", checkpoint="models/a b", horizon=0)],
     )  # fmt: skip
     assert seen.text("#in-control") == "You are in control" and seen.text("#code") == "Q2RT" and seen.text("#number") == "1 / 16"
@@ -255,6 +259,19 @@ def test_an_operator_runs_a_blind_session_from_its_start_to_its_report(page):
     seen.until(lambda: seen.text("h1") == "Report of 20261123-201500-ab12")
     seen.browser.close()
     seen.browser.switch_to.window(seen.first)
+
+
+@in_a_browser
+def test_what_has_become_of_a_canary_is_one_line_in_the_readers_language(page):
+    cockpit = MemoryCockpit()
+    seen = page(cockpit)
+    assert not seen.seen("#canary")
+    cockpit.now["trial"]["canary"] = CANARY
+    seen.until(lambda: seen.seen("#canary"))
+    assert seen.text("#canary").startswith("Canary new, one trial in 4: RETURNED, the arm was held after 3 of its trials")
+    assert "1.25 for worse, 0.8 for as good; 20 decides" in seen.text("#canary")
+    seen.press("l")
+    seen.until(lambda: "已退回" in seen.text("#canary"))
 
 
 @in_a_browser

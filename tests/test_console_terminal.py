@@ -13,7 +13,7 @@ import termios
 import time
 
 import pytest
-from console_cockpit import MemoryCockpit
+from console_cockpit import CANARY, MemoryCockpit
 
 from policytrim_ros.console import glance, terminal
 from policytrim_ros.console.cockpit import Malformed
@@ -440,3 +440,14 @@ def test_a_blind_session_shows_no_figures_and_an_open_one_does():
         and "models" not in shown
         and "Bob is in control" in shown
     )
+
+
+@pytest.mark.parametrize("language, said", [("en", "RETURNED, the arm was held after 3"), ("zh", "已退回（机械臂被保持）")])
+def test_what_has_become_of_a_canary_is_one_line(language, said):
+    cockpit = MemoryCockpit()
+    state = cockpit.state() | {"control": {"holder": "", "since_s": 0, "asking": ""}}
+    state |= {"word": glance.word(state)}
+    before = terminal.lines(state, {}, Words(language), 0.0)
+    state["trial"]["canary"] = CANARY
+    (line,) = [one for one in terminal.lines(state, {}, Words(language), 0.0) if one not in before]
+    assert said in line and "1.25" in line and "{" not in line

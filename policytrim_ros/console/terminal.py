@@ -293,6 +293,8 @@ def _trial(state, words: Words, waited_s: float) -> list[str]:
     if session:
         progress = {name: session[name] for name in ("done", "planned", "arms", "id")}
         found.append(say("comparison.progress", **progress))
+    if canary := trial.get("canary"):
+        found.append(_canary(canary, words))
     if not card:
         return [*found, say("trial.none")]
     arm = f"  {say('trial.arm')} {card['arm']}" if "arm" in card else ""
@@ -306,6 +308,13 @@ def _trial(state, words: Words, waited_s: float) -> list[str]:
         told = dict(number=last["number"], code=last["code"], outcome=outcome, seconds=_told(last["seconds"], ".1f"))
         found.append(say("trial.last", **told, reason=last["reason"]))
     return found
+
+
+def _canary(canary, words: Words) -> str:
+    evidence = canary["evidence"]
+    told = {name: canary[name] for name in ("candidate", "every", "trials")}
+    told |= dict(worse=_told(evidence["worse"]), good=_told(evidence["as_good"]), needed=_told(evidence["needed"]))
+    return words.say("canary.line", **told, verdict=words.say(f"canary.{canary['verdict'].replace(' ', '_')}"))
 
 
 def _cameras(state, words: Words, waited_s: float) -> list[str]:

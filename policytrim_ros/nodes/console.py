@@ -41,6 +41,7 @@ from policytrim_ros.nodes.process import heartbeat
 from policytrim_ros.nodes.provenance import provenance
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
 from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
+from policytrim_ros.trials.canary import ROLLED_BACK
 from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
 from policytrim_ros.trials.report import ReportError, report
@@ -225,7 +226,7 @@ class Console:
             "blind": blind,
             "locked": self._locked(self._session),
             "arms": len(spec.arms),
-            "planned": len(spec.cells) * spec.scenes * len(spec.arms),
+            "planned": spec.planned,
             "done": sum(row.counts for row in rows),
             "attended": self.desk.attended,
             "arm_names": None if blind else [arm.label for arm in spec.arms],
@@ -382,9 +383,15 @@ class Console:
         return f"{checkpoint} is being tried and loaded; the policy's news tell how it went"
 
     def _roll_back(self, who: str) -> str:
-        if self._conducting:
+        if not self._conducting:
+            return self._ask("inference/roll_back", Trigger.Request())
+        if not self._spec.canary:
             raise NotNow("the session decides which policy runs; pause it first")
-        return self._ask("inference/roll_back", Trigger.Request())
+        if self.desk.trial is None or self.desk.trial.arm != self._spec.arms[1]:
+            raise NotNow("the incumbent speaks, there is nothing to roll back; pause the session to end the canary")
+        self.rig.stop_signal = f"{ROLLED_BACK} by {who}"  # the protocol puts the incumbent back
+        self._hold(who)
+        return f"the arm is held, {self._spec.arms[0].label} is put back and the session pauses; lock it to end the canary"
 
     def _clear_fault(self, who: str) -> str:
         return self._ask("controller/clear_fault", Trigger.Request())

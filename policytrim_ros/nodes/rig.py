@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,7 @@ SILENT_S = 2.0
 LOADING_S = 180.0  # a large checkpoint, tried by a child of low priority on a busy machine
 INFERENCE = "inference"
 DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
+WORLD_S = 3.0  # a simulated world is heard, or the scene is laid by hand: within this it is known which
 DESCRIBED_S = 2.0
 WRITTEN_S = 5.0  # a recording is closed well within this
 DESCRIBED = ("controller", INFERENCE, "camera")
@@ -75,6 +77,7 @@ class RosRig:
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
         }
+        self._clients["inference/roll_back"] = node.create_client(Trigger, "inference/roll_back")
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
         for name in (config.scene_node, INFERENCE):
             self._clients[f"{name}/set_parameters"] = node.create_client(SetParameters, f"{name}/set_parameters")
@@ -107,6 +110,7 @@ class RosRig:
                     f"no {what} answers (nothing on topic '{self.node.resolve_topic_name(topic)}' for "
                     f"{self.config.startup_s:.0f} s): start the system with `policytrim up`, or check namespace and ROS_DOMAIN_ID"
                 )
+        self.wait(lambda: "world" in self._heard or self.scene.get("by_hand"), WORLD_S)
 
     def clock(self) -> float:
         return time.monotonic()
@@ -170,13 +174,22 @@ class RosRig:
             self._set(INFERENCE, horizon=horizon)
             self._horizon = horizon
 
-    def _load(self, checkpoint: str) -> None:
+    def _speaks(self, checkpoint: str) -> bool:
         speaks = self.inference.get("checkpoint"), self.inference.get("weights_sha256")
-        if speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1]):
+        return speaks[0] == checkpoint and weights_at(checkpoint) in ("", speaks[1])
+
+    def _load(self, checkpoint: str) -> None:
+        if self._speaks(checkpoint):
             return
         if self._horizon:  # h of another arm may be more than this one predicts
             self._set(INFERENCE, horizon=0)
             self._horizon = 0
+        if (self.inference.get("earlier") or [""])[-1] == checkpoint:  # still in memory: at once
+            with suppress(RigError):
+                self._trigger("inference/roll_back")
+                self.wait(lambda: self.inference["checkpoint"] == checkpoint, ANSWER_S)
+            if self._speaks(checkpoint):
+                return
         before = self.inference["exchanges"]
         self._set(INFERENCE, checkpoint=checkpoint)
         if not self.wait(lambda: self.inference["exchanges"] != before, LOADING_S):

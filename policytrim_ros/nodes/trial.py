@@ -42,6 +42,8 @@ class TrialConfig(RigConfig):
     label: str = option("", "name of these trials in the table; empty: the checkpoint's name")
     checkpoint: str = option("", "checkpoint that inference loads for these trials; empty: the one that it has loaded")
     compare: str = option("", "a second checkpoint, tried in the same scenes in turn, in the same processes; empty: none")
+    canary: str = option("", "a candidate's checkpoint, that has one trial in `every` until it is shown to be worse or as good")
+    every: int = option(4, "canary: one trial in so many is the candidate's", low=2, high=1000)
     plan: str = option("", "YAML file of a session (docs/trials.md) in place of all of the above")
     out: str = option("trials", "directory of trials.db")
     timeout_s: float = option(60.0, "a trial without an outcome after this is a failure", low=1.0, high=3600.0, unit="s")
@@ -74,15 +76,18 @@ class Screen:
 
 
 def session_of(config: TrialConfig, loaded: str) -> Session:
-    """The session that ``config`` asks for while inference has checkpoint ``loaded``: one arm, or two to compare."""
+    """The session that ``config`` asks for while inference has checkpoint ``loaded``: one arm, or two to compare or as a canary."""
     if config.plan:
         return read_session(config.plan)
-    first = config.checkpoint or (loaded if config.compare else "")
+    if config.compare and config.canary:
+        raise ConfigError("TrialConfig.canary: the candidate is either compared scene by scene or a canary; leave compare out")
+    second = config.compare or config.canary
+    first = config.checkpoint or (loaded if second else "")
     arms = [Arm(config.label or Path(first or loaded or "unnamed").name, first)]
-    if config.compare:
-        arms.append(Arm(Path(config.compare).name, config.compare))
+    if second:
+        arms.append(Arm(Path(second).name, second))
         if arms[0].label == arms[1].label:
-            raise ConfigError(f"TrialConfig.compare: both checkpoints are called '{arms[0].label}' in the table; give a label")
+            raise ConfigError(f"TrialConfig: both checkpoints are called '{arms[0].label}' in the table; give a label")
     return Session(
         tasks=[config.task],
         settings=[config.setting],
@@ -91,6 +96,7 @@ def session_of(config: TrialConfig, loaded: str) -> Session:
         seed=config.seed,
         block=0,
         blind=False,
+        canary=config.every if config.canary else 0,
         timeout_s=config.timeout_s,
     )
 
@@ -129,10 +135,11 @@ def main(args=None) -> int:
         if config.repeat:
             spec = replace(spec, notes=f"repeated at {time.time()}")
         session = open_session(store, spec, lambda: provenance(rig, spec))
-        trials = schedule(spec) if config.plan else loose_trials(spec, store, config.repeat)
+        whole = bool(config.plan or config.canary)  # what was tried in other sessions is no part of it
+        trials = schedule(spec) if whole else loose_trials(spec, store, config.repeat)
         if trials:
             rig.choose(trials[0].task, trials[0].setting, trials[0].seed)
-        if not config.plan and len(trials) < len(schedule(spec)):
+        if not whole and len(trials) < len(schedule(spec)):
             screen.say(
                 f"{len(schedule(spec)) - len(trials)} of {len(schedule(spec))} trials are recorded already in {store.path}"
             )
@@ -140,7 +147,8 @@ def main(args=None) -> int:
         rig.live = lambda: screen.live(rig, desk, len(trials))
         reason = run_session(rig, session, spec, trials, store, desk, screen.say)
         desk.phase("complete")
-        if reason is None and config.plan:
+        returned = desk.canary is not None and desk.canary.returned  # stays open: the same plan again does not try it again
+        if reason is None and whole and not returned:
             store.lock(session, "complete")
         for alarm in desk.alarms:
             print(f"trial: {alarm}", file=sys.stderr, flush=True)

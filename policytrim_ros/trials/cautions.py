@@ -25,6 +25,10 @@ def cautions(spec: Session, rows, sessions, kind, relabelled, strangers, data) -
 
 
 def _of_the_plan(spec: Session, compared: Sequence[Evidence]) -> list[str]:
+    if spec.canary:
+        return [
+            "Wilson intervals do not cover a session that ends by its results; the canary's verdict does, but not a return for safety."
+        ]
     if not compared:
         return ["There is one arm only: nothing is compared."]
     found = []

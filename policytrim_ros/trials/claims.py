@@ -8,7 +8,7 @@ that are shown are two-sided at 1 - alpha. Where the arms met the same scenes, o
 cells, and each cell weighs as many as its pairs; their counts are added, which overstates the spread a little where cells
 differ (their variation stays in it). Several claims of one kind are corrected after Holm (1979), those about single cells as one
 family and those about all cells as another. A session that stops by its sequential test gets the anytime-valid verdicts of
-core/sequential.py instead.
+core/sequential.py instead, a canary session what its own test says (canary.py).
 
 Trials in simulation and on a robot are never pooled; `combined` puts them together by prediction-powered inference (combination.py).
 """
@@ -21,10 +21,11 @@ from typing import Mapping, Sequence
 
 from policytrim_ros.core.statistics import wilson
 from policytrim_ros.trials.anytime import anytime, in_every_cell
+from policytrim_ros.trials.canary import Canary, canary_of
 from policytrim_ros.trials.cautions import cautions
 from policytrim_ros.trials.evidence import Evidence, added_up, counted, simulated
 from policytrim_ros.trials.fixed import fixed
-from policytrim_ros.trials.session import Session
+from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.statements import Comparison
 from policytrim_ros.trials.store import Row
 
@@ -75,6 +76,7 @@ class Claims:
     cells: tuple[Cell, ...]
     overall: tuple[Comparison, ...]
     warnings: tuple[str, ...]
+    canary: Canary | None = None  # of a canary session, in place of comparisons
 
     @property
     def percent(self) -> str:
@@ -96,6 +98,8 @@ def claims(spec: Session, rows: Sequence[Row], sessions: Sequence[Mapping] = (),
     labels = [arm.label for arm in spec.arms]
     strangers = sorted({row.label for row in rows} - set(labels))
     rows = [row for row in rows if row.label in labels and (row.task, row.setting) in spec.cells]
+    if spec.canary:
+        return _of_canary(spec, rows, sessions, kind, relabelled, strangers)
     judge = anytime if spec.stop == "sequential" else fixed
     data = {cell: [Evidence.of(spec, rows, cell, i) for i in range(1, len(labels))] for cell in spec.cells}
     compared = iter(judge([found for cell in spec.cells for found in data[cell]]))
@@ -108,6 +112,15 @@ def claims(spec: Session, rows: Sequence[Row], sessions: Sequence[Mapping] = (),
     if len(cells) > 1 and len(labels) > 1 and not together:
         warned.append("Nothing is claimed over all cells together: not every cell has pairs.")
     return Claims(tuple(labels), spec.alpha, spec.margin, spec.stop, kind, cells, together, tuple(warned))
+
+
+def _of_canary(spec: Session, rows, sessions, kind, relabelled, strangers) -> Claims:
+    """Rates, and what its own test says: no interval of the difference covers a session that ends by its results."""
+    labels = tuple(arm.label for arm in spec.arms)
+    cells = tuple(Cell(*cell, tuple(_rate(spec, rows, cell, label) for label in labels), ()) for cell in spec.cells)
+    warned = cautions(spec, rows, sessions, kind, relabelled, strangers, {})
+    canary = canary_of(spec, schedule(spec), rows)
+    return Claims(labels, spec.alpha, spec.margin, spec.stop, kind, cells, (), tuple(warned), canary)
 
 
 def _rate(spec, rows, cell, label) -> Rate:

@@ -11,6 +11,7 @@ import time
 from dataclasses import replace
 from typing import Any, Callable
 
+from policytrim_ros.trials.canary import Canary
 from policytrim_ros.trials.session import Trial
 from policytrim_ros.trials.store import UNLABELLED, Row, Store
 
@@ -40,6 +41,7 @@ class Desk:
         self.recording = self.session = self.left = ""
         self.last: Row | None = None  # the newest finished trial
         self.alarms: list[str] = []
+        self.canary: Canary | None = None
         self.began = False  # whether the trial has come to its go
         self._phase, self._go, self._lock, self._changed = "idle", False, threading.RLock(), changed
         self._since = time.monotonic()
@@ -80,6 +82,12 @@ class Desk:
         with self._lock:
             self.alarms = [*self.alarms[-9:], text]
         self._changed()
+
+    def watch(self, canary: Canary | None) -> Canary | None:
+        """What has become of a canary session's candidate so far, to be seen from the next change on; ``canary``."""
+        with self._lock:
+            self.canary = canary
+        return canary
 
     # ---- the operator --------------------------------------------------------------------------------------------------
 
@@ -148,4 +156,5 @@ class Desk:
                 if last is None
                 else {name: getattr(last, name) for name in ("number", "code", "outcome", "reason", "seconds")},
                 "alarms": self.alarms,
+                "canary": None if blind or self.canary is None else self.canary.seen(),
             }

@@ -34,12 +34,12 @@ WIDTH_IN = 9.5
 def interval_figure(claims: Claims) -> Figure:
     """Success rates with their Wilson intervals; beside them the differences, against zero and the margin."""
     cells = [cell for cell in claims.cells if any(rate.n for rate in cell.rates)]
-    arms = len(claims.arms)
+    compared = len(claims.arms) > 1 and claims.canary is None
     overall = [comparison for comparison in claims.overall if not math.isnan(comparison.success.difference.low)]
     with _style() as matplotlib:
         height = 1.3 + 0.32 * max(1, len(overall) + sum(len(cell.rates) for cell in cells)) + 0.1 * len(cells)
         figure = matplotlib.figure.Figure(figsize=(WIDTH_IN, height), layout="constrained")
-        rate_axes, gap_axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if arms > 1 else (figure.subplots(), None)
+        rate_axes, gap_axes = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2)) if compared else (figure.subplots(), None)
         position, ticks, words = 0.0, [], []
         for cell in cells:
             top = position
@@ -82,6 +82,8 @@ def interval_figure(claims: Claims) -> Figure:
         "the dashed "
         "line shows non-inferiority; one that lies right of zero shows more success."
     )
+    if claims.canary:
+        caption = f"Success rates with {claims.percent} intervals, which do not cover that the session ends by its results."
     return Figure("intervals", svg, clean(alt, 2000), caption)
 
 

@@ -7,6 +7,9 @@ says go and names the outcome (trials/desk.py; the default one is unattended). S
 
 A hold or fault that a policy can cause (last column of docs/failsafes.md) is a failure of the policy: to leave such trials out
 would flatter the policy that needs to be held. Everything else that stops the arm aborts the trial.
+
+In a canary session (trials/canary.py) the incumbent is put back after every trial of the candidate, however it ended: it costs nothing, the
+next trial is mostly the incumbent's, and whatever ends the session leaves the incumbent speaking.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Callable, Protocol, Sequence
 
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.sequential import PairedTest
+from policytrim_ros.trials.canary import Canary, canary_of
 from policytrim_ros.trials.desk import Desk
 from policytrim_ros.trials.session import Session, Trial
 from policytrim_ros.trials.store import Row, Store
@@ -87,6 +91,9 @@ def run_session(
     times, and an aborted one ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored.
     """
     began, here = rig.clock(), 0
+    canary = desk.watch(canary_of(spec, trials, store.rows_of(session)))
+    if canary and canary.over:
+        say(told(canary))
     while (trial := upcoming(spec, trials, store.rows_of(session))) is not None:
         done = {row.number for row in store.rows_of(session) if row.counts}
         attempt = sum(row.number == trial.number for row in store.rows_of(session)) + 1
@@ -94,22 +101,57 @@ def run_session(
         desk.begin(trial, session, f"{session}/trial-{trial.number:04d}" + (f"-{attempt}" if attempt > 1 else ""), left)
         row, cause = run_trial(rig, trial, desk)
         if isinstance(cause, Interrupted) and not desk.began:
+            put_back(rig, spec, trial, desk)
             raise cause  # before go there was nothing to record
         if spec.blind and (shown := spec.concealed(row.reason)) != row.reason:
             store.note(session, "reason", trial=trial.number, text=row.reason)
             row = replace(row, reason=shown)
         row = store.append(Row(**{**vars(row), "session": session, "recording": desk.recording if desk.records else ""}))
         here += 1
+        canary = desk.watch(canary_of(spec, trials, store.rows_of(session)))
         desk.end(row)
+        stuck = put_back(rig, spec, trial, desk)
         if alarm := desk.records and rig.recorded():
             store.note(session, "recording", trial=trial.number, reason=alarm)
             desk.alarm(f"the recording of trial {trial.number} is not whole: {alarm}")
         say(line(row, len(trials), trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
+        if canary and canary.over:
+            conclude(canary, session, row, store, desk, say)
+        if stuck:
+            store.note(session, "canary", trial=row.number, verdict="not put back", reason=stuck)
         if isinstance(cause, Interrupted):
             raise cause
+        if stuck:
+            return stuck
         if not desk.attended and (row.outcome == "aborted" or (row.outcome == "invalid" and attempt == ATTEMPTS)):
             return f"trial {trial.number} (seed {trial.seed}) was {row.outcome}: {row.reason}"
     return None
+
+
+def put_back(rig: Rig, spec: Session, trial: Trial, desk: Desk) -> str:
+    """After a trial of a canary's candidate has inference speak as the incumbent again; '' or, also as an alarm, why it does not."""
+    if not spec.canary or trial.arm != spec.arms[1]:
+        return ""
+    incumbent = spec.arms[0]
+    try:
+        rig.use(incumbent.checkpoint, incumbent.horizon)
+    except RigError as error:
+        stuck = f"{incumbent.label} could not be put back after trial {trial.number}: {error}; do it with `policytrim swap {incumbent.checkpoint}`"
+        desk.alarm(stuck)
+        return stuck
+    return ""
+
+
+def conclude(canary: Canary, session: str, row: Row, store: Store, desk: Desk, say: Callable[[str], None]) -> None:
+    """Says what came of the candidate, and keeps it beside the rows."""
+    store.note(session, "canary", trial=row.number, verdict=canary.verdict, reason=canary.sentence)
+    if canary.returned:
+        desk.alarm(canary.reason)
+    say(told(canary))
+
+
+def told(canary: Canary) -> str:
+    return f"canary {canary.verdict}: {canary.sentence}"
 
 
 def line(row: Row, planned: int, who: str, left: str, blind: bool) -> str:
@@ -123,9 +165,11 @@ def line(row: Row, planned: int, who: str, left: str, blind: bool) -> str:
 
 
 def upcoming(spec: Session, trials: Sequence[Trial], rows: Sequence[Row]) -> Trial | None:
-    """The first trial without an outcome that counts, of a cell that is not decided yet; None when the session is complete."""
+    """The first trial without an outcome that counts, of a cell or a canary that is not decided yet; None when the session is complete."""
     last = {row.number: row for row in rows}
     done = {number for number, row in last.items() if row.counts or row.outcome == "unlabelled"}
+    if spec.canary and canary_of(spec, trials, rows).over:
+        return None
     decided = decided_cells(spec, rows) if spec.stop == "sequential" else set()
     return next((t for t in trials if t.number not in done and (t.task, t.setting) not in decided), None)
 

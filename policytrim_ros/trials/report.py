@@ -18,13 +18,14 @@ import yaml
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.files import replace_file
 from policytrim_ros.trials import paper_table4
+from policytrim_ros.trials.canary import Canary
 from policytrim_ros.trials.claims import Claims, claims
 from policytrim_ros.trials.clips import ClipError, clip
 from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.figures import interval_figure, time_figure
 from policytrim_ros.trials.page import SYMBOLS, Block, Claimed, Clip, Code, Grid, Listing, Page, Strip, Text
 from policytrim_ros.trials.session import Session
-from policytrim_ros.trials.statements import Comparison
+from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, Comparison
 from policytrim_ros.trials.store import Row, StoreError, history, read, read_sessions
 from policytrim_ros.trials.table import is_blind, lines
 
@@ -116,6 +117,9 @@ def _headline(found: dict, rows: Sequence[Row], stated: Claims) -> Iterator[Bloc
     if len(stated.arms) == 1:
         yield Text(f"There is one arm, {stated.arms[0]}: nothing is compared.")
         return
+    if stated.canary:
+        yield from _canary(stated.canary, stated)
+        return
     for comparison in stated.overall or stated.comparisons:
         yield from _claimed(comparison)
     yield Text(
@@ -128,6 +132,17 @@ def _headline(found: dict, rows: Sequence[Row], stated: Claims) -> Iterator[Bloc
             if stated.stop == "sequential"
             else "The number of trials was fixed before; looking early and stopping would not be covered."
         )
+    )
+
+
+def _canary(canary: Canary, stated: Claims) -> Iterator[Block]:
+    verdict = CONTRADICTED if canary.returned else SUPPORTED if canary.over else NOT_SUPPORTED
+    yield Claimed(verdict, f"canary, {canary.verdict}:", canary.sentence)
+    yield Text(
+        f"One trial in {canary.every} was the candidate's, at a place drawn by chance. That it succeeds less often by more than "
+        f"{100 * stated.margin:g} points, or that it does not, is each said wrongly with probability {100 * stated.alpha:g} % at most, although "
+        "the test was read after every block. One trial in which the arm was held for something that a policy can cause returns it, too: "
+        "that is a rule, not a test."
     )
 
 
@@ -292,6 +307,14 @@ def _plan(spec: Session) -> Iterator[Block]:
         if spec.stop == "sequential"
         else f"Every arm meets {spec.scenes} scenes in each cell; nothing ends earlier."
     )
+    if spec.canary:
+        rule = (
+            f"Each scene is met once, one in {spec.canary} by the candidate, until it is shown to be worse or as good (betting, alpha "
+            f"{spec.alpha:g}, margin {100 * spec.margin:g} points) or is taken back, at most {spec.scenes} scenes in each cell."
+        )
+        yield Text(f"{rule} The candidate's places are drawn from seed {spec.seed}; the operator was not blind to the arm.")
+        yield Code(_yaml(spec))
+        return
     order = f"shuffled in blocks of {spec.block} scenes" if spec.block else "not shuffled"
     yield Text(
         f"{rule} The order is {order} from seed {spec.seed}; the operator was {'blind' if spec.blind else 'not blind'} to the "

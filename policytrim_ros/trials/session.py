@@ -5,6 +5,9 @@
 A cell is one task in one setting. In every cell each arm of the comparison meets the same scenes, so that outcomes are pairs. Scenes
 are taken in blocks; inside a block the trials are shuffled by the session's seed (permuted blocks): whatever drifts in an afternoon,
 light, wear, the operator, falls on all arms alike. An operator sees the code of a trial, which says nothing about its arm.
+
+A canary session has two arms, incumbent and candidate, and each scene is met by one of them: in every block of `canary` trials one, at a
+place drawn from the seed, is the candidate's.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 import yaml
@@ -68,6 +71,9 @@ class Session(Config):
         "fixed: all scenes; sequential: a cell ends when the anytime-valid test has decided, at most after all scenes",
         choices=("fixed", "sequential"),
     )
+    canary: int = option(
+        0, "one trial in so many is the second arm's, until it is shown to be worse or as good; 0: no canary", low=0, high=1000
+    )
     timeout_s: float = option(60.0, "a trial without an outcome after this is a failure", low=1.0, high=3600.0, unit="s")
     disturb_s: float = option(
         2.0, "dynamic setting on a robot: the operator moves the target this long after go", low=0.0, high=600.0
@@ -89,6 +95,27 @@ class Session(Config):
             raise ConfigError(f"Session.arms: a checkpoint for {sorted(strange)[0]}, which is none of the tasks {self.tasks}")
         if self.stop == "sequential" and len(self.arms) != 2:
             raise ConfigError(f"Session.stop: the sequential test compares two arms, not {len(self.arms)}")
+        if self.canary:
+            self._check_canary()
+
+    def _check_canary(self) -> None:
+        for wrong, what_to_do in (
+            (self.canary == 1, "would give every trial to the candidate; 4 gives it one in four"),
+            (len(self.arms) != 2, f"wants two arms, the incumbent and then the candidate, not {len(self.arms)}"),
+            (
+                not all(arm.checkpoint for arm in self.arms),
+                "wants the checkpoint of both arms, so that the incumbent can be put back",
+            ),
+            (any(arm.checkpoints for arm in self.arms), "tries one candidate; plan a canary for each task that has its own"),
+            (self.blind, "cannot be blind, for its verdict tells the arm; write blind: false"),
+            (self.stop != "fixed", "ends by a test of its own; leave stop out"),
+            (
+                self.scenes % self.canary,
+                f"wants whole blocks, {self.scenes} scenes are none; plan {self.scenes - self.scenes % self.canary + self.canary}",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(f"Session.canary = {self.canary}: {what_to_do}")
 
     @property
     def cells(self) -> list[tuple[str, str]]:
@@ -100,9 +127,16 @@ class Session(Config):
         names = sorted(named | {Path(name).name for name in named}, key=len, reverse=True)
         return re.sub(rf"(?<![\w-])(?:{'|'.join(map(re.escape, names))})(?![\w-])", "(a policy)", text) if names else text
 
+    @property
+    def planned(self) -> int:
+        """How many trials."""
+        return len(self.cells) * self.scenes * (1 if self.canary else len(self.arms))
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_mapping` makes the same session."""
-        return {**vars(self), "arms": [vars(arm) for arm in self.arms]}
+        """Plain values, from which `from_mapping` makes the same session; without `canary` and `checkpoints` where there are none, as
+        releases before them."""
+        values = {**vars(self), "arms": [_without(vars(arm), "checkpoints") for arm in self.arms]}
+        return _without(values, "canary")
 
 
 @dataclass(frozen=True)
@@ -122,22 +156,30 @@ class Trial:
 
 def schedule(session: Session) -> list[Trial]:
     """All trials of ``session`` in their order; the same for the same session."""
-    order = np.random.default_rng([session.seed, 1])
-    codes = _codes(len(session.cells) * session.scenes * len(session.arms), np.random.default_rng([session.seed, 2]))
-    trials = []
-    for task, setting in session.cells:
-        for begin in range(0, session.scenes, session.block or 1):
-            scenes = range(begin, min(begin + (session.block or 1), session.scenes))
-            block = [(scene, arm) for scene in scenes for arm in session.arms]
-            for i in order.permutation(len(block)) if session.block else range(len(block)):
-                scene, arm = block[i]
-                number = len(trials) + 1
-                trials.append(
-                    Trial(
-                        number, codes[number - 1], task, setting, session.seed + scene, arm, session.timeout_s, session.disturb_s
-                    )
-                )
-    return trials
+    draws = np.random.default_rng([session.seed, 1])
+    codes = _codes(session.planned, np.random.default_rng([session.seed, 2]))
+    order = _canary_order if session.canary else _shuffled_order
+    met = [(task, setting, scene, arm) for task, setting in session.cells for scene, arm in order(session, draws)]
+    return [
+        Trial(number, codes[number - 1], task, setting, session.seed + scene, arm, session.timeout_s, session.disturb_s)
+        for number, (task, setting, scene, arm) in enumerate(met, start=1)
+    ]
+
+
+def _shuffled_order(session: Session, draws: np.random.Generator) -> Iterator[tuple[int, Arm]]:
+    """Scene and arm of each trial of a cell: every arm meets every scene."""
+    for begin in range(0, session.scenes, session.block or 1):
+        scenes = range(begin, min(begin + (session.block or 1), session.scenes))
+        block = [(scene, arm) for scene in scenes for arm in session.arms]
+        for i in draws.permutation(len(block)) if session.block else range(len(block)):
+            yield block[i]
+
+
+def _canary_order(session: Session, draws: np.random.Generator) -> Iterator[tuple[int, Arm]]:
+    """The same of a canary: every scene is met once."""
+    for begin in range(0, session.scenes, session.canary):
+        place = draws.integers(session.canary)
+        yield from ((begin + i, session.arms[int(i == place)]) for i in range(session.canary))
 
 
 def read_session(path) -> Session:
@@ -146,6 +188,11 @@ def read_session(path) -> Session:
         return Session.from_mapping(_mapping(yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def _without(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """``values``, without ``name`` when that is empty."""
+    return {key: value for key, value in values.items() if key != name or value}
 
 
 def _mapping(value) -> Mapping[str, Any]:

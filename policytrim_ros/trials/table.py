@@ -106,6 +106,8 @@ def comparison(rows: list[Row]) -> str:
         (first, before), *others = labels.items()
         for label, after in others:
             shared = [(before[seed], after[seed]) for seed in sorted(set(before) & set(after))]
+            if not shared:
+                continue  # of a canary, whose scenes are met once
             both = [pair for pair in shared if all(row.outcome == "success" for row in pair)]
             solved = " -> ".join(str(sum(pair[i].outcome == "success" for pair in shared)) for i in (0, 1))
             means = [_change([(getattr(a, name), getattr(b, name)) for a, b in both]) for name in ("seconds", "steps", "calls")]

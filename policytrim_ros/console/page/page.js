@@ -207,8 +207,11 @@ function showPolicy(policy) {
   sparkline($("spark"), seen.tails);
 }
 
-function showComparison({ session }, blind) {
+function showComparison({ session, trial }, blind) {
   $("progress").textContent = session ? say("comparison.progress", { done: session.done, planned: session.planned, arms: session.arms, id: session.id }) : say("comparison.none");
+  const canary = trial?.canary;
+  $("canary").hidden = !canary;
+  if (canary) $("canary").textContent = say("canary.line", { candidate: canary.candidate, every: canary.every, trials: canary.trials, verdict: say(`canary.${canary.verdict.replace(" ", "_")}`), worse: told(canary.evidence.worse), good: told(canary.evidence.as_good), needed: told(canary.evidence.needed) });
   const rows = blind ? [] : session?.comparison ?? [];
   once("plot", rows, () => $("plot").replaceChildren(...(rows.length ? [intervals(rows, say("comparison.axis")), made("p", say("comparison.axis"))] : [])));
 }
@@ -364,6 +367,7 @@ $("start").addEventListener("submit", async (event) => {
     margin: Number($("start-margin").value) / 100,
     alpha: Number($("start-alpha").value) / 100,
     block: Number($("start-block").value),
+    canary: Number($("start-canary").value),
     disturb_s: Number($("start-disturb").value),
     timeout_s: Number($("start-timeout").value),
     stop: $("start-stop").value,
