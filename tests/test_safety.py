@@ -64,6 +64,22 @@ def test_a_feasible_path_is_followed_without_lag_and_a_resting_goal_without_over
     assert max(reached) <= 0.6 + 1e-9 and reached[-1] == pytest.approx(0.6, abs=1e-6)
 
 
+@pytest.mark.parametrize("speed", [0.33, 0.7])
+def test_a_path_that_runs_into_a_joint_limit_is_stopped_there_within_the_acceleration_limit(speed):
+    """The last 10 ms of the stop once asked for 1.125 times the limit."""
+    for offset in np.linspace(0.0, 0.1, 11):
+        start = np.array(READY)
+        start[4] = 0.9 + offset
+        safety, high = filter_at(start), LIMITS.position_high[4] - LIMITS.joint_margin_rad
+        velocity, goal_velocity = np.zeros(7), np.array([0, 0, 0, 0, speed, 0, 0])
+        for tick in range(160):
+            goal = start + np.array([0, 0, 0, 0, min(speed * tick * DT, 0.5 - offset), 0, 0])
+            out = safety.step(goal, goal_velocity, DT)
+            assert abs(out.velocity[4] - velocity[4]) <= LIMITS.a_max[4] * DT + 1e-9 and out.setpoint[4] <= high + 1e-9
+            velocity = out.velocity
+        assert out.setpoint[4] == pytest.approx(high, abs=1e-3)
+
+
 def test_limits_that_make_no_sense_are_refused_by_name():
     with pytest.raises(ConfigError, match="v_max"):
         SafetyLimits(v_max=[9.0] * 7)
