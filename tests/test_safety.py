@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.executor import ChunkRefused
+from policytrim_ros.core.executor import SLOWED_ACTIONS, ChunkRefused
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.supervisor import Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.core.types import JOINTS, READY, Chunk
@@ -116,13 +116,13 @@ class Arm:
         self.run(0.05)
         self.supervisor.go(self.health, self.now)
 
-    def play(self, offset=0.3, n=10):
+    def play(self, offset=0.3, n=10, follows=False):
         target = np.array(READY)
         ramp = np.linspace(0, offset, n + 1)[1:]
         positions = np.repeat(target[None], n, axis=0)
         positions[:, 0] += ramp
         executor = self.supervisor.executor
-        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step))
+        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step, follows=follows))
 
     @property
     def state(self):
@@ -217,9 +217,14 @@ def test_a_fault_whose_cause_is_still_there_cannot_be_cleared():
     assert arm.state == "fault"
 
 
-def test_a_starved_arm_holds():
-    arm = moving(chunk_timeout_s=0.5)
-    arm.run(1.5)
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_starved_arm_holds_and_slowing_before_does_not_postpone_that_by_more_than_it_takes(follows):
+    arm = Arm(chunk_timeout_s=0.5)
+    arm.go()
+    arm.play(follows=follows)
+    arm.run(0.97)
+    assert arm.state == "moving"
+    arm.run(0.06 + follows * SLOWED_ACTIONS / 20)
     assert arm.state == "holding" and "chunk starved" in arm.supervisor.reason
 
 
