@@ -61,10 +61,10 @@ CURVES_HEAD = (
     "cubic: the same",
 )
 CURVES = (
-    "Between the actions the controller's path is straight. A cubic Hermite curve through the same actions has a third of the jerk inside a "
-    "chunk, but more at the seams of a 20 Hz policy, where the next chunk is not what the curve was bent for, and it is no nearer to the plan. "
-    "The simulated arm, with which the policies were trained and measured, moves in straight lines as well. So lines they stay, and there is no option; "
-    "a policy of 10 Hz would be the reason to ask again. Async, h = 10, not slowed, a fifth of the time."
+    "Between the actions the controller's path is straight. A cubic Hermite curve through the same actions has a third to two thirds of the jerk "
+    "inside a chunk; at the seams of a policy of 20 or 30 Hz it has a tenth more, since the next chunk is not what the curve was bent for, and it keeps no "
+    "closer to the plan. The simulated arm, with which the policies were trained and measured, moves in straight lines as well. So lines they stay, and there is "
+    "no option; a policy of 10 Hz, where the curve is better in everything, would be the reason to ask again. Async, h = 10, not slowed, a fifth of the time."
 )
 END_HEAD = (
     "end of a chunk after which none comes",
