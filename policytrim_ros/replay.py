@@ -10,7 +10,7 @@ Everything is open loop: the observations stay those that the recorded policy br
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
@@ -83,7 +83,7 @@ def replay(track: Track) -> Replayed:
             now += step.rested_s
         for said in arrivals.get(index, ()):
             try:
-                executor.accept(said.chunk)
+                executor.accept(replace(said.chunk, follows=False))  # it is in time here: none comes within a step
             except ChunkRefused:
                 found.refused += 1
         executor.advance(now)

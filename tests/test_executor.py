@@ -1,18 +1,21 @@
 """The chunk executor on a virtual clock."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
-from policytrim_ros.core.types import Chunk
+from policytrim_ros.core.executor import SCALE_CHANGE, SLOWED_ACTIONS, ChunkExecutor, ChunkRefused
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
+from policytrim_ros.core.types import READY, Chunk
 
 PERIOD = 0.05
 
 
-def chunk(values, first, generation=1, chunk_id=1):
-    return Chunk(np.repeat(np.asarray(values, float)[:, None], 7, axis=1), generation, chunk_id, first)
+def chunk(values, first, generation=1, chunk_id=1, follows=False):
+    return Chunk(np.repeat(np.asarray(values, float)[:, None], 7, axis=1), generation, chunk_id, first, follows=follows)
 
 
 def started(**kwargs):
@@ -37,6 +40,71 @@ def test_half_the_speed_scale_takes_twice_the_time_over_the_same_path():
     executor.accept(chunk([1.0], first=0))
     executor.tick(0.0)
     assert executor.tick(0.05).position == pytest.approx(np.full(7, 0.5))
+
+
+def test_a_new_speed_scale_comes_with_the_next_actions_in_small_steps_and_leaves_the_path_alone():
+    executor, paces = started(), []
+    executor.accept(chunk(np.arange(1, 30), first=0))
+    executor.tick(0.0)
+    executor.speed_scale = 0.5
+    for now in np.arange(0.0, 2.0, 0.01):
+        point = executor.tick(now)
+        if point.next_step > len(paces):
+            paces.append(point.velocity[0] * PERIOD)
+        assert point.next_step - 1 <= point.position[0] <= point.next_step
+    assert paces[0] == 1.0 and paces[5:10] == pytest.approx([0.5] * 5)
+    assert np.abs(np.diff(paces)).max() <= SCALE_CHANGE + 1e-9
+    for nonsense in (0.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="speed scale"):
+            executor.speed_scale = nonsense
+    assert executor.speed_scale == 0.5
+
+
+def test_before_the_end_of_a_chunk_whose_successor_is_late_the_path_slows_evenly_to_rest():
+    executor = started()
+    executor.accept(chunk(np.arange(1, 6), first=0, follows=True))
+    slow_from, slow_until = PERIOD * (5 - SLOWED_ACTIONS), PERIOD * (5 + SLOWED_ACTIONS)
+    for now in np.arange(0.0, slow_until, 0.005):
+        point = executor.tick(now)
+        left = 1.0 - max(0.0, now - slow_from) / (slow_until - slow_from)
+        assert point.playing and point.velocity == pytest.approx(np.full(7, left / PERIOD))
+        assert point.position[0] == pytest.approx(now / PERIOD if now < slow_from else 5 - SLOWED_ACTIONS * left**2)
+    resting = executor.tick(slow_until + 1e-9)
+    assert not resting.playing and resting.next_step == 5 and resting.position[0] == 5.0
+    assert executor.slowed_s == pytest.approx(SLOWED_ACTIONS * PERIOD)
+    assert executor.dry_for(slow_until + 1.0) == pytest.approx(1.0)  # the hold comes so much later, no more
+
+
+def test_a_chunk_that_comes_while_the_path_slows_is_played_at_the_full_rate_from_there():
+    executor = started()
+    executor.accept(chunk(np.arange(1, 6), first=0, follows=True))
+    executor.tick(0.0), executor.tick(0.2)
+    before = executor.tick(0.28)
+    assert before.next_step == 5 and before.velocity[0] < 0.4 / PERIOD
+    executor.accept(chunk([6, 7, 8], first=5, chunk_id=2, follows=False))
+    after = executor.tick(0.28)
+    assert after.position == pytest.approx(before.position) and after.velocity == pytest.approx(np.full(7, 1 / PERIOD))
+    end = 0.28 + (8 - after.position[0]) * PERIOD
+    assert executor.tick(end - 1e-6).playing and not executor.tick(end + 1e-6).playing
+    assert executor.slowed_s == pytest.approx(end - 8 * PERIOD) and executor.stalls == 0
+
+
+def test_a_chunk_in_time_slows_nothing_and_one_later_than_the_slowing_begins_as_it_would_have_without():
+    def begins(arrives, follows):
+        """When each control step begins."""
+        executor, steps = started(), []
+        executor.accept(chunk(np.arange(1, 6), first=0, follows=follows))
+        for tick in range(100):
+            if tick == arrives:
+                executor.accept(chunk(np.arange(6, 9), first=5, chunk_id=2))
+            if executor.tick(tick * 0.01).next_step > len(steps):
+                steps.append(tick)
+        return steps
+
+    in_time, late = 5 * (5 - SLOWED_ACTIONS) - 1, 5 * (5 + SLOWED_ACTIONS) + 2
+    assert begins(in_time, True) == begins(in_time, False)
+    assert begins(late, True)[5:] == begins(late, False)[5:]
+    assert begins(late, True)[4] > begins(late, False)[4]
 
 
 def test_a_late_chunk_skips_what_was_really_consumed():
@@ -112,13 +180,16 @@ def test_every_control_step_is_played_once_and_in_order_for_any_chunks_and_delay
         length = data.draw(st.integers(1, 15))
         late = data.draw(st.integers(0, 8))
         first = executor.next_step + data.draw(st.integers(0, executor.queued))
+        executor.speed_scale = data.draw(st.sampled_from([0.05, 0.3, 1.0]))
         for _ in range(late):
             now += 0.01 * data.draw(st.integers(1, 9))
             point = executor.tick(now)
             assert point.next_step >= observed
             observed = point.next_step
         try:
-            executor.accept(chunk(np.arange(first, first + length) + 1.0, first, generation=1, chunk_id=chunk_id))
+            executor.accept(
+                chunk(np.arange(first, first + length) + 1.0, first, chunk_id=chunk_id, follows=data.draw(st.booleans()))
+            )
         except ChunkRefused:
             continue
         for _ in range(data.draw(st.integers(0, 60))):
@@ -130,3 +201,54 @@ def test_every_control_step_is_played_once_and_in_order_for_any_chunks_and_delay
                 assert point.next_step == before + 1
                 assert executor._to[0] == pytest.approx(point.next_step)  # step n plays the action meant for step n
     assert played == sorted(set(played))
+
+
+class Watched:
+    """An executor and a filter on a virtual clock; every tick is checked."""
+
+    LIMITS = SafetyLimits()
+    MOVING = np.array([1.0] * 6 + [0.0])
+
+    def __init__(self):
+        self.executor, self.guard, self.now = started(), SafetyFilter(self.LIMITS), 0.0
+        self.guard.reset(READY)
+        self.point, self.begin, self.end, self.pace = self.executor.tick(0.0), 0.0, 0.0, 0.0
+
+    def tick(self):
+        before, pace, self.now = self.point, self.pace, self.now + 0.01
+        here = self.executor.target[0]
+        point = self.point = self.executor.tick(self.now)
+        assert 0 <= point.next_step - before.next_step <= 1
+        if point.next_step > before.next_step:
+            self.begin, self.end = here, self.executor.target[0]
+            self.pace = abs(self.end - self.begin) / PERIOD
+        forward = np.sign(self.end - self.begin)
+        assert min(self.begin, self.end) - 1e-9 <= point.position[0] <= max(self.begin, self.end) + 1e-9
+        assert abs(point.velocity[0]) <= self.pace + 1e-9
+        assert abs(point.position[0] - before.position[0]) <= 0.01 * max(pace, self.pace) + 1e-9
+        if point.next_step == before.next_step:
+            assert (point.position[0] - before.position[0]) * forward >= -1e-9
+        velocity = self.guard.velocity
+        out = self.guard.step(READY + point.position * self.MOVING, point.velocity * self.MOVING, 0.01)
+        assert np.all(np.abs(out.velocity) <= np.array(self.LIMITS.v_max) + 1e-9)
+        assert np.all(np.abs(out.velocity - velocity) <= np.array(self.LIMITS.a_max) * 0.01 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whatever_comes_and_when_the_path_runs_forward_through_its_actions_no_faster_than_they_ask_and_ends(data):
+    watched = Watched()
+    executor = watched.executor
+    for chunk_id in range(data.draw(st.integers(1, 6))):
+        first = executor.next_step + data.draw(st.integers(0, executor.queued))
+        values = data.draw(st.lists(st.floats(-0.2, 0.2), min_size=1, max_size=8))
+        executor.accept(chunk(values, first, chunk_id=chunk_id, follows=data.draw(st.booleans())))
+        executor.speed_scale = data.draw(st.sampled_from([0.3, 0.7, 1.0]))
+        for _ in range(data.draw(st.integers(1, 60))):
+            watched.tick()
+    left = executor.queued + 1 + SLOWED_ACTIONS
+    for _ in range(math.ceil(left * PERIOD / 0.3 / 0.01) + 1):
+        watched.tick()
+    assert not watched.point.playing and watched.point.position[0] == pytest.approx(values[-1], abs=1e-12)
+    assert executor.next_step == first + len(values)
+    assert executor.slowed_s >= -1e-9

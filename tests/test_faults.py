@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 import pytest
+from rclpy.parameter import Parameter
+from rclpy.parameter_client import AsyncParameterClient
 from stack import Operator, Stack
 from trajectory_msgs.msg import JointTrajectory
 
@@ -94,6 +96,27 @@ def test_an_operators_hold_stops_the_arm_and_go_moves_it_again(stack, operator):
     operator.rest()
     operator.swing()
     assert operator.state.startswith("moving")
+
+
+def test_the_speed_changes_in_motion_and_no_other_parameter_does(stack, operator):
+    client = AsyncParameterClient(operator.node, "controller")
+    operator.until(client.services_are_ready, "no parameter services")
+
+    def change(name, value):
+        future = client.set_parameters([Parameter(name, value=value)])
+        operator.until(future.done, "no answer")
+        return future.result().results[0].successful
+
+    operator.swing()
+    assert not change("speed_scale", 1.5) and not change("speed_scale", float("nan")) and not change("chunk_timeout_s", 30.0)
+    assert change("speed_scale", 0.25)
+    changed = operator.consumed.next_step
+    operator.until(lambda: operator.consumed.next_step > changed + 10, "the arm does not move on")
+    began, steps = time.monotonic(), operator.consumed.next_step
+    operator.spin(2.0)
+    a_second = (operator.consumed.next_step - steps) / (time.monotonic() - began)
+    assert 0 < a_second < 10 and operator.state.startswith("moving")  # 5; what was published before may be heard late
+    assert change("speed_scale", 1.0)
 
 
 def test_a_starved_controller_holds(stack, operator):

@@ -28,6 +28,13 @@ def test_a_chunk_survives_the_wire_with_generation_and_ids():
     assert chunk.positions == pytest.approx(np.arange(21).reshape(3, 7) / 100.0)
 
 
+def test_a_chunk_says_whether_another_follows_and_one_that_does_not_say_is_the_last():
+    said = chunk_to_message(Chunk(np.zeros((1, 7)), 4, 42, 210, follows=True), Time())
+    assert chunk_from_message(said).follows and not chunk_from_message(message()).follows
+    said.header.frame_id = "generation=4 chunk=42 first=210"
+    assert not chunk_from_message(said).follows
+
+
 def test_joints_may_come_in_another_order_but_never_in_part():
     shuffled = message()
     order = [6, 5, 4, 3, 2, 1, 0]
@@ -43,6 +50,7 @@ def test_joints_may_come_in_another_order_but_never_in_part():
     "damage, said",
     [
         (lambda m: setattr(m.header, "frame_id", "base_link"), "is not 'generation=N"),
+        (lambda m: setattr(m.header, "frame_id", "generation=1 chunk=2 first=3 follows=yes"), r"'follows=0\|1'"),
         (lambda m: m.points.clear(), "no points"),
         (lambda m: setattr(m.points[1], "positions", [0.0] * 6), "needs 7 positions"),
         (lambda m: setattr(m.points[1], "positions", [float("nan")] * 7), "NaN"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.executor import ChunkRefused
+from policytrim_ros.core.executor import SLOWED_ACTIONS, ChunkRefused
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits, blames_policy
 from policytrim_ros.core.supervisor import Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.core.types import JOINTS, READY, Chunk
@@ -64,6 +64,22 @@ def test_a_feasible_path_is_followed_without_lag_and_a_resting_goal_without_over
     assert max(reached) <= 0.6 + 1e-9 and reached[-1] == pytest.approx(0.6, abs=1e-6)
 
 
+@pytest.mark.parametrize("speed", [0.33, 0.7])
+def test_a_path_that_runs_into_a_joint_limit_is_stopped_there_within_the_acceleration_limit(speed):
+    """The last 10 ms of the stop once asked for 1.125 times the limit."""
+    for offset in np.linspace(0.0, 0.1, 11):
+        start = np.array(READY)
+        start[4] = 0.9 + offset
+        safety, high = filter_at(start), LIMITS.position_high[4] - LIMITS.joint_margin_rad
+        velocity, goal_velocity = np.zeros(7), np.array([0, 0, 0, 0, speed, 0, 0])
+        for tick in range(160):
+            goal = start + np.array([0, 0, 0, 0, min(speed * tick * DT, 0.5 - offset), 0, 0])
+            out = safety.step(goal, goal_velocity, DT)
+            assert abs(out.velocity[4] - velocity[4]) <= LIMITS.a_max[4] * DT + 1e-9 and out.setpoint[4] <= high + 1e-9
+            velocity = out.velocity
+        assert out.setpoint[4] == pytest.approx(high, abs=1e-3)
+
+
 def test_limits_that_make_no_sense_are_refused_by_name():
     with pytest.raises(ConfigError, match="v_max"):
         SafetyLimits(v_max=[9.0] * 7)
@@ -100,13 +116,13 @@ class Arm:
         self.run(0.05)
         self.supervisor.go(self.health, self.now)
 
-    def play(self, offset=0.3, n=10):
+    def play(self, offset=0.3, n=10, follows=False):
         target = np.array(READY)
         ramp = np.linspace(0, offset, n + 1)[1:]
         positions = np.repeat(target[None], n, axis=0)
         positions[:, 0] += ramp
         executor = self.supervisor.executor
-        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step))
+        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step, follows=follows))
 
     @property
     def state(self):
@@ -201,9 +217,14 @@ def test_a_fault_whose_cause_is_still_there_cannot_be_cleared():
     assert arm.state == "fault"
 
 
-def test_a_starved_arm_holds():
-    arm = moving(chunk_timeout_s=0.5)
-    arm.run(1.5)
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_starved_arm_holds_and_slowing_before_does_not_postpone_that_by_more_than_it_takes(follows):
+    arm = Arm(chunk_timeout_s=0.5)
+    arm.go()
+    arm.play(follows=follows)
+    arm.run(0.97)
+    assert arm.state == "moving"
+    arm.run(0.06 + follows * SLOWED_ACTIONS / 20)
     assert arm.state == "holding" and "chunk starved" in arm.supervisor.reason
 
 

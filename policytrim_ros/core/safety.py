@@ -264,8 +264,9 @@ class SafetyFilter:
     def _keep_inside(self, v, dt):
         """Slows down early enough to stop at the joint limits (or where the arm is, when it begins beyond them)."""
         x = self.setpoint
-        above = stopping_speed(np.maximum(self._high - x, 0.0), self._a_max, dt)
-        below = stopping_speed(np.maximum(x - self._low, 0.0), self._a_max, dt)
+        braking = 0.8 * self._a_max  # the last step of a stop takes up to a quarter more
+        above = stopping_speed(np.maximum(self._high - x, 0.0), braking, dt)
+        below = stopping_speed(np.maximum(x - self._low, 0.0), braking, dt)
         v = np.clip(v, -below, above)
         return x + v * dt, v
 

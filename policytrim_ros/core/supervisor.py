@@ -27,7 +27,13 @@ UNCONFIGURED, HOLDING, MOVING, FAULTED = "unconfigured", "holding", "moving", "f
 class SupervisorConfig(Config):
     """When to doubt."""
 
-    speed_scale: float = setting(1.0, "speed of the whole motion; begin a first real run at 0.3", low=0.05, high=1.0)
+    speed_scale: float = setting(
+        1.0,
+        "speed of the whole motion, along the same path; begin a first real run at 0.3; may change while the arm moves",
+        low=0.05,
+        high=1.0,
+        read_only=False,
+    )
     home_speed: float = setting(0.35, "share of the velocity limit used by home and park", low=0.05, high=1.0)
     feedback_timeout_s: float = setting(0.1, "joint feedback older than this is a fault", low=0.02, high=1.0, unit="s")
     chunk_timeout_s: float = setting(

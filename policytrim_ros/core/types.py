@@ -39,6 +39,7 @@ class Chunk:
 
     ``first`` is the control step that ``positions[0]`` belongs to, counted by the executor since it started:
     the step that was next when the observation was taken. Whoever plays the chunk skips what lies in the past.
+    ``follows``: the sender means to send another chunk before this one ends.
     """
 
     positions: np.ndarray
@@ -46,6 +47,7 @@ class Chunk:
     chunk_id: int
     first: int
     rate_hz: float = CONTROL_RATE_HZ
+    follows: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "positions", frozen(self.positions, (-1, len(JOINTS))))

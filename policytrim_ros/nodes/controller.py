@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import JointState
@@ -26,13 +27,13 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig
-from policytrim_ros.core.config import setting
+from policytrim_ros.core.config import ConfigError, setting
 from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
-from policytrim_ros.nodes.parameters import declare
+from policytrim_ros.nodes.parameters import current, declare
 from policytrim_ros.nodes.process import ask_for_priority, run
 
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
@@ -89,6 +90,7 @@ class Controller(Node):
         for name in ("go", "home", "park", "hold", "clear_fault", "damped_stop"):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
         self.create_timer(1.0, self._publish_diagnostics)
+        self.add_on_set_parameters_callback(self._on_parameters)
         self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
         self._thread = threading.Thread(
             target=self._at_rate,
@@ -210,6 +212,17 @@ class Controller(Node):
         self.arm.damped_stop()
         return "the arm sinks with damping; support it. Recovery cuts its power: see docs/can.md"
 
+    def _on_parameters(self, changes) -> SetParametersResult:
+        """Only speed_scale may change: declared so, and every other parameter read-only."""
+        try:
+            wanted = current(self, ControllerConfig, changes)
+        except ConfigError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        with self._lock:
+            self.supervisor.executor.speed_scale = wanted.speed_scale
+        self.get_logger().info(f"speed_scale={wanted.speed_scale}")
+        return SetParametersResult(successful=True)
+
     # ---- data in and out -------------------------------------------------------------------------------------------
 
     def _on_chunk(self, message: JointTrajectory) -> None:
@@ -288,6 +301,8 @@ class Controller(Node):
             "control_steps": str(self.supervisor.executor.next_step),
             "stalls": str(self.supervisor.executor.stalls),
             "stall_s": f"{self.supervisor.executor.stall_s:.3f}",
+            "slowed_s": f"{self.supervisor.executor.slowed_s:.3f}",
+            "speed_scale": f"{self.supervisor.executor.speed_scale:g}",
         }
         level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(
             self.supervisor.state, DiagnosticStatus.OK

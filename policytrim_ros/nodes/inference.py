@@ -390,6 +390,7 @@ class Inference(Node):
             self._chunk_id += 1
             self._trust(generation.number, first, actions)
             chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], generation.number, self._chunk_id, first)
+            chunk = replace(chunk, follows=self.config.mode != SYNC)
             self._replanner.sent(first, len(chunk.positions), time.monotonic())
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"

@@ -29,7 +29,9 @@ def chunk_to_message(chunk: Chunk, stamp: Time) -> JointTrajectory:
     """``stamp``: ROS time of the newest image that the policy saw."""
     message = JointTrajectory(joint_names=list(JOINTS))
     message.header.stamp = stamp
-    message.header.frame_id = f"generation={chunk.generation} chunk={chunk.chunk_id} first={chunk.first}"
+    message.header.frame_id = (
+        f"generation={chunk.generation} chunk={chunk.chunk_id} first={chunk.first} follows={chunk.follows:d}"
+    )
     for index, position in enumerate(chunk.positions):
         nanoseconds = round((index + 1) * 1e9 / chunk.rate_hz)
         when = Duration(sec=nanoseconds // 1_000_000_000, nanosec=nanoseconds % 1_000_000_000)
@@ -43,8 +45,11 @@ def chunk_from_message(message: JointTrajectory) -> Chunk:
     try:
         ids = dict(part.split("=") for part in message.header.frame_id.split())
         generation, chunk_id, first = int(ids["generation"]), int(ids["chunk"]), int(ids["first"])
+        follows = {"0": False, "1": True}[ids.get("follows", "0")]
     except (KeyError, ValueError):
-        raise BadMessage(f"chunk header.frame_id '{message.header.frame_id}' is not 'generation=N chunk=N first=N'") from None
+        raise BadMessage(
+            f"chunk header.frame_id '{message.header.frame_id}' is not 'generation=N chunk=N first=N' with 'follows=0|1' or without"
+        ) from None
     if not message.points:
         raise BadMessage(f"chunk {chunk_id} holds no points")
     if any(len(point.positions) != len(JOINTS) for point in message.points):
@@ -53,7 +58,7 @@ def chunk_from_message(message: JointTrajectory) -> Chunk:
     rate_hz = round(1.0 / first_at, 3) if first_at > 0 else CONTROL_RATE_HZ
     positions = np.array([point.positions for point in message.points])[:, order]
     try:
-        return Chunk(positions, generation, chunk_id, first, rate_hz)
+        return Chunk(positions, generation, chunk_id, first, rate_hz, follows)
     except ValueError as error:
         raise BadMessage(f"chunk {chunk_id}: {error}") from None
 
