@@ -280,8 +280,8 @@ class FlowPolicy(ChunkPolicy):
         return x
 
     def sample(self, inputs: Inputs, generators=None, steps: int | None = None) -> torch.Tensor:
-        noise = self.noise(len(inputs), generators)
-        return self.integrate(self.encode(inputs), noise, steps, inputs.plan, inputs.plan_weights)[..., :ACTIONS]
+        x = self.noise(len(inputs), generators)
+        return self.integrate(self.encode(inputs), x, steps, inputs.plan, inputs.plan_weights)[..., :ACTIONS]
 
     def noise(self, batch: int, generators=None) -> torch.Tensor:
         """Where sampling starts: (B, H, D) standard normal, row i from ``generators[i]``."""
