@@ -22,6 +22,7 @@ from typing import Any, Mapping
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as argument  # one of the arguments is called setting
 from policytrim_ros.core.contract import is_remote
+from policytrim_ros.core.replanning import MODES
 from policytrim_ros.share import share
 from policytrim_ros.trials.session import read_session
 
@@ -67,8 +68,8 @@ class LaunchArguments(Config):
     horizon: int = argument(0, "execution horizon h: actions executed of each chunk; 0: the checkpoint's own", low=0, high=1000)
     mode: str = argument(
         "sync",
-        "sync: the arm waits for inference; async: the next chunk is predicted while this one runs",
-        choices=("sync", "async"),
+        "sync: the arm waits for inference; async: the next chunk is predicted while this one runs; rtc: and goes on from it (flow policies)",
+        choices=MODES,
     )
     gate: bool = argument(
         True, "on the real robot, refuse a policy that has not passed the simulated twin for the task (`policytrim gate`)"

@@ -19,7 +19,7 @@ import numpy as np
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
-from policytrim_ros.core.replanning import ASYNC, SYNC
+from policytrim_ros.core.replanning import MODES, SYNC
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.supervisor import SupervisorConfig
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
@@ -286,7 +286,7 @@ def add_arguments(parser) -> None:
         metavar="h=N",
         help="another execution horizon: where the policy would have looked again and which actions would have been executed",
     )
-    parser.add_argument("--mode", choices=(SYNC, ASYNC), help="with --what-if: when to look again (default: as recorded)")
+    parser.add_argument("--mode", choices=MODES, help="with --what-if: when to look again (default: as recorded)")
     parser.add_argument(
         "--latency-ms", type=float, help="with --what-if: from look to chunk (default: the recorded 99th percentile)"
     )

@@ -18,7 +18,7 @@ def inference(tmp_path):
     """(operator, a function that asks for another checkpoint, the directories of two checkpoints)."""
     stack = Stack(tmp_path)
     first, second = (str(share("models") / name) for name in ("tape-box-oft-tiny", "piper-pi0-tiny"))
-    stack.start("inference", "policytrim_ros.nodes.inference", checkpoint=first)
+    stack.start("inference", "policytrim_ros.nodes.inference", checkpoint=first, mode="rtc")
     operator = Operator(stack, beats=())
     client = operator.node.create_client(SetParameters, "inference/set_parameters")
 
@@ -44,10 +44,11 @@ def test_checkpoints_are_exchanged_in_the_running_process(inference):
     assert ask(second).successful
     early = operator.order("inference/run", True)
     assert not early.success and "is being loaded" in early.message
+    assert status(operator)["mode"] == "async" and "mode=async: a policy of family 'parallel'" in operator.stack.log("inference")
     operator.until(lambda: status(operator).get("checkpoint") == second, "the second checkpoint is not loaded", 60.0)
     now = status(operator)
     assert (now["generation"], now["horizon"], now["loading"], now["news"]) == (2, 5, "", "")
-    assert now["earlier"] == [first] and now["probation"] == 50
+    assert now["earlier"] == [first] and now["probation"] == 50 and now["mode"] == "rtc"
     assert ask(first).successful
     operator.until(lambda: status(operator).get("generation") == 3, "the first checkpoint does not come back", 60.0)
     assert status(operator)["horizon"] == 8

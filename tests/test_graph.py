@@ -238,7 +238,7 @@ def test_the_session_is_named_after_the_ros_domain(monkeypatch):
     [
         (dict(tusk="tape_box"), "unknown argument 'tusk'; known: .*task"),
         (dict(task="juggle"), "task = 'juggle': allowed values are 'tape_box'"),
-        (dict(mode="rtc"), "allowed values are 'sync', 'async'"),
+        (dict(mode="fast"), "allowed values are 'sync', 'async', 'rtc'"),
         (dict(speed_scale="3"), "speed_scale = 3.0: allowed range is 0.05 to 1.0"),
         (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
         (dict(horizon="2.5"), "horizon = '2.5': expected a whole number"),

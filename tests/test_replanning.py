@@ -59,7 +59,7 @@ def test_a_chunk_that_never_plays_is_given_up_after_a_while():
     replanner.sent(0, 5, 1.0)
     assert not replanner.turn(0, 0, False, 0.0, 1.2)
     assert replanner.turn(0, 0, False, 0.0, 1.7)
-    with pytest.raises(ValueError, match="use 'sync' or 'async'"):
+    with pytest.raises(ValueError, match="use one of sync, async, rtc"):
         Replanner("rtc2", 5, RATE)
 
 

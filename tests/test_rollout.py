@@ -128,6 +128,37 @@ def test_in_async_mode_a_chunk_is_aligned_by_what_was_consumed_since_the_look():
     assert {look[1] for look in result.looks[1:-1]} == {2}
 
 
+@pytest.mark.parametrize("latency_s, certain", [(0.0, 1), (0.1, 3), (0.2, 5), (0.25, 6)])
+def test_in_rtc_mode_a_look_is_told_what_is_left_of_the_plan_and_what_of_it_is_played_meanwhile(latency_s, certain):
+    env, told = TapeEnv(), []
+
+    def look(observation, seeds):
+        told.append((env.steps, observation.committed))
+        return numbered(15)(observation, seeds)
+
+    ((_, result),) = play([env], [Start(5, 5)], look, Conditions("rtc", latency_s), cameras=("front",))
+    assert told[0][1] is None and len(told) == result.calls > 4
+    for call, ((at, committed), (_, skipped, _)) in enumerate(zip(told[1:-1], result.looks[1:]), 1):
+        ((plan,), steps) = (committed, range(at, at + skipped))
+        assert plan.certain == certain >= skipped and read(plan.actions[-1]) == (call - 1, 14)
+        assert [read(action) for action in plan.actions[:skipped]] == [read(env.targets[step]) for step in steps]
+
+
+def test_outside_rtc_mode_no_plan_is_told():
+    def look(observation, seeds):
+        assert observation.committed is None
+        return numbered(4)(observation, seeds)
+
+    for conditions in (Conditions("sync", 0.1), Conditions("async", 0.1)):
+        list(play([TapeEnv()], [Start(5, 4)], look, conditions))
+
+
+def test_the_seam_is_how_far_a_chunk_lies_from_what_the_one_before_said_about_its_first_played_action():
+    assert one(TapeEnv(), 15, 5, mode="async", latency_s=0.1).seam_rad == pytest.approx(0.03 - 0.005, abs=1e-5)
+    assert one(TapeEnv(), 15, 5).seam_rad == pytest.approx(0.03 - 0.005, abs=1e-5)
+    assert one(TapeEnv(), 5, 5).seam_rad is None  # the one before has said all that it had to say
+
+
 def test_an_inference_slower_than_the_chunk_stalls_but_goes_on():
     env = TapeEnv()
     result = one(env, 4, 4, mode="async", latency_s=0.5)
@@ -160,7 +191,7 @@ class Robot:
 
 
 @pytest.mark.parametrize(
-    "mode, H, horizon", [("sync", 15, 5), ("sync", 8, 8), ("async", 15, 5), ("async", 15, 15), ("async", 8, 3)]
+    "mode, H, horizon", [("sync", 15, 5), ("sync", 8, 8), ("async", 15, 5), ("async", 15, 15), ("async", 8, 3), ("rtc", 15, 5)]
 )
 def test_virtual_time_plays_the_same_actions_as_the_200_hz_loops_of_the_robot(mode, H, horizon):
     env = TapeEnv()
@@ -177,7 +208,7 @@ def test_virtual_time_plays_the_same_actions_as_the_200_hz_loops_of_the_robot(mo
 @given(
     H=st.integers(1, 20),
     share=st.floats(0.05, 1.0),
-    mode=st.sampled_from(["sync", "async"]),
+    mode=st.sampled_from(["sync", "async", "rtc"]),
     latency_s=st.sampled_from([0.0, 0.01, 0.05, 0.06, 0.1, 0.15, 0.2, 0.35, 0.7]),
 )
 def test_whatever_the_horizon_and_latency_every_step_is_accounted_for(H, share, mode, latency_s):
@@ -231,7 +262,7 @@ class ReachVec:
         return {name: np.stack([env.images([name])[name] for env in self.envs]) for name in names}
 
 
-@pytest.mark.parametrize("conditions", [Conditions(), Conditions("sync", 0.1), Conditions("async", 0.06)])
+@pytest.mark.parametrize("conditions", [Conditions(), Conditions("sync", 0.1), Conditions("async", 0.06), Conditions("rtc", 0.1)])
 def test_a_vector_environment_plays_the_same_episodes_as_single_ones(conditions):
     starts, options = [Start(seed, 3) for seed in range(8)], dict(cameras=("front",), object_slots=1)
     single = dict(play([ReachEnv("tape_box")], starts, towards_the_dot, conditions, **options))

@@ -1,10 +1,13 @@
 """The token families: what they compute is what OpenVLA and OpenVLA-OFT compute, their probabilities are exact."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from policy_samples import SENTENCES, contract, observation
 
+from policytrim_ros.core.commitment import Commitment
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.autoregressive import AutoregressiveConfig, AutoregressivePolicy
@@ -206,6 +209,14 @@ def test_without_temperature_the_most_likely_tokens_are_taken_whatever_the_seed(
     assert not np.array_equal(
         make(family, temperature=1.0).predict(seen, seeds=[3, 3]), make(family, temperature=1.0).predict(seen, seeds=[4, 4])
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_policy_takes_no_notice_of_a_plan(family):
+    policy, seen = make(family), observation()
+    chunk = policy.predict(seen)
+    told = replace(seen, committed=[Commitment(chunk[0] + 0.1, 1), None])
+    assert not policy.guided and np.array_equal(policy.predict(told), chunk)
 
 
 @pytest.mark.parametrize("horizon", [8, 16])

@@ -2,14 +2,15 @@
 
 The controller counts control steps; this side knows up to which step it has planned. ``sync``: look when everything
 planned has been played and the arm rests. ``async``: look while the plan still plays, so early that the new chunk is there
-before the old one runs out.
+before the old one runs out. ``rtc``: as async; the policy is told what is played meanwhile (core/commitment.py).
 """
 
 from __future__ import annotations
 
 import math
 
-SYNC, ASYNC = "sync", "async"
+SYNC, ASYNC, RTC = "sync", "async", "rtc"
+MODES = SYNC, ASYNC, RTC
 LOST_AFTER_S = 0.5
 """A chunk that has not begun to play for so long after it was sent is taken for lost (refused, or a new go)."""
 
@@ -18,8 +19,8 @@ class Replanner:
     """Decides from what was consumed; time is an argument (s)."""
 
     def __init__(self, mode: str, horizon: int, rate_hz: float):
-        if mode not in (SYNC, ASYNC):
-            raise ValueError(f"mode '{mode}': use '{SYNC}' or '{ASYNC}'")
+        if mode not in MODES:
+            raise ValueError(f"mode '{mode}': use one of {', '.join(MODES)}")
         self.mode, self.horizon, self.rate_hz = mode, horizon, rate_hz
         self.reset()
 
@@ -61,8 +62,13 @@ class Replanner:
         """Actions that must be left when the policy looks: 0 in sync mode."""
         return 0 if self.mode == SYNC else math.ceil(latency_s * self.rate_hz) + 1
 
+    def committed(self, first: int, playing: bool, latency_s: float) -> int:
+        """Actions from control step ``first`` on that are played before a chunk that is looked for now arrives; 0 at rest."""
+        left = 0 if self._planned_until is None or not playing else max(0, self._planned_until - first)
+        return min(left, self.lead(latency_s))
+
     def trim(self, predicted: int, latency_s: float) -> int:
-        """How many of ``predicted`` actions to send: h, and in async mode those that are over or playing on arrival."""
+        """How many of ``predicted`` actions to send: h, and outside sync mode those that are over or playing on arrival."""
         late = 0 if self.mode == SYNC else self.lead(latency_s) + 1
         return min(predicted, self.horizon + late)
 

@@ -8,6 +8,8 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
     sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
            there before the old one runs out; alignment is by the control step counted by the controller
+    rtc    async, and the new chunk goes on from the old one: a flow policy is guided to what is played meanwhile
+           (policies/guidance.py); another policy is played as async, which log and status say
 
 Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: then a child process of low priority tries
 the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk
@@ -35,11 +37,12 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from policytrim_ros.core.commitment import remainder
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
 from policytrim_ros.core.horizon import HorizonGuard, disagreement
-from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
+from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.nodes.messages import (
@@ -74,7 +77,7 @@ class InferenceConfig(Config):
         high=100,
         read_only=False,
     )
-    mode: str = setting("sync", "when to look again", choices=(SYNC, ASYNC))
+    mode: str = setting("sync", "when to look again", choices=MODES)
     tail_limit_rad: float = setting(
         0.0,
         "halve h when a new chunk differs from the tail of the one before by more than this, until they agree again (0: never)",
@@ -171,6 +174,8 @@ class Inference(Node):
         contract = generation.policy.contract
         with self._changed:
             horizon = self._replanner.horizon = self.config.horizon or contract.execution_horizon
+            unguided = self.config.mode == RTC and not generation.policy.guided
+            mode = self._replanner.mode = ASYNC if unguided else self.config.mode
             self._guard = HorizonGuard(horizon, self.config.shortest_horizon, self.config.tail_limit_rad)
             self._latency.clear()
             self._news = news
@@ -180,9 +185,12 @@ class Inference(Node):
             self.get_logger().warning(
                 f"horizon={horizon} trained_for={contract.execution_horizon}: success was not measured at this horizon"
             )
+        if unguided:
+            family = generation.policy.family
+            self.get_logger().warning(f"mode={mode}: a policy of family '{family}' does not go on from a plan, as mode=rtc asks")
         self.get_logger().info(
             f"speaks checkpoint={generation.checkpoint} generation={generation.number} H={contract.prediction_horizon} "
-            f"h={horizon} mode={self.config.mode}"
+            f"h={horizon} mode={mode}"
         )
 
     def _on_parameters(self, parameters) -> SetParametersResult:
@@ -339,7 +347,7 @@ class Inference(Node):
             return self._observe(self._consumed)
 
     def _observe(self, consumed: Consumed):
-        """(images, state (14,), instruction, first control step, stamp), or None while something is missing."""
+        """(images, state (14,), instruction, first control step, stamp, plan), or None while something is missing."""
         now, images = time.monotonic(), {}
         cameras = self._generations.current.policy.contract.cameras
         for camera in cameras:
@@ -360,19 +368,28 @@ class Inference(Node):
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
         stamp = min(self._newest[camera.name][1] for camera in cameras)
         first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
-        if self.config.mode == ASYNC and consumed.playing:
+        if self.config.mode != SYNC and consumed.playing:
             self._slack = self._replanner.slack(consumed.next_step, self._p99())
-        return images, state, self._instruction, first, stamp
+        return images, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
+
+    def _plan(self, first: int, playing: bool):
+        """In mode rtc what is left of this generation's plan for a chunk that begins at ``first``; else, and at rest, None."""
+        if self._replanner.mode != RTC or not playing or self._before is None:
+            return None
+        generation, old_first, actions = self._before
+        if generation != self._generations.current.number:
+            return None
+        return remainder(actions, old_first, first, self._replanner.committed(first, playing, self._p99()))
 
     def _complain(self, text: str) -> None:
         if text and text != self._complaint:
             self.get_logger().warning(text)
         self._complaint = text
 
-    def _infer(self, images, state, instruction, first, stamp) -> None:
+    def _infer(self, images, state, instruction, first, stamp, plan) -> None:
         began, generation = time.monotonic(), self._generations.current
         try:
-            actions = self._predict(generation.policy, images, state, instruction)
+            actions = self._predict(generation.policy, images, state, instruction, plan)
         except RemoteError as error:
             self._complain(str(error))
             return
@@ -408,9 +425,10 @@ class Inference(Node):
                 f"h {was} -> {self._replanner.horizon} chunk={self._chunk_id} tail_rad={self._tail:.3f} limit={self.config.tail_limit_rad}"
             )
 
-    def _predict(self, policy, images, state, instruction) -> np.ndarray:
+    def _predict(self, policy, images, state, instruction, plan) -> np.ndarray:
         """One chunk (H, 7) of absolute actions."""
-        observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
+        pictures = {name: image[None] for name, image in images.items()}
+        observation = Observation(pictures, state[None], [instruction], committed=[plan] if plan else None)
         return policy.predict(observation, seeds=[self.config.seed + self._chunk_id], steps=self.config.denoising_steps or None)[
             0
         ]
@@ -439,7 +457,7 @@ class Inference(Node):
                 horizon_now=self._replanner.horizon,
                 cuts=self._guard.cuts,
                 tail_rad=None if self._tail is None else round(self._tail, 4),
-                mode=self.config.mode,
+                mode=self._replanner.mode,
                 calls=self._calls,
                 latency_ms_p50=round(self._percentile(50) * 1000, 2),
                 latency_ms_p99=round(self._percentile(99) * 1000, 2),
@@ -456,7 +474,7 @@ class Inference(Node):
             "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}",
             "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
             "horizon": self._replanner.horizon,
-            "mode": self.config.mode,
+            "mode": self._replanner.mode,
             "tail_rad": "unknown" if self._tail is None else f"{self._tail:.3f}",
             "slack_ms": "unknown" if self._slack is None else f"{self._slack * 1000:.0f}",
         }

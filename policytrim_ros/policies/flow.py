@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.core.contract import Contract, Normalisation
+from policytrim_ros.policies.guidance import guided_velocity
 from policytrim_ros.policies.objects import DIRECTIONS, OBJECT_FEATURES, OBJECT_SLOTS
 from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
 from policytrim_ros.policies.tokenizer import IMAGE
@@ -153,6 +154,7 @@ class FlowPolicy(ChunkPolicy):
 
     family = "flow"
     architecture = "PI0ForConditionalGeneration"
+    guided = True
 
     def __init__(self, config: FlowConfig, contract: Contract, tokenizer, pi0: PI0ForConditionalGeneration | None = None):
         """``pi0``: an imported network with its weights; else one is built."""
@@ -263,16 +265,23 @@ class FlowPolicy(ChunkPolicy):
         low, high = torch.tensor(NOISE_STD, dtype=hidden.dtype).log()
         return self.pi0.action_out_proj(hidden), (low + (high - low) * (self.noise_head(hidden).tanh() + 1) / 2).exp()
 
-    def integrate(self, context: Context, x: torch.Tensor, steps: int | None = None) -> torch.Tensor:
-        """Deterministic (ODE) sampling: noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0."""
+    def integrate(self, context: Context, x: torch.Tensor, steps: int | None = None, plan=None, weights=None) -> torch.Tensor:
+        """Deterministic (ODE) sampling: noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0.
+
+        ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None."""
         steps = steps or self.config.denoising_steps
         for k in range(steps):
             tau = torch.full((len(x),), 1.0 - k / steps, dtype=torch.float32, device=x.device)
-            x = x - self.velocity(context, x, tau) / steps
+            if plan is None:
+                velocity = self.velocity(context, x, tau)
+            else:
+                velocity = guided_velocity(lambda x: self.velocity(context, x, tau), x, 1.0 - k / steps, plan, weights)
+            x = x - velocity / steps
         return x
 
     def sample(self, inputs: Inputs, generators=None, steps: int | None = None) -> torch.Tensor:
-        return self.integrate(self.encode(inputs), self.noise(len(inputs), generators), steps)[..., :ACTIONS]
+        x = self.noise(len(inputs), generators)
+        return self.integrate(self.encode(inputs), x, steps, inputs.plan, inputs.plan_weights)[..., :ACTIONS]
 
     def noise(self, batch: int, generators=None) -> torch.Tensor:
         """Where sampling starts: (B, H, D) standard normal, row i from ``generators[i]``."""

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from policytrim_ros.core.commitment import Commitment, prefix_weights
 from policytrim_ros.core.contract import Contract
 from policytrim_ros.core.types import JOINTS
 from policytrim_ros.policies.objects import DIRECTIONS, POSITIONS, object_features
@@ -36,7 +37,8 @@ class Observation:
 
     images: name -> (B, h, w, 3) uint8 RGB; state: (B, 14) float32, measured positions then setpoints (rad, m);
     instruction: B sentences; objects, for policies that are told the truth by the simulator: (B, slots, 7) poses in
-    base_link, x y z (m) and quaternion w x y z, NaN where there is no such object.
+    base_link, x y z (m) and quaternion w x y z, NaN where there is no such object; committed, in mode rtc: the plan that the
+    arm goes on playing in each row, None where there is none. Families that are not `guided` take no notice of it.
     Raises ValueError on other shapes, dtypes or on a state with NaN.
     """
 
@@ -44,6 +46,7 @@ class Observation:
     state: np.ndarray
     instruction: Sequence[str]
     objects: np.ndarray | None = None
+    committed: Sequence[Commitment | None] | None = None
 
     def __post_init__(self):
         state = np.asarray(self.state, dtype=np.float32)
@@ -61,6 +64,8 @@ class Observation:
             if objects.ndim != 3 or len(objects) != len(state) or objects.shape[2] != 7:
                 raise ValueError(f"objects have shape {objects.shape}, expected ({len(state)}, slots, 7) poses")
             object.__setattr__(self, "objects", objects)
+        if self.committed is not None and len(self.committed) != len(state):
+            raise ValueError(f"{len(self.committed)} plans for {len(state)} observations; give None where there is none")
         object.__setattr__(self, "state", state)
 
 
@@ -77,7 +82,8 @@ class Inputs:
     """An observation as tensors, B rows: what every network of the project begins with.
 
     pixels (B, n, 3, h, w) in [-1, 1], n cameras in the contract's order, or None; state (B, 14) rad, m;
-    objects (B, slots, 13) from `object_features`, or None; ids and words (B, L): tokens of the instruction and their mask.
+    objects (B, slots, 13) from `object_features`, or None; ids and words (B, L): tokens of the instruction and their mask;
+    plan (B, H, 7) normalised actions that the chunk is to go on from, and plan_weights (B, H), or None.
     """
 
     pixels: torch.Tensor | None
@@ -85,6 +91,8 @@ class Inputs:
     objects: torch.Tensor | None
     ids: torch.Tensor
     words: torch.Tensor
+    plan: torch.Tensor | None = None
+    plan_weights: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.state)
@@ -114,6 +122,8 @@ class ChunkPolicy(nn.Module):
 
     family: str
     architecture: str
+    guided = False
+    """Whether `sample` heeds a plan (mode rtc)."""
 
     def __init__(self, config, contract: Contract, tokenizer):
         super().__init__()
@@ -171,7 +181,8 @@ class ChunkPolicy(nn.Module):
             features = object_features(observation.objects[:, :slots], observation.state, self.contract.action_kind)
             objects = torch.from_numpy(features).to(self.device)
         state = torch.from_numpy(observation.state).to(self.device)
-        return Inputs(pixels, state, objects, *self.words(observation.instruction))
+        plan = self.plan(observation.committed, state) if self.guided and observation.committed else ()
+        return Inputs(pixels, state, objects, *self.words(observation.instruction), *plan)
 
     def pixels(self, images) -> torch.Tensor:
         """Named uint8 pictures (B, h, w, 3) -> (B, n, 3, h, w) in [-1, 1], resized. ValueError names a missing camera."""
@@ -205,6 +216,18 @@ class ChunkPolicy(nn.Module):
         relative = torch.cat([actions[..., :6] - state[:, None, ACTIONS : ACTIONS + 6], actions[..., 6:]], dim=-1)
         return _scale(relative, self.action_low, self.action_high)
 
+    def plan(self, committed: Sequence[Commitment | None], state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Inputs.plan` and its weights: absolute actions, which other observations led to, relative to the setpoint of this one."""
+        horizon = self.config.horizon
+        actions = state[:, None, ACTIONS:].repeat(1, horizon, 1)  # where there is no plan anything finite will do
+        weights = state.new_zeros(len(state), horizon)
+        for row, left in enumerate(committed):
+            if left is not None:
+                known = left.actions[:horizon]
+                actions[row, : len(known)] = torch.from_numpy(known.copy())
+                weights[row] = torch.from_numpy(prefix_weights(left.certain, len(known), horizon))
+        return self.to_model(actions, state), weights
+
     def to_robot(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Inverse of `to_model`; the gripper is kept within its range."""
         relative = (x + 1.0) * 0.5 * (self.action_high - self.action_low) + self.action_low
@@ -213,7 +236,6 @@ class ChunkPolicy(nn.Module):
 
     # -- deployment ---------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def predict(self, observation: Observation, *, seeds: Sequence[int] | None = None, steps: int | None = None) -> np.ndarray:
         """(B, H, 7) float32 absolute targets in rad and m, one a control step, the first for the end of the coming step.
 
@@ -226,7 +248,9 @@ class ChunkPolicy(nn.Module):
                 raise ValueError(f"{len(seeds)} seeds for {len(observation.state)} observations")
             generators = [torch.Generator(self.device).manual_seed(int(seed)) for seed in seeds]
         inputs = self.inputs(observation)
-        return self.to_robot(self.sample(inputs, generators, steps), inputs.state).cpu().numpy()
+        # guidance differentiates the network, which inference mode rules out
+        with torch.inference_mode() if inputs.plan is None else torch.no_grad():
+            return self.to_robot(self.sample(inputs, generators, steps), inputs.state).cpu().numpy()
 
 
 def locate_loss(guess: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

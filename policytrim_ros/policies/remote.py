@@ -51,6 +51,7 @@ class RemotePolicy:
     """
 
     family = "remote"
+    guided = False  # the protocol knows no plan
 
     def __init__(self, address: str, answer_s: float = 2.0, open_s: float = 5.0):
         self.address, self._answer_s, self._open_s = address, answer_s, open_s

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from policytrim_ros.children import end_with_parent
 from policytrim_ros.core.config import ConfigError
-from policytrim_ros.core.replanning import ASYNC
+from policytrim_ros.core.replanning import RTC, SYNC
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
 from policytrim_ros.files import replace_file
 from policytrim_ros.policies import checkpoint
@@ -135,6 +135,10 @@ def check(row: Evaluation, bench: Bench, manifest) -> None:
         horizon = checkpoint.contract_of(manifest).prediction_horizon
         if row.horizon > horizon:
             raise ConfigError(f"Evaluation.horizon = {row.horizon}: the checkpoint predicts only H = {horizon} actions")
+        if row.mode == RTC and not checkpoint.FAMILIES[manifest["family"]].policy.guided:
+            raise ConfigError(
+                f"Evaluation.mode = rtc: a policy of family '{manifest['family']}' is played as async; ask for async"
+            )
     if bench.backend != "cpu" and (row.hide_target or row.demonstrator or bench.films):
         raise ConfigError(
             f"backend '{bench.backend}' plays no demonstrator, hides no target and films nothing: use backend 'cpu'"
@@ -383,6 +387,7 @@ def filled(seen: Observation, missing: int) -> Observation:
         seen.state[rows],
         [seen.instruction[row] for row in rows],
         None if seen.objects is None else seen.objects[rows],
+        None if seen.committed is None else [seen.committed[row] for row in rows],
     )
 
 
@@ -421,7 +426,7 @@ def note(report) -> str:
     """What is special about a row: mode, latency, perturbations; empty for sync without latency."""
     r = report
     words = [
-        (r["mode"] == ASYNC or r["latency_s"]) and f"{r['mode']} {1000 * r['latency_s']:.0f} ms",
+        (r["mode"] != SYNC or r["latency_s"]) and f"{r['mode']} {1000 * r['latency_s']:.0f} ms",
         r["denoising_steps"] and f"K={r['denoising_steps']}",
         r["blank"] and f"{'+'.join(r['blank'])} grey",
         r["hide_target"] and "target hidden",

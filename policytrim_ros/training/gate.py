@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.replanning import MODES
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import ChunkPolicy, blank
 from policytrim_ros.training import evaluate
@@ -91,7 +92,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("checkpoint", help="directory of the checkpoint; its manifest gets the result")
     parser.add_argument("--task", nargs="+", default=[], help="tasks to try (default: all that it was made for)")
     parser.add_argument("--episodes", type=int, default=20, choices=range(1, 1001), metavar="N", help="of each task (20)")
-    parser.add_argument("--mode", default="async", choices=("sync", "async"), help="as the robot will run it (async)")
+    parser.add_argument("--mode", default="async", choices=MODES, help="as the robot will run it (async)")
     parser.add_argument("--latency", type=float, metavar="S", help="seconds of one inference (default: measured here, p99)")
     parser.add_argument("--min-success", type=float, default=0.5, metavar="SHARE", help="least share of successes (0.5)")
     parser.add_argument("--environment", default=ENVIRONMENT, help="factory of the twin, module:name")

@@ -16,7 +16,7 @@ import yaml
 from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.contract import ACTION_KIND
-from policytrim_ros.core.replanning import ASYNC, SYNC
+from policytrim_ros.core.replanning import MODES
 from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
 from policytrim_ros.training.version import commit as commit  # offered here, too
@@ -154,7 +154,9 @@ class Evaluation(Config):
     episodes: int = option(100, "episodes", low=1, high=100_000)
     horizon: int = option(5, "execution horizon h: actions of a chunk that are executed", low=1, high=100)
     mode: str = option(
-        "sync", "sync: the arm waits for every chunk; async: it plays the old one meanwhile", choices=(SYNC, ASYNC)
+        "sync",
+        "sync: the arm waits for every chunk; async: it plays the old one meanwhile; rtc: which a flow policy then goes on from",
+        choices=MODES,
     )
     latency_s: float = option(
         0.0, "time from a look to the arrival of its chunk, rounded up to control steps", low=0.0, high=10.0, unit="s"

@@ -13,7 +13,8 @@ a vector environment, whose lanes step together.
 
 Virtual time advances by one control step of the executor at a time, so that an action ends exactly where the next one
 begins. What happens in a control step is what happens on the robot: a chunk that has arrived is accepted; the next action
-begins; then the replanner is asked whether to look, and the observation shows the scene as this control step begins.
+begins; then the replanner is asked whether to look, and the observation shows the scene as this control step begins; in mode
+rtc it also holds what is left of the plan.
 Latency is rounded up to whole control steps; in sync mode the arm rests for so long while the scene goes on.
 """
 
@@ -26,9 +27,10 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from policytrim_ros.core.commitment import Commitment, remainder
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
-from policytrim_ros.core.replanning import SYNC, Replanner
+from policytrim_ros.core.replanning import RTC, SYNC, Replanner
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.policies.objects import object_poses
@@ -64,7 +66,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Conditions:
-    """How episodes are played: mode (sync, async), latency from look to arrival (s), noise on played joint targets (rad).
+    """How episodes are played: mode (sync, async, rtc), latency from look to arrival (s), noise on played joint targets (rad).
 
     ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.01 s), so that an
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
@@ -91,7 +93,8 @@ class EpisodeResult:
     these, without an action since the first one was played; looks: for every call (control step of the look, actions of
     its chunk skipped on arrival, actions of its chunk played); refused: chunks that could not be played (NaN, beyond any
     arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
-    arm, which ended the episode ('' when it would not).
+    arm, which ended the episode ('' when it would not); seam_rad: mean over the chunks that took over of how far (largest
+    joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything).
     """
 
     seed: int
@@ -105,6 +108,7 @@ class EpisodeResult:
     refused: int
     moved_m: float
     held: str = ""
+    seam_rad: float | None = None
 
 
 class Player:
@@ -120,7 +124,9 @@ class Player:
         self._executor.start(setpoint, 0.0)
         self._replanner = Replanner(conditions.mode, start.horizon, rate_hz)
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
-        self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk)
+        self._rtc = conditions.mode == RTC
+        self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
+        self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
         self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
         self.held = ""  # why the controller would have held the arm
         self.control_steps = self.steps = self.refused = 0
@@ -141,30 +147,47 @@ class Player:
             self._executor.next_step, self._executor.queued, self._executor.playing, self._latency_s, self._now
         )
 
+    @property
+    def committed(self) -> Commitment | None:
+        """What is left of the plan at the coming look; None at rest and outside mode rtc."""
+        if not self._rtc or self._before is None or not self._executor.playing:
+            return None
+        certain = self._replanner.committed(self._first, self._executor.playing, self._latency_s)
+        return remainder(self._before[1], self._before[0], self._first, certain)
+
+    @property
+    def _first(self) -> int:
+        """The control step that a chunk begins with that is looked for now: what is seen is this step's beginning."""
+        return self._replanner.first(self._executor.next_step, self._executor.playing, 0.0)
+
     def hear(self, actions: np.ndarray) -> None:
         """The chunk (H, 7) that the policy answered to what it saw in this control step. Nonsense is not played, as on the robot."""
         chunk, number = None, len(self.looks)
         if implausible(actions) is None:
             count = self._replanner.trim(len(actions), self._latency_s)
-            # what is seen is this step's beginning
-            first = self._replanner.first(self._executor.next_step, self._executor.playing, 0.0)
-            chunk = Chunk(actions[:count], GENERATION, number, first, self._executor.rate_hz)
-        self._coming = (self.control_steps + self._delay, chunk)
+            chunk = Chunk(actions[:count], GENERATION, number, self._first, self._executor.rate_hz)
+        self._coming = (self.control_steps + self._delay, chunk, actions)
         self.looks.append([self.control_steps, 0, 0])
         if not self._delay:
             self._deliver()
             self._executor.advance(self._now)
 
     def _deliver(self) -> None:
-        (_, chunk), self._coming = self._coming, None
+        (_, chunk, actions), self._coming = self._coming, None
         if chunk is None:
             self.refused += 1
             return
         self._replanner.sent(chunk.first, len(chunk.positions), self._now)
+        step = max(chunk.first, self._executor.next_step)  # the first that it plays
         try:
             self.looks[chunk.chunk_id][1] = self._executor.accept(chunk)
         except ChunkRefused:  # it came too late: the replanner takes it for lost after a while, as on the robot
             self.refused += 1
+            return
+        if self._before and step - self._before[0] < len(self._before[1]):
+            difference = self._before[1][step - self._before[0]] - actions[step - chunk.first]
+            self._seams.append(float(np.abs(difference[:6]).max()))
+        self._before = chunk.first, np.asarray(actions)
 
     @property
     def target(self) -> np.ndarray:
@@ -206,6 +229,7 @@ class Player:
             self.refused,
             moved_m,
             self.held,
+            round(float(np.mean(self._seams)), 5) if self._seams else None,
         )
 
 
@@ -244,7 +268,8 @@ def play(
                     lane = _Lane.begin(lane.env, starts, conditions, watch)
         if waiting:
             views = [view(lane.env, cameras, object_slots) for lane in waiting]
-            chunks = look(observation(views), [lane.player.look_seed for lane in waiting])
+            seen = observation(views, [lane.player.committed for lane in waiting])
+            chunks = look(seen, [lane.player.look_seed for lane in waiting])
             for lane, chunk in zip(waiting, chunks):
                 lane.player.hear(chunk)
         lanes = []
@@ -336,7 +361,8 @@ def _play_batch(vec, batch, look, conditions, cameras, object_slots):
                 )
                 for lane in waiting
             ]
-            for lane, chunk in zip(waiting, look(observation(views), [players[lane].look_seed for lane in waiting])):
+            seen = observation(views, [players[lane].committed for lane in waiting])
+            for lane, chunk in zip(waiting, look(seen, [players[lane].look_seed for lane in waiting])):
                 players[lane].hear(chunk)
         for lane, player in running.items():
             targets[lane] = player.target
@@ -362,14 +388,15 @@ def view(env, cameras, object_slots: int):
     return images, env.proprioception(), env.instruction, objects
 
 
-def observation(views) -> Observation:
-    """One batch from (images, state, instruction, object poses or None) of each row."""
+def observation(views, committed=()) -> Observation:
+    """One batch from (images, state, instruction, object poses or None) of each row; ``committed``: a plan or None for each."""
     images, state, instruction, objects = zip(*views)
     return Observation(
         {name: np.stack([row[name] for row in images]) for name in images[0]},
         np.stack(state),
         list(instruction),
         None if objects[0] is None else np.stack(objects),
+        list(committed) if any(committed) else None,
     )
 
 
