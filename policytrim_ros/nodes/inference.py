@@ -55,7 +55,7 @@ from policytrim_ros.nodes.messages import (
 )
 from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.policies import staging
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.remote import RemoteError
@@ -142,7 +142,7 @@ class Inference(Node):
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
         self.create_service(SetBool, "inference/run", self._on_run)
         self.create_service(Trigger, "inference/roll_back", self._on_roll_back)
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._publish_status()
         self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
