@@ -57,8 +57,11 @@ class Probe:
 
 
 @contextmanager
-def running_system(*arguments: str):
-    """`policytrim up` with ``arguments``, in a session and a ROS domain of its own, ended afterwards; gives its command line."""
+def running_system(*arguments: str, said: list | None = None):
+    """`policytrim up` with ``arguments``, in a session and a ROS domain of its own, ended afterwards; gives its command line.
+
+    ``said`` gets every line that it prints.
+    """
     os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
     words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark", *arguments]
     system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -67,6 +70,8 @@ def running_system(*arguments: str):
     def read():
         for line in system.stdout:
             print("   ", line.rstrip(), flush=True)
+            if said is not None:
+                said.append(line.rstrip())
             if line.startswith("running;"):
                 running.set()
 
@@ -99,6 +104,8 @@ def processes() -> dict[str, int]:
         "policytrim_ros.nodes.controller": "controller",
         "policytrim_ros.nodes.inference": "inference",
         "sim_bridge.demonstrator_node": "demonstrator",
+        "policytrim_ros.nodes.recorder": "recorder",
+        "policytrim_ros.nodes.console": "console",
     }
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):

@@ -16,7 +16,17 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from policytrim_ros.arguments import as_text, explain, from_text, values_of
-from policytrim_ros.graph import RUNNING, LaunchArguments, command, consequence, graph, prefix, stages
+from policytrim_ros.graph import (
+    RUNNING,
+    LaunchArguments,
+    command,
+    consequence,
+    graph,
+    last_good,
+    prefix,
+    session_name,
+    stages,
+)
 
 
 def generate_launch_description():
@@ -39,6 +49,7 @@ def start(context):
     texts = {spec.name: LaunchConfiguration(spec.name).perform(context) for spec in fields(LaunchArguments)}
     arguments = from_text(LaunchArguments, texts)
     processes = graph(arguments)
+    last_good(session_name(arguments)).unlink(missing_ok=True)
     progress = {"missing": {process.name for process in processes if not process.finite}}
     begin = None
     for stage in reversed(stages(processes)):

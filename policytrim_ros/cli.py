@@ -69,6 +69,23 @@ class Wait:
         return 1 if late else 0
 
 
+class Restart:
+    """start again what has died in the running system, a node or the simulated world; the arm stays held until `policytrim go`
+
+    inference begins with the last checkpoint that had proved itself, not with one that was being tried when it died.
+    """
+
+    def add_arguments(self, parser) -> None:
+        add_session(parser)
+
+    def run(self, options) -> int:
+        from policytrim_ros.up import restart
+
+        session = session_name(LaunchArguments(session=options.session))
+        print(f"asked process {restart(session)}, which says what it starts; then: policytrim go")
+        return 0
+
+
 class Demo:
     """watch the simulated arm do all three tasks, a few trials of each; ends with one table
 
@@ -560,6 +577,7 @@ COMMANDS = {
     "trainer": Trainer,
     "doctor": Doctor,
     "fault": Fault,
+    "restart": Restart,
     "wait": Wait,
     "checkpoint": Checkpoint,
     "demos": Demos,

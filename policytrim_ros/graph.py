@@ -272,6 +272,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                     horizon=arguments.horizon,
                     mode=arguments.mode,
                     gate=arguments.gate and not sim,
+                    last_good=str(last_good(session)),
                 ),
             )
         )
@@ -514,6 +515,11 @@ def runtime_dir() -> Path:
     if path.stat().st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user; set XDG_RUNTIME_DIR to a directory of your own")
     return path
+
+
+def last_good(session: str) -> Path:
+    """Where inference keeps its last good checkpoint while ``session`` runs; who starts a session removes what is left of the one before."""
+    return runtime_dir() / f"{session}.last_good"
 
 
 def parse_cameras(text: str) -> dict[str, str]:

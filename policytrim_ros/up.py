@@ -1,6 +1,7 @@
 """`policytrim up`: starts the processes of graph.py in order, shows their output, ends them in reverse order.
 
     waiting --needs ready--> started --first heartbeat, or socket served--> ready        all ready --> running
+    SIGUSR1 (`policytrim restart`) --> what has died is started again; the arm stays held until an operator says go
     Ctrl-C, SIGTERM, a failed start, the end of the trials --> ended one after the other, in reverse
 
 A required process that dies is named; the controller then misses its heartbeat (or is itself the one that died, and the
@@ -16,27 +17,43 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from policytrim_ros.children import end_with_parent, share_as
 from policytrim_ros.files import claim
-from policytrim_ros.graph import RUNNING, LaunchArguments, Process, command, consequence, graph, runtime_dir, session_name
+from policytrim_ros.graph import (
+    RUNNING,
+    LaunchArguments,
+    Process,
+    command,
+    consequence,
+    graph,
+    last_good,
+    runtime_dir,
+    session_name,
+)
 
 START_S = 180.0  # the first start of a simulated scene compiles shaders on a slow machine
 STOP_S = 8.0  # a controller decelerates and holds well within this
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN = signal.SIGUSR1
 
 
 class StartRefused(RuntimeError):
     """The system cannot be started; the message says why and what to do."""
 
 
+def lock_of(session: str) -> Path:
+    """The file that the starter of ``session`` holds, with its process id in it."""
+    return runtime_dir() / f"{session}.lock"
+
+
 class SessionLock:
     """One running system a session: a lock that dies with its holder. Raises StartRefused when somebody holds it."""
 
     def __init__(self, session: str):
-        self.path = runtime_dir() / f"{session}.lock"
         try:
-            self._file = claim(self.path)
+            self._file = claim(lock_of(session))
         except BlockingIOError as error:
             raise StartRefused(
                 f"session '{session}' is already running ({error.strerror}); end it with Ctrl-C there, "
@@ -45,6 +62,19 @@ class SessionLock:
 
     def release(self) -> None:
         self._file.close()
+
+
+def restart(session: str) -> int:
+    """Has the starter of ``session`` start again what has died there; returns its process id. Raises StartRefused when none runs."""
+    try:
+        claim(lock_of(session)).close()
+    except BlockingIOError as held:
+        pid = int(held.strerror.removeprefix("process "))
+        os.kill(pid, AGAIN)
+        return pid
+    raise StartRefused(
+        f"no `policytrim up` runs session '{session}'; under `ros2 launch`, run the line again with which it started the process"
+    )
 
 
 class Readiness:
@@ -111,10 +141,11 @@ class Starter:
         self._children: dict[str, Child] = {}
         self._output = selectors.DefaultSelector()
         self._signal = None
+        self._again = False  # what has died is to be started again
         self._code = 0
 
     def run(self) -> int:
-        handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        handlers = {number: signal.signal(number, self._on_signal) for number in (*SIGNALS, AGAIN)}
         try:
             if self._start():
                 self._watch()
@@ -128,7 +159,10 @@ class Starter:
         return self._code
 
     def _on_signal(self, number, _frame) -> None:
-        self._signal = number
+        if number == AGAIN:
+            self._again = True
+        else:
+            self._signal = number
 
     # ---- start --------------------------------------------------------------------------------------------------------
 
@@ -203,6 +237,16 @@ class Starter:
                 self._say(f"{child.process.name} died ({outcome(code)}): {consequence(child.process, self._arguments)}")
                 if child.process.required and self._arguments.on_failure == "shutdown":
                     return
+            if self._again:
+                self._start_again()
+
+    def _start_again(self) -> None:
+        """What has died, in the order of the graph. Nothing waits for anything: all that the arm needs is heard before it moves."""
+        self._again = False
+        for process in self._processes:
+            if process.name in self._children and self._children[process.name].ended:
+                self._say(f"{process.name} is started again; the arm stays held until `policytrim go`")
+                self._spawn(process)
 
     def _newly_ended(self) -> list[Child]:
         ended = [child for child in self._children.values() if not child.ended and child.popen.poll() is not None]
@@ -268,6 +312,7 @@ def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> 
     processes = graph(arguments)
     lock = SessionLock(session_name(arguments))
     try:
+        last_good(session_name(arguments)).unlink(missing_ok=True)
         return Starter(processes, arguments, say).run()
     finally:
         lock.release()

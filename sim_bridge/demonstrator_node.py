@@ -30,7 +30,7 @@ from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import Chunk
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, chunk_to_message, positions_of
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from sim_bridge.demonstrators import STYLES, make_demonstrator
 
 GENERATION = 0
@@ -87,7 +87,7 @@ class DemonstratorNode(Node):
         )
         self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self.create_service(SetBool, "inference/run", self._on_run)
-        self.create_timer(1.0, self._publish_status)
+        self.create_timer(1.0, self._publish_status, clock=STEADY)
         self._publish_status()
         self._thread = threading.Thread(target=self._decide, name="script", daemon=True)
         self._thread.start()

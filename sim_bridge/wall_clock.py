@@ -3,7 +3,8 @@
     clock = WallClock(folder); subprocess.Popen(..., env={**os.environ, **clock.environment}); clock.jump(300.0)
 
 A small library, compiled here and preloaded into the processes, adds seconds to what the C library answers for
-CLOCK_REALTIME; Python, rclpy and the middleware ask nobody else. The machine's own clock and all others stay as they are.
+CLOCK_REALTIME, and waits until its deadlines; Python, rclpy and the middleware ask nobody else. The machine's own clock and all
+others stay as they are.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from pathlib import Path
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/time.h>
 #include <time.h>
+
+#define SLICE_NS 100000000LL
 
 static int (*real)(clockid_t, struct timespec *);
 static volatile const long long *ahead_ns;
@@ -59,6 +64,22 @@ time_t time(time_t *t) {
     if (t) *t = now.tv_sec;
     return now.tv_sec;
 }
+
+/* Deadlines in the wall clock are the kernel's business, which knows nothing of the jump: they are kept here, slice by slice. */
+int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex, const struct timespec *restrict until) {
+    static int (*wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+    if (!wait) wait = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
+    if (!wait) wait = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
+    if (cond->__data.__wrefs & 2) return wait(cond, mutex, until); /* a condition that goes by the monotonic clock */
+    struct timespec now, slice;
+    clock_gettime(CLOCK_REALTIME, &now);
+    long long left = (until->tv_sec - now.tv_sec) * 1000000000LL + until->tv_nsec - now.tv_nsec;
+    real(CLOCK_REALTIME, &slice);
+    slice.tv_nsec += left < 0 ? 0 : left < SLICE_NS ? left : SLICE_NS;
+    if (slice.tv_nsec >= 1000000000LL) slice.tv_nsec -= 1000000000LL, slice.tv_sec++;
+    int result = wait(cond, mutex, &slice);
+    return result == ETIMEDOUT && left > SLICE_NS ? 0 : result; /* a spurious wake-up: who waits looks again */
+}
 """
 
 
@@ -80,3 +101,7 @@ class WallClock:
         """Sets the clock of the processes by ``seconds``, forwards or backwards."""
         ahead_ns = struct.unpack("q", self._ahead_ns[:])[0] + round(seconds * 1e9)
         self._ahead_ns[:] = struct.pack("q", ahead_ns)
+
+    def right(self) -> None:
+        """The processes have the machine's clock again."""
+        self._ahead_ns[:] = bytes(8)

@@ -33,7 +33,7 @@ from policytrim_ros.core.config import Config, ConfigError, check_value
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.nodes.messages import LATCHED, NEWEST
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import ask_for_priority, run
+from policytrim_ros.nodes.process import STEADY, ask_for_priority, run
 from sim_bridge.env import SUBSTEP_S, SUBSTEPS, TIME_LIMIT, TaskEnv
 from sim_bridge.shared import ARM_COMMAND, ARM_STATE, Block, camera_frame, remove_session, session_dir
 from sim_bridge.tasks import SETTINGS, TASKS
@@ -354,7 +354,7 @@ class World(Node):
         self.add_on_set_parameters_callback(self._check)
         self.create_service(Trigger, "scene/reset", self._reset)
         self.create_service(Trigger, "scene/start", self._start)
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
         self._seconds = 0
 
     @property

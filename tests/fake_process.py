@@ -4,6 +4,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 
 def write(diary: str, line: str) -> None:
@@ -20,6 +21,7 @@ def main() -> int:
     if behaviour == ["fail"]:
         print("no arm on the bus", file=sys.stderr)
         return 3
+    Path(path).unlink(missing_ok=True)  # of one that was killed
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen(16)

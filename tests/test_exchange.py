@@ -7,7 +7,10 @@ import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from stack import Operator, Stack, wait_for
+from std_msgs.msg import Int64MultiArray
 
+from policytrim_ros.nodes.last_good import Known, LastGood
+from policytrim_ros.nodes.messages import Consumed
 from policytrim_ros.share import share
 
 pytestmark = pytest.mark.integration
@@ -74,6 +77,64 @@ def test_the_one_before_comes_back_under_a_new_number(inference):
     assert operator.order("inference/roll_back").success
     operator.until(lambda: status(operator)["checkpoint"] == first, "the first checkpoint does not come back")
     assert status(operator)["generation"] == 3 and status(operator)["earlier"] == []
+
+
+def test_a_killed_process_is_followed_by_one_with_the_last_good_checkpoint_and_never_with_one_that_was_tried(stack):
+    first, second = (str(share("models") / name) for name in ("tape-box-oft-tiny", "piper-pi0-tiny"))
+    weights = json.loads((share("models") / "piper-pi0-tiny" / "manifest.json").read_text())["files"]["model.safetensors"]
+    path, operator = stack.folder / "last_good", Operator(stack, beats=())
+    client = operator.node.create_client(SetParameters, "inference/set_parameters")
+
+    def start():
+        operator.status = ""
+        stack.start("inference", "policytrim_ros.nodes.inference", checkpoint=first, last_good=str(path))
+        operator.until(lambda: operator.status, f"inference does not speak: {stack.log('inference')}", 60.0)
+        return status(operator)
+
+    try:
+        LastGood(path).write(Known(second, weights))
+        now = start()
+        assert now["checkpoint"] == second and now["probation"] == 0
+        assert now["news"] == f"started again with {second}, the last checkpoint that had proved itself"
+
+        operator.until(client.service_is_ready, "inference offers no parameters", 60.0)
+        client.call_async(SetParameters.Request(parameters=[Parameter("checkpoint", value=first).to_parameter_msg()]))
+        operator.until(lambda: status(operator)["checkpoint"] == first, "the other checkpoint is not loaded", 60.0)
+        assert LastGood(path).read() == Known(second, weights, tried=first)
+        stack.kill("inference")
+        now = start()
+        assert now["checkpoint"] == second and f"{first} was being tried when this process ended" in now["news"]
+        assert LastGood(path).read() == Known(second, weights)
+
+        stack.kill("inference")
+        LastGood(path).write(Known(second, "other weights"))
+        now = start()
+        assert now["checkpoint"] == first and now["news"].endswith(
+            f"{second}, the last good one, is not used: other weights lie there now"
+        )
+    finally:
+        operator.close()
+
+
+def test_the_numbers_of_a_process_that_has_died_are_not_used_again(inference):
+    operator, *_ = inference
+    consumed = operator.node.create_publisher(Int64MultiArray, "controller/consumed", 10)
+    operator.until(lambda: status(operator), "inference does not report", 60.0)
+    operator.until(
+        lambda: consumed.publish(Consumed(7, 1, 0, 0, False, 0, 0.0).to_message()) or status(operator)["generation"] == 8,
+        "the number does not follow",
+    )
+
+
+def test_what_a_damaged_or_missing_file_says_of_the_last_good_one_is_nothing(tmp_path):
+    path = tmp_path / "folder" / "last_good"
+    assert LastGood(path).read() is None and LastGood("").read() is None
+    LastGood("").write(Known("a", "sha"))
+    LastGood(path).write(Known("a", "sha", "b"))
+    assert LastGood(path).read() == Known("a", "sha", "b")
+    for damage in ("", "{", "[]", '{"checkpoint": "a"}', '{"checkpoint": "a", "weights_sha256": "b", "more": 1}'):
+        path.write_text(damage)
+        assert LastGood(path).read() is None
 
 
 def test_a_policy_on_another_machine_speaks_like_any_other_and_its_death_is_told(inference):

@@ -2,13 +2,16 @@
 
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
-from stack import Operator, Stack
+from stack import ROOT, Operator, Stack
+from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import JOINTS, READY, Chunk
@@ -44,6 +47,8 @@ def operator(stack):
     made.ready()
     yield made
     stack.clear()
+    if stack.clock:
+        stack.clock.right()
     made.rest()
     if made.state.startswith("fault"):
         made.until(lambda: made.order("controller/clear_fault").success, "the fault cannot be cleared")
@@ -153,6 +158,37 @@ def test_a_wall_clock_that_is_set_holds_the_arm_and_a_go_moves_it_again(stack, o
     operator.swing()  # neither the bus nor the middleware is worse off
     operator.spin(0.5)
     assert operator.state.startswith("moving")
+
+
+QUIET_NODE = """
+import sys
+from rclpy.node import Node
+from policytrim_ros.nodes.process import run
+def make():
+    node = Node("quiet")
+    node.fatal = None
+    return node
+sys.exit(run(make))
+"""
+
+
+def test_a_node_that_hears_nothing_goes_on_beating_when_the_wall_clock_is_set_back_and_ends_on_ctrl_c(stack, operator):
+    if stack.clock is None:
+        pytest.skip("needs a C compiler")
+    beats = []
+    operator.node.create_subscription(String, "heartbeat", lambda m: beats.append(m.data) if m.data == "quiet" else None, 10)
+    process = subprocess.Popen([sys.executable, "-c", QUIET_NODE], cwd=ROOT, env=stack.environment)
+    try:
+        operator.until(lambda: beats, "the node does not beat", 60.0)
+        stack.clock.jump(-300.0)
+        for _ in range(2):
+            beats.clear()
+            operator.until(lambda: len(beats) > 5, "the heart stands still")
+        process.send_signal(signal.SIGINT)
+        operator.until(lambda: process.poll() == 0, "the node does not end")
+    finally:
+        process.kill()
+        process.wait()
 
 
 def nan_chunk(first):

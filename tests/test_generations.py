@@ -38,6 +38,36 @@ def test_after_its_probation_trouble_is_not_blamed_on_the_policy():
     assert generations.trouble() is None and generations.current.checkpoint == "b"
 
 
+def test_the_last_good_one_is_the_first_what_has_proved_itself_and_what_the_operator_went_back_to():
+    generations = speaking("a", "b", probation=2, keep=2)
+    assert generations.good.checkpoint == "a"
+    generations.said(), generations.said()
+    assert generations.good.checkpoint == "b"
+    generations.stage("c", "sha", "C")
+    generations.switch()
+    assert generations.good.checkpoint == "b"
+    generations.trouble()
+    assert generations.good.checkpoint == generations.current.checkpoint == "b"
+    generations.roll_back()
+    assert generations.good.checkpoint == "a"
+
+
+def test_one_that_comes_back_unproved_is_on_probation_again():
+    generations = speaking("a", "b", "c", keep=2, probation=3)
+    assert generations.trouble().checkpoint == "b" and generations.unproved == 3 and generations.good.checkpoint == "a"
+    assert generations.trouble().checkpoint == "a" and generations.unproved == 0
+
+
+def test_the_numbers_of_a_process_before_are_not_used_again():
+    generations = speaking("a")
+    generations.follow(4)
+    assert (generations.current.number, generations.current.policy) == (5, "A")
+    generations.follow(3), generations.follow(5)
+    assert generations.current.number == 5
+    generations.stage("b", "sha", "B")
+    assert generations.switch().number == 6
+
+
 def test_only_so_many_earlier_ones_are_kept():
     assert [g.checkpoint for g in speaking("a", "b", "c", "d", keep=2).previous] == ["b", "c"]
     with pytest.raises(NothingToReturnTo):

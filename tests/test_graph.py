@@ -36,7 +36,7 @@ from policytrim_ros.graph import (
     session_name,
     stages,
 )
-from policytrim_ros.up import SessionLock, Starter, StartRefused
+from policytrim_ros.up import SessionLock, Starter, StartRefused, restart
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / "launch" / "piper_deploy.launch.py"
@@ -414,6 +414,22 @@ def test_a_required_process_that_dies_is_named_and_the_others_stay_for_inspectio
         in scene.said
     )
     assert scene.lines == ["start camera", "start controller", "end controller"]
+
+
+@pytest.mark.integration
+def test_what_has_died_is_started_again_when_an_operator_asks_and_the_others_are_left_alone(scene):
+    session = f"again-{os.getpid()}"
+    speaks = iter([lambda: None, interrupt])
+    scene.reactions["[camera] camera speaks"] = lambda: next(speaks)()
+    scene.reactions["running;"] = scene.kill("camera")
+    scene.reactions["camera died"] = lambda: restart(session)
+    lock = SessionLock(session)
+    assert scene.run(scene.process("camera"), scene.process("controller", ("camera",))) == 1
+    lock.release()
+    assert "camera is started again; the arm stays held until `policytrim go`" in scene.said
+    assert scene.lines[:3] == ["start camera", "start controller", "start camera"] and scene.lines.count("start controller") == 1
+    with pytest.raises(StartRefused, match=f"no `policytrim up` runs session '{session}'"):
+        restart(session)
 
 
 @pytest.mark.integration

@@ -8,13 +8,14 @@ earlier checkpoint comes back: the controller refuses what a retired generation 
     said       one chunk of the one that speaks was sent
     trouble    the arm was held, or a chunk was nonsense: while on probation, the new one is taken back
     roll_back  the one before speaks again
+    follow     another process spoke before this one: its numbers are not used again
 
 What a policy is does not matter here; nothing is loaded, and time plays no part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -26,6 +27,8 @@ class Generation:
     checkpoint: str
     weights_sha256: str
     policy: Any
+    proved: bool = True
+    """Whether it had proved itself when it last spoke."""
 
 
 class NothingToReturnTo(RuntimeError):
@@ -41,6 +44,7 @@ class Generations:
         self.waiting: tuple[str, str, Any] | None = None
         self.previous: list[Generation] = []  # the newest last
         self.unproved = 0  # chunks that the current one has to send until it has proved itself
+        self.good: Generation | None = None  # the last one that had
         self._count = 0
 
     def stage(self, checkpoint: str, weights_sha256: str, policy) -> None:
@@ -52,21 +56,31 @@ class Generations:
         if self.waiting is None:
             return None
         if self.current is not None:
-            self.previous = [*self.previous, self.current][-self.keep :] if self.keep else []
-        self.unproved = self.probation if self.current is not None else 0
-        return self._begin(*self.waiting)
+            before = replace(self.current, proved=self.unproved == 0)
+            self.previous = [*self.previous, before][-self.keep :] if self.keep else []
+        return self._begin(*self.waiting, self.probation if self.current is not None else 0)
 
-    def _begin(self, checkpoint: str, weights_sha256: str, policy) -> Generation:
+    def _begin(self, checkpoint: str, weights_sha256: str, policy, unproved: int) -> Generation:
         self._count += 1
-        self.waiting = None
+        self.waiting, self.unproved = None, unproved
         self.current = Generation(self._count, checkpoint, weights_sha256, policy)
+        if unproved == 0:
+            self.good = self.current
         return self.current
+
+    def follow(self, number: int) -> None:
+        """Another process has used numbers up to ``number``: the current generation goes on under the next one."""
+        if number > self._count:
+            self._count = number + 1
+            self.current = replace(self.current, number=self._count)
 
     def said(self) -> bool:
         """Counts one chunk of the current generation; True when it has just proved itself."""
         if self.unproved == 0:
             return False
         self.unproved -= 1
+        if self.unproved == 0:
+            self.good = self.current
         return self.unproved == 0
 
     def trouble(self) -> Generation | None:
@@ -74,9 +88,9 @@ class Generations:
         return self.roll_back() if self.unproved and self.previous else None
 
     def roll_back(self) -> Generation:
-        """The checkpoint before the current one speaks again, under a new number; what waited is forgotten."""
+        """The checkpoint before the current one speaks again, under a new number and, unless it had proved itself, on probation; what
+        waited is forgotten."""
         if not self.previous:
             raise NothingToReturnTo("no earlier generation is kept")
         back = self.previous.pop()
-        self.unproved = 0
-        return self._begin(back.checkpoint, back.weights_sha256, back.policy)
+        return self._begin(back.checkpoint, back.weights_sha256, back.policy, 0 if back.proved else self.probation)

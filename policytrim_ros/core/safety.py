@@ -83,7 +83,7 @@ FAILSAFES = {
             "node lost",
             "a required node sent no heartbeat for heartbeat_timeout_s while moving",
             HOLD,
-            "start the named node again, then call controller/go",
+            "start the named node again (`policytrim restart` starts what has died), then call controller/go",
             2.0,
         ),
         Failsafe(
@@ -313,6 +313,6 @@ if __name__ == "__main__":
         "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. `hold` and `fault`\n"
         "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `refuse` does not\n"
         "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the\n"
-        "same. A process that has ended is started again by `policytrim restart`. Measured times: [results/failsafes.md](results/failsafes.md).\n"
+        "same. Measured times: [results/failsafes.md](results/failsafes.md).\n"
     )
     print(failsafe_table(), end="")

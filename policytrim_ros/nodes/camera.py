@@ -32,6 +32,7 @@ from policytrim_ros.cameras.camera import Camera, CameraError, CameraStalled, Fr
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.nodes import parameters, process
 
+
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 READ_S = 0.2
 RETRY_S = 1.0
@@ -108,7 +109,7 @@ class CameraNode(Node):
             raise
         for stream in self._streams:
             stream.thread.start()
-        self.create_timer(DIAGNOSTICS_S, self._diagnose)
+        self.create_timer(DIAGNOSTICS_S, self._diagnose, clock=process.STEADY)
         size = f"{self.config.width}x{self.config.height}"
         self.get_logger().info(f"event=started cameras={','.join(self.config.cameras)} size={size} fps={self.config.fps}")
 

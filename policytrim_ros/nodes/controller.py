@@ -34,7 +34,7 @@ from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Sup
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
 from policytrim_ros.nodes.parameters import current, declare
-from policytrim_ros.nodes.process import ask_for_priority, run
+from policytrim_ros.nodes.process import STEADY, ask_for_priority, run
 
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
@@ -89,7 +89,7 @@ class Controller(Node):
         self.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
         for name in ("go", "home", "park", "hold", "clear_fault", "damped_stop"):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._agilex = agilex.Topics(self) if self.config.agilex_topics else None
         self._thread = threading.Thread(

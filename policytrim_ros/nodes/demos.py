@@ -34,7 +34,7 @@ from policytrim_ros.nodes.messages import (
     time_to_seconds,
 )
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.training.demos import DemonstrationWriter, encode
 from policytrim_ros.training.lerobot import DatasetError
 from policytrim_ros.training.recording import STATES_KEPT, RecordConfig, Recorder, Sight, episode_facts
@@ -72,8 +72,8 @@ class DemonstrationRecorder(Node):
             "chunk": Reader(self._readers, JointTrajectory, "chunk", 100),
             "consumed": Reader(self._readers, Int64MultiArray, "controller/consumed", 200),
         }
-        self._waiting = self.create_timer(0.25, self._wait)
-        self.create_timer(0.05, self._advance)
+        self._waiting = self.create_timer(0.25, self._wait, clock=STEADY)
+        self.create_timer(0.05, self._advance, clock=STEADY)
         self._queue: queue.Queue = queue.Queue(WRITE_QUEUE)
         self._thread = threading.Thread(target=self._write, name="writer", daemon=True)
         self._thread.start()

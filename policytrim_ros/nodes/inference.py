@@ -15,7 +15,8 @@ Setting the parameter ``checkpoint`` exchanges the policy, also while it moves t
 the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk
 boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``news`` in
 inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
-before back; the service inference/roll_back does so at any time.
+before back; the service inference/roll_back does so at any time. A process that is started again in the same running system
+begins with the last checkpoint that had proved itself (last_good.py).
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from policytrim_ros.core.horizon import HorizonGuard, disagreement
 from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
+from policytrim_ros.nodes.last_good import Known, LastGood
 from policytrim_ros.nodes.messages import (
     LATCHED,
     NEWEST,
@@ -56,7 +58,7 @@ from policytrim_ros.nodes.messages import (
 )
 from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.policies import staging
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.remote import RemoteError
@@ -99,6 +101,9 @@ class InferenceConfig(Config):
     probation_chunks: int = setting(
         50, "chunks during which a hold that a policy can cause brings the one before back (0: never)", low=0, high=100_000
     )
+    last_good: str = setting(
+        "", "file with the checkpoint that a process started again begins with; empty: always with `checkpoint`"
+    )
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
 
 
@@ -125,8 +130,9 @@ class Inference(Node):
         self._arrivals: dict[str, collections.deque] = {}
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
         self._replanner = Replanner(self.config.mode, 1, CONTROL_RATE_HZ)
-        self._stage(self.config.checkpoint, staging.stage)
-        self._switch()
+        self._last_good = LastGood(self.config.last_good)
+        news = self._stage_first()
+        self._switch(news)
         for camera in self.config.cameras:
             self.create_subscription(Image, f"{camera}/color/image_raw", self._on_image(camera), NEWEST)
 
@@ -139,7 +145,7 @@ class Inference(Node):
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
         self.create_service(SetBool, "inference/run", self._on_run)
         self.create_service(Trigger, "inference/roll_back", self._on_roll_back)
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._publish_status()
         self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
@@ -162,12 +168,42 @@ class Inference(Node):
             self._generations.stage(directory, weights, policy)
         say(f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f}")
 
-    def _switch(self) -> None:
+    def _stage_first(self) -> str:
+        """Loads the checkpoint to begin with: the last good one of a process before, or the one of the parameter; news of the former."""
+        known = self._last_good.read()
+        if known is not None:
+            try:
+                self._stage(known.checkpoint, staging.stage)
+                if self._generations.waiting[1] == known.weights_sha256:
+                    return known.news
+                why = "other weights lie there now"
+            except Exception as error:  # whatever it is, there is another one to begin with
+                why = str(error)
+            self.get_logger().error(f"{known.checkpoint}, the last good one, is not used: {why}")
+        self._stage(self.config.checkpoint, staging.stage)
+        return (
+            f"started again with {self.config.checkpoint}; {known.checkpoint}, the last good one, is not used: {why}"
+            if known
+            else ""
+        )
+
+    def _remember(self) -> None:
+        """For a process that is started when this one has died."""
+        with self._changed:
+            generations = self._generations
+            good, waiting = generations.good, generations.waiting
+            tried = self._wanted or (waiting[0] if waiting else generations.current.checkpoint if generations.unproved else "")
+        try:
+            self._last_good.write(Known(good.checkpoint, good.weights_sha256, tried))
+        except OSError as error:
+            self.get_logger().error(f"{self.config.last_good} cannot be written: {error.strerror}", throttle_duration_sec=60.0)
+
+    def _switch(self, news: str = "") -> None:
         """At a chunk boundary: what waits becomes the generation that speaks."""
         with self._changed:
             generation = self._generations.switch()
         if generation is not None:
-            self._speaks(generation)
+            self._speaks(generation, news)
             self._exchanges += 1
 
     def _speaks(self, generation: Generation, news: str = "") -> None:
@@ -268,6 +304,7 @@ class Inference(Node):
             if self._consumed is None or consumed.next_step != self._consumed.next_step:
                 self._stepped_at = time.monotonic()
             self._consumed = consumed
+            self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
             self._changed.notify_all()
 
     def _on_controller(self, message: String) -> None:
@@ -465,6 +502,7 @@ class Inference(Node):
                 running=self._running,
                 complaint=self._complaint,
             )
+        self._remember()
         self._status.publish(String(data=json.dumps(values)))
 
     def _publish_diagnostics(self) -> None:

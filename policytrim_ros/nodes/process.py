@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
 HEARTBEAT_HZ = 10.0
+STEADY = Clock(clock_type=ClockType.STEADY_TIME)
+"""For every timer: rclpy's own choice is the wall clock, and one that is set back by five minutes would stop them for as long."""
 
 
 def heartbeat(node) -> None:
@@ -26,7 +30,7 @@ def heartbeat(node) -> None:
         for name in (node.get_name(), *parts()):
             publisher.publish(String(data=name))
 
-    node.create_timer(1.0 / HEARTBEAT_HZ, beat)
+    node.create_timer(1.0 / HEARTBEAT_HZ, beat, clock=STEADY)
 
 
 def ask_for_priority(priority: int) -> str:
@@ -42,6 +46,12 @@ def ask_for_priority(priority: int) -> str:
     return ""
 
 
+def _keep_awake(executor, ended: threading.Event) -> None:
+    """Ends every wait of ``executor`` after a while: some builds of the middleware wait by the wall clock, for ever when it is set back."""
+    while not ended.wait(1.0 / HEARTBEAT_HZ):
+        executor.wake()
+
+
 def run(make_node, args=None) -> int:
     """Runs ``make_node()`` until SIGINT or SIGTERM; returns the process exit code.
 
@@ -49,7 +59,7 @@ def run(make_node, args=None) -> int:
     ``close()``, called once before it is destroyed. A second signal during the clean-up is ignored.
     """
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop = {"signal": None}
+    stop, ended = {"signal": None}, threading.Event()
 
     def on_signal(number, _frame):
         stop["signal"] = number
@@ -62,6 +72,7 @@ def run(make_node, args=None) -> int:
         heartbeat(node)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
+        threading.Thread(target=_keep_awake, args=(executor, ended), name="awake", daemon=True).start()
         while stop["signal"] is None and rclpy.ok() and getattr(node, "fatal", None) is None:
             executor.spin_once(timeout_sec=0.05)
         if getattr(node, "fatal", None) is not None:
@@ -73,6 +84,7 @@ def run(make_node, args=None) -> int:
         print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         code = 1
     finally:
+        ended.set()
         if node is not None and hasattr(node, "close"):
             node.close()
         if node is not None:

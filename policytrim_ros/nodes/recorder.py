@@ -35,7 +35,7 @@ from trajectory_msgs.msg import JointTrajectory
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.nodes.recording import ENDING, IMAGES, McapFile, free_path
 
 RUN, TRIAL = "run", "trial"
@@ -112,8 +112,8 @@ class Recorder(Node):
             self._begin(time.strftime("%Y%m%d-%H%M%S"), None)
         else:
             self.get_logger().info(f"recording trials into {self._out}")
-        self.create_timer(TAKE_S, self._take)
-        self.create_timer(1.0, self._watch)
+        self.create_timer(TAKE_S, self._take, clock=STEADY)
+        self.create_timer(1.0, self._watch, clock=STEADY)
         self._watch()
 
     # ---- what arrives ------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.nodes.parameters import current, declare
+from policytrim_ros.nodes.process import STEADY
 
 
 INSTRUCTIONS = ("tape_box: put the tape into the box", "flip_mug: set the mug upright", "hang_mug: hang the mug on the rack")
@@ -48,7 +49,7 @@ class HandScene(Node):
         self.add_on_set_parameters_callback(self._on_parameters)
         self.create_service(Trigger, "scene/reset", self._reset)
         self.create_service(Trigger, "scene/start", self._start)
-        self.create_timer(0.5, self._tell)
+        self.create_timer(0.5, self._tell, clock=STEADY)
         self._tell()
 
     def confirm(self) -> bool:

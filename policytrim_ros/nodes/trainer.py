@@ -21,7 +21,7 @@ from std_srvs.srv import SetBool
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.nodes.parameters import current, declare
-from policytrim_ros.nodes.process import run
+from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.training.background import Background, TrainerConfig
 
 WATCH_S = 0.5
@@ -38,8 +38,8 @@ class Trainer(Node):
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         self.add_on_set_parameters_callback(self._check)
         self.create_service(SetBool, "trainer/run", self._on_run)
-        self.create_timer(WATCH_S, self._watch)
-        self.create_timer(1.0, self._publish_diagnostics)
+        self.create_timer(WATCH_S, self._watch, clock=STEADY)
+        self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
         if self._background.config.autostart:
             self.get_logger().info(self._background.start(self._background.config))
         self._publish_status()
