@@ -19,6 +19,7 @@ from policytrim_ros.core.contract import Normalisation
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.flow import FlowConfig, FlowPolicy
 from policytrim_ros.policies.tokenizer import train_tokenizer
+from policytrim_ros.share import share
 from policytrim_ros.training import evaluate, perturbations
 from policytrim_ros.training.evaluate import Bench, EvaluationError, Workers
 from policytrim_ros.training.films import read_film
@@ -142,6 +143,12 @@ def test_what_goes_wrong_in_a_process_is_told(trained):
 def test_a_row_that_does_not_fit_is_refused(trained, row, bench, words):
     with pytest.raises(ConfigError, match=words):
         evaluate.evaluate(trained, replace(ROW, **row), replace(REACH, **bench), progress=False)
+
+
+def test_rtc_is_refused_for_a_policy_that_takes_no_notice_of_a_plan():
+    manifest = evaluate.checkpoint.read_manifest(share("models") / "tape-box-oft-tiny")
+    with pytest.raises(ConfigError, match="family 'parallel' is played as async"):
+        evaluate.check(replace(ROW, mode="rtc"), REACH, manifest)
 
 
 def test_a_demonstrator_is_evaluated_on_the_same_seeds():
