@@ -69,6 +69,7 @@ class Case:
     failsafe: str
     words: str = ""
     kills: str = ""
+    before: Callable[[], None] = lambda: None
     rounds: int = 0
     slows: list = field(default_factory=list)
     rests: list = field(default_factory=list)
@@ -107,7 +108,9 @@ class Bench:
         for name in ("stale_joints", "zero_feedback"):
             cases[f"arm: {name}"].failsafe = "impossible feedback"
         cases["arm: a motor loses its enable bit"] = Case(self.disable, "not enabled")
-        cases["arm: 0.5 rad away from its setpoint"] = Case(self.push, "tracking")
+        cases["arm: 0.9 rad away from its setpoint"] = Case(
+            lambda: self.turn(0.0, 25.0), "tracking", before=lambda: self.turn(-25.0)
+        )
         cases["arm: 5 % of frames lost"] = Case(lambda: inject(self.bus, "lost_frames", fraction=0.05), "")
         cases["operator's hold"] = Case(lambda: self.watch.order("controller/hold"), "operator hold")
         cases["front camera stalls"] = Case(lambda: realsense.inject(SESSION, "front", "stall"), "camera stale", "camera/front")
@@ -135,11 +138,11 @@ class Bench:
         with can.Bus(interface="piper_hub", channel=self.bus) as bus:
             bus.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
 
-    def push(self) -> None:
-        """The joint reads 30 degrees more than it has, in two steps: one so large would not be believed."""
-        for degrees in (20.0, 30.0):
-            inject(self.bus, "joint_offset", joint=1, degrees=degrees)
-            self.watch.spin(0.05)
+    def turn(self, *degrees: float) -> None:
+        """The first joint reads so many degrees more than it has, step by step: too large a one would not be believed."""
+        for each in degrees:
+            inject(self.bus, "joint_offset", joint=1, degrees=each)
+            self.watch.spin(0.1)
 
     def unplug(self) -> None:
         for camera in ("front", "wrist"):
@@ -235,6 +238,7 @@ class Bench:
         return inject(self.bus, "state")
 
     def round(self, name: str, case: Case) -> None:
+        case.before()
         self.moves()
         before, lines = self.truth(), len(self.said)
         began = time.monotonic()
@@ -269,12 +273,12 @@ class Bench:
 
     def holds(self, case: Case, began: float, before: dict, lines: int) -> None:
         """Samples the true arm until it has been still for STILL_S and the controller has said why."""
-        watch, samples, told = self.watch, [], None
+        watch, samples, told, first = self.watch, [], None, ""
         while True:
             samples.append((time.monotonic() - began, self.truth()["position"]))
             watch.spin(0.005)
             if told is None and not watch.state.startswith("moving"):
-                told = time.monotonic() - began
+                told, first = time.monotonic() - began, watch.state
             elif told is None and case.kills == "controller" and any(case.words in line for line in self.said[lines:]):
                 told = time.monotonic() - began
             late = samples[-1][0]
@@ -287,7 +291,8 @@ class Bench:
         case.told.append(told), case.rests.append(rest)
         if (slows := slowing(watch.setpoints, began)) is not None:
             case.slows.append(slows)
-        case.said = self.said_since(lines, case) if case.kills == "controller" else watch.state
+        latest = watch.state if case.failsafe in watch.state else first  # more words may follow, and other faults
+        case.said = self.said_since(lines, case) if case.kills == "controller" else latest
         if case.kills != "controller" and (case.failsafe not in case.said or case.words not in case.said):
             raise WentWrong(f"another reason: {case.said}")
         after = self.truth()
@@ -298,10 +303,8 @@ class Bench:
             raise WentWrong(f"at rest after {rest:.2f} s, the bound is {case.bound_s:g} s")
 
     def mend(self, case: Case) -> None:
-        watch = self.watch
         if case.failsafe == "tracking":
-            inject(self.bus, "joint_offset", joint=1, degrees=12.0)
-            watch.spin(0.1)
+            self.turn(0.0)
         inject(self.bus, "clear")
         self.clock.right()
         for camera in ("front", "wrist"):
@@ -409,7 +412,7 @@ def main(arguments=None) -> int:
     load, said, wrong, under_load = os.getloadavg()[0], [], [], {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        clock = WallClock(folder)
+        clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
         os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
         up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
         with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):

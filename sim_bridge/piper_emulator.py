@@ -644,7 +644,7 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping, o
             heard = other.collect()
             frames += heard if hub.passing else []
         for stamp, can_id, data in frames:
-            emulator.receive(can_id, data, stamp + to_monotonic, now)
+            emulator.receive(can_id, data, min(stamp + to_monotonic, now), now)  # not later, though the wall clock was set back
         emulator.step(now)
         feedback = emulator.feedback(now)
         hub.broadcast(feedback)

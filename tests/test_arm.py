@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from policytrim_ros.arm import piper as module
-from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig, quaternion
+from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig, WallStamps, quaternion
 from policytrim_ros.arm.status import firmware_number, problems
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import ConfigError
@@ -253,6 +253,16 @@ def test_a_muted_arm_leaves_its_last_feedback_with_its_age(arm, piper):
     wait_for(lambda: time.monotonic() - piper.feedback().state.stamp > 1.0, "old feedback")
     arm.inject("clear")
     wait_for(lambda: time.monotonic() - piper.feedback().state.stamp < 0.5, "fresh feedback")
+
+
+@pytest.mark.parametrize("jump_s", [300.0, -300.0])
+def test_a_stamp_is_as_young_as_either_clock_allows_when_the_wall_clock_was_set(jump_s):
+    clock = WallStamps()
+    assert clock.monotonic(1000.0, 5.0, 1000.25) == pytest.approx(4.75)
+    assert clock.monotonic(1000.5, 5.6, 1000.85 + jump_s) == pytest.approx(5.25)  # on its way while the clock was set
+    assert clock.monotonic(1000.75 + jump_s, 5.8, 1001.05 + jump_s) == pytest.approx(5.5)
+    assert clock.monotonic(1000.75 + jump_s, 9.8, 1005.05 + jump_s) == pytest.approx(5.5)  # what is old stays old
+    assert clock.monotonic(1010.0 + jump_s, 9.9, 1005.15 + jump_s) <= 9.9  # never in the future
 
 
 @pytest.mark.parametrize("jump_s", [300.0, -300.0])

@@ -43,6 +43,7 @@ JOINT_IDS, MOTOR_IDS, DRIVER_IDS = range(0x2A5, 0x2A8), range(0x251, 0x257), ran
 NEEDED_IDS = frozenset((0x2A1, 0x2A8, *JOINT_IDS, *MOTOR_IDS, *DRIVER_IDS))
 """CAN ids without which the arm's condition is not known."""
 
+SET_S = 0.1  # a difference of the two clocks that changes by more than this was not slewed
 READ_FAILURES_MAX, READ_RETRY_S = 10, 0.02
 """A bus whose reads fail this often in a row, with this pause between them, is given up as dead."""
 
@@ -452,6 +453,26 @@ class Piper:
             self._failed_sends = self._failed_sends + 1 if self._send_failed else 0
 
 
+class WallStamps:
+    """Turns stamps of the wall clock into monotonic time where they arrive. A clock that is set makes nothing old or fresh, not
+    even what was on its way meanwhile: a stamp is taken to be as young as the present clock or the one before it was set allows.
+    """
+
+    def __init__(self):
+        self._ahead_s = self._ahead_before_s = (
+            None  # the wall clock's lead over the monotonic one: now, and before it was last set
+        )
+
+    def monotonic(self, stamp_s: float, now_s: float, wall_s: float) -> float:
+        """When ``stamp_s`` was, given what both clocks show now."""
+        ahead_s = wall_s - now_s
+        if self._ahead_s is not None and abs(ahead_s - self._ahead_s) > SET_S:
+            self._ahead_before_s = self._ahead_s
+        self._ahead_s = ahead_s
+        ages_s = [now_s + lead - stamp_s for lead in (ahead_s, self._ahead_before_s) if lead is not None]
+        return now_s - min((age for age in ages_s if age >= 0.0), default=0.0)
+
+
 class _Snapshots:
     """What piper_sdk has decoded, in raw units, copied in its reading thread when the last frame of a group has arrived.
 
@@ -465,7 +486,7 @@ class _Snapshots:
         self.forget()
 
     def forget(self) -> None:
-        self.seen, self._stamps = set(), {}
+        self.seen, self._stamps, self._clock = set(), {}, WallStamps()
         self.joints = self.motors = self.drivers = self.gripper = self.status = self.pose = None
         self.gripper_speed, self._gripper_before = 0.0, None
         self.angle_limits, self.acceleration_limits = {}, {}
@@ -479,8 +500,7 @@ class _Snapshots:
     def take(self, sdk, message) -> None:
         can_id = message.arbitration_id
         self.seen.add(can_id)
-        # at once into the monotonic clock: frames must not seem old, or fresh, because the wall clock was set
-        stamp = self._stamps[can_id] = time.monotonic() - max(0.0, time.time() - message.timestamp)
+        stamp = self._stamps[can_id] = self._clock.monotonic(message.timestamp, time.monotonic(), time.time())
         if can_id == JOINT_IDS[-1]:
             q = sdk.GetArmJointMsgs().joint_state
             oldest = min(self._stamps.get(each, 0.0) for each in JOINT_IDS)
