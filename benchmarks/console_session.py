@@ -3,7 +3,7 @@
     python -m benchmarks.console_session config/trials_three_tasks.yaml --out runs/trials/three
 
 Starts the whole simulated robot with its console, fills the form of the page with the plan, presses `g` whenever a trial is ready
-until the simulator has judged the last one, locks the session on the page and writes its report and its rows (JSON) to --to. With
+until the simulator has judged the last one (and clears a fault, of which it tells), locks the session on the page and writes its report and its rows (JSON) to --to. With
 --resume the newest session of --out goes on. Needs chromium and chromedriver (`scripts/bootstrap --browser`).
 """
 
@@ -102,8 +102,12 @@ def conduct(browser, out: Path, planned: int) -> None:
     done = 0
     with tqdm(total=planned, unit="trial") as bar:
         while done < planned:
-            if word(browser) in ("READY", "KEEP CLEAR"):
+            now = word(browser)
+            if now in ("READY", "KEEP CLEAR"):
                 browser.find_element(By.TAG_NAME, "body").send_keys("g")
+            elif now == "FAULT":
+                bar.write(f"fault: {browser.find_element(By.ID, 'reason').text}")
+                click(browser, "//button[@data-order='clear_fault' and not(@disabled)]")
             time.sleep(0.2)
             done = sum(row.counts for row in read(out))
             bar.update(done - bar.n)

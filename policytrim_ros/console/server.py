@@ -200,7 +200,7 @@ class Server:
             response = _error(error.status, str(error))
         except web.HTTPRequestEntityTooLarge:
             response = _error(413, f"larger than {BODY_BYTES} bytes")
-        except (web.HTTPException, asyncio.CancelledError):
+        except (web.HTTPException, asyncio.CancelledError, ConnectionError):  # the last: the client has gone, which aiohttp knows
             raise
         except Exception:
             log.exception("event=console_error path=%r", request.path)
@@ -472,6 +472,7 @@ class Server:
             try:
                 with suppress(Exception):
                     await asyncio.wait_for(live.close(code=1008), 1.0)
+                await asyncio.wait([sender], timeout=1.0)
             finally:
                 transport.abort()  # whatever a deaf client has not read is dropped
         return live
