@@ -298,6 +298,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 "console",
                 "console_node",
                 "policytrim_ros.nodes.console",
+                niceness=-5,  # the arm holds when it is not heard for a second
                 **common,
                 needs=("controller",),
                 parameters=dict(
