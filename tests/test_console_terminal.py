@@ -56,13 +56,13 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def shows(self, *texts: str, timeout_s: float = 15.0) -> None:
+    def shows(self, *texts: str, timeout_s: float = 30.0) -> None:
         """Until the screen, painted anew, has all of ``texts``; blanks are not compared, curses moves over them."""
         end = time.monotonic() + timeout_s
         while True:
             self.output = ""
             self.press(CTRL_L)
-            painted = time.monotonic() + 0.4
+            painted = time.monotonic() + 2.0
             while time.monotonic() < painted:
                 self.read()
                 if all(re.sub(r"\s", "", text) in plain(self.output) for text in texts):

@@ -138,6 +138,20 @@ def trials(tmp_path, rig, plan=PLAN):
         store.close()
 
 
+def test_a_policy_that_was_held_and_taken_back_on_probation_is_the_one_that_is_named(tmp_path):
+    def held(rig):
+        if rig.steps == 40:
+            rig.controller = ("holding", "beyond limits: joint6")
+            rig.inference |= {"generation": 3, "checkpoint": "models/before", "horizon": 15, "calls": rig.inference["calls"]}
+
+    rig = VirtualRig({10: held})
+    rig.silent = lambda: None
+    trials(tmp_path, rig)
+    first = read(tmp_path)[0]
+    assert (first.outcome, first.reason) == ("failure", "held by the controller: beyond limits: joint6")
+    assert (first.generation, first.checkpoint, first.horizon, first.calls) == (2, "models/x", 5, 8)
+
+
 def test_a_trial_goes_home_then_go_run_stop_hold_and_is_counted_from_go_to_the_outcome(tmp_path):
     rig = VirtualRig({11: "failure"})
     stopped, said = trials(tmp_path, rig)

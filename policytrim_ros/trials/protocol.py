@@ -226,6 +226,9 @@ def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None
     return meter.row(trial, outcome, reason, by), cause
 
 
+HELD = "held by the controller: "
+"""How the reason of a failure begins that the controller ended."""
+
 UNKNOWN = "unknown"
 """The arm is at rest and only the operator can say what came of it."""
 
@@ -288,7 +291,7 @@ def observe(rig: Rig, trial: Trial, desk: Desk, meter: "Meter") -> tuple[str, st
     if rig.silent() is not None:
         raise RigError(f"{rig.silent()} has fallen silent")
     if blamed:
-        return "failure", f"held by the controller: {reason}", "protocol"
+        return "failure", f"{HELD}{reason}", "protocol"
     if moved and desk.attended and state == "holding":
         return UNKNOWN, reason, ""
     raise RigError(f"controller: {state}: {reason}")
@@ -307,6 +310,7 @@ class Meter:
         self._began, self._motion_s = time.time(), 0.0
         self._clock, self._steps, self._stalls, self._stall_s = rig.clock(), rig.next_step, rig.stalls, rig.stall_s
         self._calls = rig.inference.get("calls", 0)
+        self._began_with = dict(rig.inference)
         self._used = None
 
     def moves(self) -> None:
@@ -325,8 +329,10 @@ class Meter:
         )
 
     def row(self, trial: Trial, outcome: str, reason: str, by: str) -> Row:
-        """The row of the trial. Calls are read now: inference has stopped and reported for the last time."""
+        """The row of the trial. Calls are read now: inference has stopped and reported for the last time. After a hold the policy
+        is named that got the go: one on probation has been taken back, and another one speaks."""
         status = self.rig.inference
+        policy = self._began_with if reason.startswith(HELD) else status
         return Row(
             task=trial.task,
             setting=trial.setting,
@@ -336,11 +342,11 @@ class Meter:
             reason=reason,
             **self._used,
             calls=status.get("calls", 0) - self._calls,
-            horizon=status.get("horizon", 0),
-            mode=status.get("mode", ""),
-            generation=status.get("generation", 0),
-            checkpoint=status.get("checkpoint", ""),
-            weights_sha256=status.get("weights_sha256", "") or "",
+            horizon=policy.get("horizon", 0),
+            mode=policy.get("mode", ""),
+            generation=policy.get("generation", 0),
+            checkpoint=policy.get("checkpoint", ""),
+            weights_sha256=policy.get("weights_sha256", "") or "",
             began=self._began,
             motion_s=self._motion_s,
             number=trial.number,
