@@ -22,6 +22,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from tqdm import tqdm
 
+from policytrim_ros.core.replanning import MODES
 from policytrim_ros.trials import report
 from policytrim_ros.trials.export import export
 from policytrim_ros.trials.session import Session, read_session
@@ -31,9 +32,9 @@ NUMBERS = {"scenes": 1, "seed": 1, "margin": 100, "alpha": 100, "block": 1, "dis
 """Fields of the form and in what part of one they count."""
 
 
-def started(out: Path) -> tuple[subprocess.Popen, str]:
+def started(out: Path, mode: str) -> tuple[subprocess.Popen, str]:
     """The running system and the address of its page."""
-    line = ["up", "console:=true", "console_port:=0", "mode:=async", "record:=true", f"out:={out}"]
+    line = ["up", "console:=true", "console_port:=0", f"mode:={mode}", "record:=true", f"out:={out}"]
     out.mkdir(parents=True, exist_ok=True)
     log = out / "up.log"
     with open(log, "w") as file:
@@ -126,10 +127,11 @@ def main() -> None:
     parser.add_argument("plan", help="a session file (docs/trials.md)")
     parser.add_argument("--out", type=Path, default=Path("runs/trials/browser"), help="trials and recordings (%(default)s)")
     parser.add_argument("--to", type=Path, help="report and rows (default: --out/report)")
+    parser.add_argument("--mode", default="async", choices=MODES, help="when the policies look again (%(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the newest session of --out")
     args = parser.parse_args()
     plan = read_session(args.plan)
-    up, url = started(args.out)
+    up, url = started(args.out, args.mode)
     browser = None
     try:
         browser = opened(url)
