@@ -297,6 +297,8 @@ def test_a_reader_is_warned_of_arms_that_were_not_one_policy_each():
     )
     each = [replace(r, weights_sha256=r.label[0] + r.task) if r.label == "trimmed" else r for r in rows_of(whole)]
     assert not any("Different" in w for w in claims(whole, each, [about()]).warnings)  # each task has a policy of its own
+    one = [replace(r, weights_sha256=r.label[0] * 64) for r in each]  # both tasks the same trimmed policy
+    assert not any("same policy" in w for w in claims(whole, one, [about()]).warnings)
     each[-1] = replace(each[-1], label="trimmed", weights_sha256="e" * 64)
     assert any("under the name trimmed (flip_mug)" in w for w in claims(whole, each, [about()]).warnings)
     strange = [*rows, replace(rows[0], label="stranger")]

@@ -90,12 +90,14 @@ def _of_the_arms(spec: Session, rows, strangers) -> list[str]:
         ):
             if len(values) > 1:
                 found.append(f"Different {what} under the name {label}: {', '.join(sorted(values))}. It was not one policy.")
-    same: dict[tuple, list[str]] = {}
-    for label, trials in uses.items():
-        if trials and trials[-1].weights_sha256:
-            same.setdefault((trials[-1].weights_sha256, trials[-1].horizon, trials[-1].mode), []).append(label)
+    same: dict[tuple, dict[str, str]] = {}
+    for name, trials in uses.items():
+        if (last := trials[-1]).weights_sha256:  # by arm: one may use the same policy for several tasks
+            same.setdefault((last.weights_sha256, last.horizon, last.mode), {}).setdefault(last.label, name)
     found += [
-        f"{' and '.join(labels)} are the same policy: equal weights, h and mode." for labels in same.values() if len(labels) > 1
+        f"{' and '.join(names.values())} are the same policy: equal weights, h and mode."
+        for names in same.values()
+        if len(names) > 1
     ]
     return found
 
