@@ -16,6 +16,8 @@ from policytrim_ros.core.config import ConfigError
 from sim_bridge import shared
 from sim_bridge.realsense import BASELINE_M, SERIALS, Pattern, context, inject, intrinsics
 
+pytestmark = pytest.mark.alone
+
 WIDTH, HEIGHT = 160, 120
 DEADLINE_S = 20.0
 

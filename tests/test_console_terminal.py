@@ -20,6 +20,8 @@ from policytrim_ros.console.cockpit import Malformed
 from policytrim_ros.console.language import Words
 from policytrim_ros.console.server import Server
 
+pytestmark = pytest.mark.alone
+
 PLAN = {"tasks": ["tape_box"], "settings": ["standard"], "arms": [{"name": "one"}, {"name": "two"}], "scenes": 3, "seed": 7}
 START = "import sys; from policytrim_ros.console import terminal; {before}; sys.exit(terminal.main({url!r}, {token!r}, 'Ann', {language!r}))"
 CTRL_C, CTRL_L, ESCAPE = "\x03", "\x0c", "\x1b"
