@@ -14,6 +14,8 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
+from policytrim_ros.nodes.asking import HOLD, answer, spinning
+
 FIND_S = 6.0  # discovery takes up to 3 s
 ANSWER_S = 15.0  # go and home may have to bring the motors on
 
@@ -111,26 +113,26 @@ def _operator(namespace: str):
 def _call(node, kind, name: str, request) -> bool:
     """Whether the service has accepted; prints what it answers."""
     began = time.monotonic()
-    answer = _answer(node, kind, name, request)
-    if answer is None:
+    response = _answer(node, kind, name, request)
+    if response is None:
         return False
     print(
-        f"{name}: {answer.message or 'done'} ({time.monotonic() - began:.2f} s)"
-        if answer.success
-        else f"{name} refused: {answer.message}",
-        file=sys.stdout if answer.success else sys.stderr,
+        f"{name}: {response.message or 'done'} ({time.monotonic() - began:.2f} s)"
+        if response.success
+        else f"{name} refused: {response.message}",
+        file=sys.stdout if response.success else sys.stderr,
     )
-    return answer.success
+    return response.success
 
 
 def _set(node, name: str, changes) -> bool:
     """Whether node ``name`` has taken the parameters ``changes`` (name -> value), all or none; prints why it has not."""
     values = [Parameter(key, value=value).to_parameter_msg() for key, value in changes.items()]
     request = SetParametersAtomically.Request(parameters=values)
-    answer = _answer(node, SetParametersAtomically, f"{name}/set_parameters_atomically", request)
-    if answer is not None and not answer.result.successful:
-        print(f"{name} refused: {answer.result.reason}", file=sys.stderr)
-    return answer is not None and answer.result.successful
+    response = _answer(node, SetParametersAtomically, f"{name}/set_parameters_atomically", request)
+    if response is not None and not response.result.successful:
+        print(f"{name} refused: {response.result.reason}", file=sys.stderr)
+    return response is not None and response.result.successful
 
 
 def _answer(node, kind, name: str, request):
@@ -142,10 +144,8 @@ def _answer(node, kind, name: str, request):
         return None
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    future = client.call_async(request)
-    executor.spin_until_future_complete(future, ANSWER_S)
+    response = answer(client, request, spinning(executor), ANSWER_S, again=name == HOLD)
     executor.remove_node(node)
-    if not future.done():
+    if response is None:
         print(f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive?", file=sys.stderr)
-        return None
-    return future.result()
+    return response

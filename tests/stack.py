@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import READY, Chunk
+from policytrim_ros.nodes.asking import answer, spinning
 from policytrim_ros.nodes.messages import LATCHED, Consumed, chunk_to_message, seconds_to_time
 from sim_bridge.faults import inject
 
 ROOT = Path(__file__).parents[1]
 ANSWER_S = 20.0  # generous: the machine may be busy with other tests
+PATIENCE_S = 60.0  # what prepares a test may take longer than what it is about
 
 
 def wait_for(condition, what: str, timeout_s: float = ANSWER_S, between=lambda: time.sleep(0.01)):
@@ -131,6 +134,27 @@ class Stack:
                 process.wait()
 
 
+class Beside:
+    """A node of this process in a context of its own, served by a thread from `serve` to `close`."""
+
+    def __init__(self, name: str):
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
+        self.node = rclpy.create_node(name, context=self.context)
+
+    def serve(self) -> None:
+        self._executor = SingleThreadedExecutor(context=self.context)
+        self._executor.add_node(self.node)
+        self._thread = threading.Thread(target=self._executor.spin)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._executor.shutdown()
+        self._thread.join()
+        self.node.destroy_node()
+        self.context.try_shutdown()
+
+
 class Operator:
     """A node that gives orders, sends chunks in the name of an inference node, and remembers what the controller says."""
 
@@ -140,7 +164,7 @@ class Operator:
         self.node = rclpy.create_node("test_operator", context=self._context)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
-        self.state, self.consumed, self.scene, self.status = "", None, "", ""
+        self.state, self.consumed, self.status, self.answered = "", None, "", ""
         self.beats = set(beats)
         self._chunk_id, self._playing, self._sent_until = 0, None, -1
         self._clients = {}
@@ -183,9 +207,11 @@ class Operator:
         kind = SetBool if request is not None else Trigger
         client = self._clients.setdefault(name, self.node.create_client(kind, name))
         self.until(client.service_is_ready, f"no service {name}")
-        future = client.call_async(kind.Request() if request is None else SetBool.Request(data=request))
-        self.until(future.done, f"{name} does not answer")
-        return future.result()
+        asked = kind.Request() if request is None else SetBool.Request(data=request)
+        response = answer(client, asked, spinning(self._executor), PATIENCE_S, again=name.startswith("controller"))
+        assert response is not None, f"after {PATIENCE_S:.0f} s: {name} does not answer (controller: {self.state})"
+        self.answered = response.message
+        return response
 
     def ready(self) -> None:
         """Waits for the controller, enables the arm and brings it to the ready pose.
@@ -216,7 +242,9 @@ class Operator:
                 self.spin(0.25)
             return answer.success
 
-        self.until(accepted, "go is refused")
+        end = time.monotonic() + PATIENCE_S
+        while not accepted():
+            assert time.monotonic() < end, f"go is refused: {self.answered} (controller: {self.state})"
 
     def swing(self) -> None:
         """Says go and keeps joint1 swinging by chunks, as an inference node would."""

@@ -35,6 +35,7 @@ from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.statistics import wilson
 from policytrim_ros.files import replace_file
+from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, time_to_seconds
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
@@ -89,7 +90,7 @@ class Console:
         for camera in config.cameras:
             node.create_subscription(CompressedImage, f"{camera}/color/image_raw/compressed", self._on_picture(camera), 5)
         node.create_subscription(String, "trainer/status", lambda m: setattr(self, "_trainer", json.loads(m.data)), LATCHED)
-        services = dict.fromkeys(("controller/hold", "controller/clear_fault", "controller/home", "inference/roll_back"), Trigger)
+        services = dict.fromkeys((HOLD, "controller/clear_fault", "controller/home", "inference/roll_back"), Trigger)
         services |= {"inference/run": SetBool, f"{INFERENCE}/set_parameters": SetParameters}
         self._clients = {name: node.create_client(kind, name) for name, kind in services.items()}
         self._list_sessions()
@@ -346,7 +347,7 @@ class Console:
 
     def _hold(self, who: str) -> str:
         """The arm first; inference may be gone, and is then silent anyway."""
-        self._ask("controller/hold", Trigger.Request())
+        self._ask(HOLD, Trigger.Request())
         try:
             self._ask("inference/run", SetBool.Request(data=False), 1.0)
         except RigError:
@@ -406,26 +407,31 @@ class Console:
     ORDERS |= {"home": _home}
 
     def _ask(self, service: str, request, timeout_s: float = ANSWER_S) -> str:
-        answer = self._answer(service, request, timeout_s)
-        if not answer.success:
-            raise RigError(f"{service} refused: {answer.message}")
-        return answer.message
+        response = self._answer(service, request, timeout_s)
+        if not response.success:
+            raise RigError(f"{service} refused: {response.message}")
+        return response.message
 
     def _answer(self, service: str, request, timeout_s: float = ANSWER_S):
         """The response; the main thread spins it in."""
-        client, answered = self._clients[service], threading.Event()
+        client = self._clients[service]
         if not client.service_is_ready():
             raise RigError(f"nobody offers {service}: is its process running?")
-        future = client.call_async(request)
-        future.add_done_callback(lambda _: answered.set())
-        if not answered.wait(timeout_s):
-            client.remove_pending_request(future)
+        response = answer(client, request, _meanwhile, timeout_s, again=service == HOLD)
+        if response is None:
             raise RigError(f"service '{service}' did not answer within {timeout_s:.0f} s: is its process running?")
-        return future.result()
+        return response
 
     def close(self) -> None:
         if self._cards is not None and self._cards.poll() is None:
             self._cards.terminate()
+
+
+def _meanwhile(condition, timeout_s: float) -> None:
+    """Waits for what the main thread spins in."""
+    end = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def card_name(trial: Trial, camera: str) -> str:

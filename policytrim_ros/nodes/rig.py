@@ -20,6 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import READY
+from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, Consumed, positions_of
 from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.trials.protocol import Interrupted, RigError
@@ -75,7 +76,7 @@ class RosRig:
         node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data, time.monotonic()), 50)
         self._clients = {
             name: node.create_client(Trigger, name)
-            for name in ("controller/home", "controller/go", "controller/hold", "scene/reset", "scene/start")
+            for name in ("controller/home", "controller/go", HOLD, "scene/reset", "scene/start")
         }
         self._clients["inference/roll_back"] = node.create_client(Trigger, "inference/roll_back")
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
@@ -151,7 +152,7 @@ class RosRig:
                 self.wait(lambda: False, 0.25)
 
     def hold(self) -> None:
-        self._trigger("controller/hold")
+        self._trigger(HOLD)
 
     def start(self) -> None:
         self._trigger("scene/start")
@@ -241,22 +242,23 @@ class RosRig:
         self._ask(name, Trigger.Request(), timeout_s)
 
     def _ask(self, name: str, request, timeout_s: float = ANSWER_S) -> None:
-        answer = self._answer(name, request, timeout_s)
-        if not answer.success:
-            raise RigError(f"{name} refused: {answer.message}")
+        response = self._answer(name, request, timeout_s)
+        if not response.success:
+            raise RigError(f"{name} refused: {response.message}")
 
     def _answer(self, name: str, request, timeout_s: float = ANSWER_S):
         """The service's response. Not ended by Ctrl-C: a hold on the way must arrive."""
         client, end = self._clients[name], time.monotonic() + timeout_s
-        while not client.service_is_ready() and time.monotonic() < end:
-            self._spin()
-        future = client.call_async(request)
-        while not future.done() and time.monotonic() < end:
-            self._spin()
-        if not future.done():
-            client.remove_pending_request(future)
+        self._until(client.service_is_ready, timeout_s)
+        response = answer(client, request, self._until, end - time.monotonic(), again=name == HOLD)
+        if response is None:
             raise RigError(f"service '{name}' did not answer within {timeout_s:.0f} s: is its process running?")
-        return future.result()
+        return response
+
+    def _until(self, condition, timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while not condition() and time.monotonic() < end:
+            self._spin()
 
     def _spin(self) -> None:
         self._executor.spin_once(timeout_sec=0.05)
