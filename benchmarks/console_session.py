@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,30 +19,20 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from tqdm import tqdm
 
+from benchmarks.control_loop import running_system
 from policytrim_ros.core.replanning import MODES
 from policytrim_ros.trials import report
 from policytrim_ros.trials.export import export
 from policytrim_ros.trials.session import Session, read_session
 from policytrim_ros.trials.store import read, read_sessions
 
-NUMBERS = {"scenes": 1, "seed": 1, "margin": 100, "alpha": 100, "block": 1, "disturb_s": 1, "timeout_s": 1}
+NUMBERS = {"scenes": 1, "seed": 1, "margin": 100, "alpha": 100, "block": 1, "canary": 1, "disturb_s": 1, "timeout_s": 1}
 """Fields of the form and in what part of one they count."""
 
 
-def started(out: Path, mode: str) -> tuple[subprocess.Popen, str]:
-    """The running system and the address of its page."""
-    line = ["up", "console:=true", "console_port:=0", f"mode:={mode}", "record:=true", f"out:={out}"]
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / "up.log"
-    with open(log, "w") as file:
-        up = subprocess.Popen([sys.executable, "-m", "policytrim_ros.cli", *line], stdout=file, stderr=subprocess.STDOUT)
-    end = time.monotonic() + 180
-    while "\nrunning;" not in log.read_text():
-        if up.poll() is not None or time.monotonic() > end:
-            up.kill()
-            raise SystemExit(f"the system did not start; see {log}")
-        time.sleep(0.2)
-    return up, re.search(r"console: (http://\S+)", log.read_text())[1]
+def address(said: list[str]) -> str:
+    """Of the page, in what the system printed."""
+    return next(found[1] for line in said if (found := re.search(r"console: (http://\S+)", line)))
 
 
 def opened(url: str) -> webdriver.Chrome:
@@ -88,6 +75,8 @@ def fill(browser, plan: Session) -> None:
             whole = ", ".join(f"{task}={arm.checkpoint_for(task)}" for task in plan.tasks)
         for name, value in (("name", arm.name), ("checkpoint", whole), ("horizon", arm.horizon)):
             browser.execute_script(put, row.find_element(By.CSS_SELECTOR, f"[data-field={name}]"), str(value))
+    for name in ("stop", "notes"):
+        browser.execute_script(put, browser.find_element(By.ID, f"start-{name}"), getattr(plan, name))
     click(browser, "//button[@data-order='start']")
 
 
@@ -131,21 +120,20 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the newest session of --out")
     args = parser.parse_args()
     plan = read_session(args.plan)
-    up, url = started(args.out, args.mode)
-    browser = None
-    try:
-        browser = opened(url)
-        if args.resume:
-            click(browser, "//section[@id='sessions']//button[contains(., 'Resume') and not(@disabled)]")
-        else:
-            fill(browser, plan)
-        conduct(browser, args.out, len(plan.cells) * plan.scenes * len(plan.arms))
-        session = lock(browser, args.out)
-    finally:
-        if browser is not None:
-            browser.quit()
-        up.send_signal(signal.SIGTERM)
-        up.wait(60)
+    said, browser = [], None
+    line = ("console:=true", "console_port:=0", f"mode:={args.mode}", "record:=true", f"out:={args.out}")
+    with running_system(*line, said=said):
+        try:
+            browser = opened(address(said))
+            if args.resume:
+                click(browser, "//section[@id='sessions']//button[contains(., 'Resume') and not(@disabled)]")
+            else:
+                fill(browser, plan)
+            conduct(browser, args.out, plan.planned)
+            session = lock(browser, args.out)
+        finally:
+            if browser is not None:
+                browser.quit()
     print(report.write(args.out, session, args.to or args.out / "report"))
     print(export(args.out, (args.to or args.out / "report") / "trials.json", session))
 

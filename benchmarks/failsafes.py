@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.control_loop import ROOT, processes, running_system
 from benchmarks.results import circumstances, in_words, leave, markdown
-from benchmarks.soak import ARM, OWN_LIMITS, POLICIES, SESSION, WentWrong, apart
+from benchmarks.soak import ARM, OWN_LIMITS, POLICIES, SESSION, WentWrong, apart, damaged_checkpoint, refused_swap, unharmed
 from benchmarks.swap import Watch
 from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.children import LOWEST, step_aside
@@ -93,10 +92,7 @@ class Bench:
         self._trials = self.watch.node.create_publisher(String, "trial/state", LATCHED)
         self.recorder, self.tried = {}, ""
         self.watch.node.create_subscription(String, "recorder/status", self._on_recorder, LATCHED)
-        self.damaged = folder / "damaged"
-        shutil.copytree(ROOT / "models" / POLICIES[1], self.damaged)
-        with open(self.damaged / "model.safetensors", "r+b") as file:
-            file.truncate(1000)
+        self.damaged = damaged_checkpoint(folder)
 
     def _on_recorder(self, message) -> None:
         self.recorder = json.loads(message.data)
@@ -121,7 +117,9 @@ class Bench:
         cases["a chunk into the table"] = Case(lambda: self.send(below), "beyond limits")
         cases["clock set forwards by 5 min"] = Case(lambda: self.clock.jump(300.0), "clock jump")
         cases["clock set backwards by 5 min"] = Case(lambda: self.clock.jump(-300.0), "clock jump")
-        cases["swap for a damaged checkpoint"] = Case(self.swap, "swap failed", "changed or truncated")
+        cases["swap for a damaged checkpoint"] = Case(
+            lambda: refused_swap(self.watch, self.damaged), "swap failed", "changed or truncated"
+        )
         cases["disk full"] = Case(self.fill, "disk full", "File too large")
         for name in ("camera", "inference", "console"):
             cases[f"kill -9 {name}"] = Case(lambda n=name: self.kill(n), "node lost", f"'{name}' is silent", name)
@@ -157,14 +155,6 @@ class Bench:
         for point, position in zip(message.points, positions):
             point.positions = [float(v) for v in position]
         self._chunks.publish(message)
-
-    def swap(self) -> None:
-        before = self.watch.status["checkpoint"]
-        try:
-            self.watch.swap(str(self.damaged))
-        except SystemExit as refusal:
-            if self.watch.status["checkpoint"] != before:
-                raise WentWrong(f"the damaged checkpoint speaks: {refusal}") from refusal
 
     def fill(self) -> None:
         """The recorder can write no more than 2 kB of the file of a trial that begins and ends."""
@@ -295,10 +285,8 @@ class Bench:
         case.said = self.said_since(lines, case) if case.kills == "controller" else latest
         if case.kills != "controller" and (case.failsafe not in case.said or case.words not in case.said):
             raise WentWrong(f"another reason: {case.said}")
-        after = self.truth()
-        unharmed = (after["disables"], after["power_cuts"]) == (before["disables"], before["power_cuts"])
-        if case.broken != self.disable and case.failsafe != "damped stop" and not (unharmed and all(after["enabled"])):
-            raise WentWrong("a motor was disabled or the arm was reset")
+        if case.broken != self.disable and case.failsafe != "damped stop":
+            unharmed(before, self.truth())
         if case.bound_s and rest > case.bound_s:
             raise WentWrong(f"at rest after {rest:.2f} s, the bound is {case.bound_s:g} s")
 

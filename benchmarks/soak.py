@@ -114,15 +114,7 @@ class Soak:
             now = Path(self.watch.status["checkpoint"]).name
             self.watch.swap(str(ROOT / "models" / POLICIES[now == POLICIES[0]]))
         else:
-            self.refused_swap()
-
-    def refused_swap(self) -> None:
-        before = self.watch.status["checkpoint"]
-        try:
-            self.watch.swap(str(self.damaged))
-        except SystemExit as refusal:
-            if "changed or truncated" not in str(refusal) or self.watch.status["checkpoint"] != before:
-                raise WentWrong(f"a damaged checkpoint: {refusal}") from refusal
+            refused_swap(self.watch, self.damaged)
 
     def must_go_on(self, began: float) -> None:
         step = self.watch.consumed.next_step
@@ -152,8 +144,7 @@ class Soak:
         after = self.truth()
         if (moved := apart(after["position"], here)) > MOVED_RAD:
             raise WentWrong(f"the arm moved by {moved:.4f} rad while it should hold")
-        if not all(after["enabled"]) or (after["disables"], after["power_cuts"]) != (before["disables"], before["power_cuts"]):
-            raise WentWrong("a motor was disabled or the arm was reset")
+        unharmed(before, after)
 
     def mend(self, name: str) -> None:
         watch = self.watch
@@ -167,6 +158,33 @@ class Soak:
         if watch.state.startswith("fault"):
             watch.order("controller/clear_fault")
         watch.order("controller/hold")
+
+
+def damaged_checkpoint(folder: Path) -> Path:
+    """A checkpoint in ``folder`` whose weights are cut off."""
+    damaged = folder / "damaged"
+    shutil.copytree(ROOT / "models" / POLICIES[1], damaged)
+    with open(damaged / "model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    return damaged
+
+
+def refused_swap(watch: Watch, damaged: Path) -> None:
+    """Orders the exchange for ``damaged``; WentWrong unless it is refused for that and what spoke goes on."""
+    before = watch.status["checkpoint"]
+    try:
+        watch.swap(str(damaged))
+    except SystemExit as refusal:
+        if "changed or truncated" not in str(refusal) or watch.status["checkpoint"] != before:
+            raise WentWrong(f"a damaged checkpoint: {refusal}") from refusal
+    else:
+        raise WentWrong("a damaged checkpoint speaks")
+
+
+def unharmed(before: dict, after: dict) -> None:
+    """WentWrong unless the emulated arm's motors are on and nobody has disabled or reset it since ``before``."""
+    if not all(after["enabled"]) or (after["disables"], after["power_cuts"]) != (before["disables"], before["power_cuts"]):
+        raise WentWrong("a motor was disabled or the arm was reset")
 
 
 def apart(one, other) -> float:
@@ -192,10 +210,7 @@ def main(arguments=None) -> int:
     load, rng, rounds, wrong, aside = os.getloadavg()[0], np.random.default_rng(options.seed), 0, [], []
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
-        damaged = Path(folder) / "damaged"
-        shutil.copytree(ROOT / "models" / POLICIES[1], damaged)
-        with open(damaged / "model.safetensors", "r+b") as file:
-            file.truncate(1000)
+        damaged = damaged_checkpoint(Path(folder))
         with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", "mode:=async"):
             soak = Soak(Watch(), damaged)
             soak.watch.spin(2.0)

@@ -33,8 +33,7 @@ def list_trials(options) -> int:
         spec, of_it = found["spec"], [row for row in rows if row.session == found["id"]]
         state = "locked" if found["locked"] else "open, blind" if spec["blind"] else "open"
         counted = sum(row.counts for row in of_it)
-        planned = len(spec["tasks"]) * len(spec["settings"]) * spec["scenes"] * (1 if spec.get("canary") else len(spec["arms"]))
-        print(f"{found['id']}  {counted}/{planned} trials  {state}  {', '.join(spec['tasks'])}")
+        print(f"{found['id']}  {counted}/{Session.from_mapping(spec).planned} trials  {state}  {', '.join(spec['tasks'])}")
     print(show(options.out))
     return 0
 

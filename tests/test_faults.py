@@ -39,6 +39,14 @@ def stack(tmp_path_factory):
 
 
 @pytest.fixture
+def clock(stack):
+    """The wall clock of the controller and of what else is started."""
+    if stack.clock is None:
+        pytest.skip("needs a C compiler")
+    return stack.clock
+
+
+@pytest.fixture
 def operator(stack):
     """An operator beside a controller that holds at the ready pose; whatever a test broke is mended afterwards."""
     if stack.processes["controller"].poll() is not None:
@@ -146,11 +154,9 @@ def test_a_lost_node_or_camera_is_named_and_the_arm_holds(stack, operator, lost,
 
 
 @pytest.mark.parametrize("jump_s", [300.0, -300.0])
-def test_a_wall_clock_that_is_set_holds_the_arm_and_a_go_moves_it_again(stack, operator, jump_s):
-    if stack.clock is None:
-        pytest.skip("needs a C compiler")
+def test_a_wall_clock_that_is_set_holds_the_arm_and_a_go_moves_it_again(stack, clock, operator, jump_s):
     operator.swing()
-    stack.clock.jump(jump_s)
+    clock.jump(jump_s)
     operator.until(lambda: operator.state.startswith("holding"), "the jump is not noticed", 5.0)
     assert f"clock jump: by {jump_s:+.1f} s" in operator.state
     stack.assert_held(operator.spin)
@@ -175,15 +181,13 @@ sys.exit(run(make))
 """
 
 
-def test_a_node_that_hears_nothing_goes_on_beating_when_the_wall_clock_is_set_back_and_ends_on_ctrl_c(stack, operator):
-    if stack.clock is None:
-        pytest.skip("needs a C compiler")
+def test_a_node_that_hears_nothing_goes_on_beating_when_the_wall_clock_is_set_back_and_ends_on_ctrl_c(stack, clock, operator):
     beats = []
     operator.node.create_subscription(String, "heartbeat", lambda m: beats.append(m.data) if m.data == "quiet" else None, 10)
     process = subprocess.Popen([sys.executable, "-c", QUIET_NODE], cwd=ROOT, env=stack.environment)
     try:
         operator.until(lambda: beats, "the node does not beat", 60.0)
-        stack.clock.jump(-300.0)
+        clock.jump(-300.0)
         for _ in range(2):
             beats.clear()
             operator.until(lambda: len(beats) > 5, "the heart stands still")

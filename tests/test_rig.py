@@ -1,13 +1,11 @@
 """The running system as trials see it: how inference comes to speak as the checkpoint of the next trial."""
 
 import json
-import os
-import threading
 
 import pytest
 import rclpy
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import SingleThreadedExecutor
+from stack import Beside
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 
@@ -18,13 +16,11 @@ from policytrim_ros.nodes.rig import RigConfig, RosRig
 pytestmark = pytest.mark.integration
 
 
-class Inference:
+class Inference(Beside):
     """A node with inference's parameters, roll back and status, and no policy."""
 
     def __init__(self):
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
-        self.node = rclpy.create_node("inference", context=self.context)
+        super().__init__("inference")
         self.node.declare_parameter("checkpoint", "")
         self.node.declare_parameter("horizon", 0)
         self.node.add_on_set_parameters_callback(self._set)
@@ -33,10 +29,7 @@ class Inference:
         self.generations, self.exchanges, self.did = Generations(keep=1), 0, []
         self._load("models/old")
         self.did.clear()
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(self.node)
-        self._thread = threading.Thread(target=self._executor.spin)
-        self._thread.start()
+        self.serve()
 
     def _set(self, parameters):
         for parameter in parameters:
@@ -66,12 +59,6 @@ class Inference:
             generation=now.current.number, checkpoint=now.current.checkpoint, exchanges=self.exchanges, weights_sha256=""
         )
         self._status.publish(String(data=json.dumps({**values, "earlier": [one.checkpoint for one in now.previous], "news": ""})))
-
-    def close(self):
-        self._executor.shutdown()
-        self._thread.join()
-        self.node.destroy_node()
-        self.context.try_shutdown()
 
 
 @pytest.fixture

@@ -5,15 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import rclpy
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import JointState
+from stack import Beside
 from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
@@ -348,15 +346,14 @@ def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
 # ---- the node ------------------------------------------------------------------------------------------------------
 
 
-class FakeSystem:
+class FakeSystem(Beside):
     """Controller, world and inference as one node in a thread: every trial succeeds after 10 control steps by default."""
 
     def __init__(self, scene=True):
         """``scene``: whether it also lays the scenes and sees the outcome, as a simulated world does."""
         self.lays = scene
-        self.context = rclpy.Context()
-        rclpy.init(context=self.context, domain_id=int(os.environ["ROS_DOMAIN_ID"]))
-        self.node = node = rclpy.create_node("world", context=self.context)
+        super().__init__("world")
+        node = self.node
         for name, value in (("task", "tape_box"), ("setting", "standard"), ("seed", 0)):
             node.declare_parameter(name, value)
         node.add_on_set_parameters_callback(self._check)
@@ -376,10 +373,7 @@ class FakeSystem:
             node.create_service(Trigger, order, lambda request, response, order=order: self._order(order, response))
         node.create_service(SetBool, "inference/run", lambda request, response: self._order(f"run {request.data}", response))
         node.create_timer(0.02, self._tick)
-        self._executor = SingleThreadedExecutor(context=self.context)
-        self._executor.add_node(node)
-        self._thread = threading.Thread(target=self._executor.spin)
-        self._thread.start()
+        self.serve()
 
     def _check(self, parameters):
         known = all(p.name != "task" or p.value in ("tape_box", "flip_mug") for p in parameters)
@@ -431,12 +425,6 @@ class FakeSystem:
         ):
             if name in self._latched:
                 self._latched[name].publish(String(data=text))
-
-    def close(self):
-        self._executor.shutdown()
-        self._thread.join()
-        self.node.destroy_node()
-        self.context.try_shutdown()
 
 
 @pytest.fixture

@@ -459,9 +459,8 @@ class WallStamps:
     """
 
     def __init__(self):
-        self._ahead_s = self._ahead_before_s = (
-            None  # the wall clock's lead over the monotonic one: now, and before it was last set
-        )
+        # the wall clock's lead over the monotonic one: now, and before it was last set
+        self._ahead_s = self._ahead_before_s = None
 
     def monotonic(self, stamp_s: float, now_s: float, wall_s: float) -> float:
         """When ``stamp_s`` was, given what both clocks show now."""

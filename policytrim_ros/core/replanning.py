@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 
+from policytrim_ros.core.commitment import Commitment, remainder
+
 SYNC, ASYNC, RTC = "sync", "async", "rtc"
 MODES = SYNC, ASYNC, RTC
 LOST_AFTER_S = 0.5
@@ -66,6 +68,13 @@ class Replanner:
         """Actions from control step ``first`` on that are played before a chunk that is looked for now arrives; 0 at rest."""
         left = 0 if self._planned_until is None or not playing else max(0, self._planned_until - first)
         return min(left, self.lead(latency_s))
+
+    def remainder(self, old, old_first: int, first: int, playing: bool, latency_s: float) -> Commitment | None:
+        """In mode rtc what is left of ``old`` (n, 7), which begins at control step ``old_first``, for a chunk that begins at ``first``;
+        None in other modes, at rest, and when nothing is left."""
+        if self.mode != RTC or not playing:
+            return None
+        return remainder(old, old_first, first, self.committed(first, playing, latency_s))
 
     def trim(self, predicted: int, latency_s: float) -> int:
         """How many of ``predicted`` actions to send: h, and outside sync mode those that are over or playing on arrival."""

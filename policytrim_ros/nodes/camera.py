@@ -32,7 +32,6 @@ from policytrim_ros.cameras.camera import Camera, CameraError, CameraStalled, Fr
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.nodes import parameters, process
 
-
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 READ_S = 0.2
 RETRY_S = 1.0

@@ -38,7 +38,6 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from policytrim_ros.core.commitment import remainder
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
@@ -411,12 +410,10 @@ class Inference(Node):
 
     def _plan(self, first: int, playing: bool):
         """In mode rtc what is left of this generation's plan for a chunk that begins at ``first``; else, and at rest, None."""
-        if self._replanner.mode != RTC or not playing or self._before is None:
+        if self._before is None or self._before[0] != self._generations.current.number:
             return None
-        generation, old_first, actions = self._before
-        if generation != self._generations.current.number:
-            return None
-        return remainder(actions, old_first, first, self._replanner.committed(first, playing, self._p99()))
+        _, old_first, actions = self._before
+        return self._replanner.remainder(actions, old_first, first, playing, self._p99())
 
     def _complain(self, text: str) -> None:
         if text and text != self._complaint:
@@ -443,8 +440,8 @@ class Inference(Node):
             self._calls += 1
             self._chunk_id += 1
             self._trust(generation.number, first, actions)
-            chunk = Chunk(actions[: self._replanner.trim(len(actions), self._p99())], generation.number, self._chunk_id, first)
-            chunk = replace(chunk, follows=self.config.mode != SYNC)
+            trimmed = actions[: self._replanner.trim(len(actions), self._p99())]
+            chunk = Chunk(trimmed, generation.number, self._chunk_id, first, follows=self.config.mode != SYNC)
             self._replanner.sent(first, len(chunk.positions), time.monotonic())
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"

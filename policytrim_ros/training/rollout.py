@@ -27,10 +27,10 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from policytrim_ros.core.commitment import Commitment, remainder
+from policytrim_ros.core.commitment import Commitment
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
-from policytrim_ros.core.replanning import RTC, SYNC, Replanner
+from policytrim_ros.core.replanning import SYNC, Replanner
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
 from policytrim_ros.policies.objects import object_poses
@@ -124,7 +124,6 @@ class Player:
         self._executor.start(setpoint, 0.0)
         self._replanner = Replanner(conditions.mode, start.horizon, rate_hz)
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
-        self._rtc = conditions.mode == RTC
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
         self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
@@ -150,10 +149,10 @@ class Player:
     @property
     def committed(self) -> Commitment | None:
         """What is left of the plan at the coming look; None at rest and outside mode rtc."""
-        if not self._rtc or self._before is None or not self._executor.playing:
+        if self._before is None:
             return None
-        certain = self._replanner.committed(self._first, self._executor.playing, self._latency_s)
-        return remainder(self._before[1], self._before[0], self._first, certain)
+        old_first, old = self._before
+        return self._replanner.remainder(old, old_first, self._first, self._executor.playing, self._latency_s)
 
     @property
     def _first(self) -> int:

@@ -14,11 +14,11 @@ from policytrim_ros.core.canary import AS_GOOD, WORSE, CanaryTest
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.sequential import UNDECIDED
 from policytrim_ros.trials.session import Session, Trial
-from policytrim_ros.trials.store import Row
+from policytrim_ros.trials.store import HELD, Row
 
 UNSAFE, ROLLED_BACK = "unsafe", "rolled back"
 RETURNED = (WORSE, UNSAFE, ROLLED_BACK)
-BLAMED = ("held by the controller: ", "controller: holding: ", "controller: fault: ")
+BLAMED = (HELD, "controller: holding: ", "controller: fault: ")
 """How a row's reason begins when the controller gave it (protocol.observe)."""
 
 

@@ -24,7 +24,7 @@ from policytrim_ros.core.sequential import PairedTest
 from policytrim_ros.trials.canary import Canary, canary_of
 from policytrim_ros.trials.desk import Desk
 from policytrim_ros.trials.session import Session, Trial
-from policytrim_ros.trials.store import Row, Store
+from policytrim_ros.trials.store import HELD, Row, Store
 
 
 ATTEMPTS = 3
@@ -225,9 +225,6 @@ def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None
             outcome, reason, cause = "aborted", str(error), error
     return meter.row(trial, outcome, reason, by), cause
 
-
-HELD = "held by the controller: "
-"""How the reason of a failure begins that the controller ended."""
 
 UNKNOWN = "unknown"
 """The arm is at rest and only the operator can say what came of it."""

@@ -22,6 +22,9 @@ from pathlib import Path
 from policytrim_ros.files import claim
 
 COUNTED = ("success", "failure")
+HELD = "held by the controller: "
+"""How the reason of a failure begins that the controller ended."""
+
 UNLABELLED = "unlabelled"
 OUTCOMES = (*COUNTED, "aborted", "invalid", UNLABELLED)
 FILE = "trials.db"

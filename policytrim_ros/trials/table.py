@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from pathlib import Path
 
 from policytrim_ros.core.statistics import bootstrap_mean, wilson
+from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.store import Row, read, read_sessions
 
 COLUMNS = (
@@ -77,9 +77,9 @@ def unblinded(rows: list[Row], sessions: list[dict]) -> list[Row]:
 def in_order(rows: list[Row], sessions: list[dict]) -> list[Row]:
     """``rows`` cell by cell, in each the arms as their session names them: the first one is what others are compared with."""
     place = {
-        (session["id"], arm["name"] or Path(arm["checkpoint"]).name): number
+        (session["id"], arm.label): number
         for session in sessions
-        for number, arm in enumerate(session["spec"].get("arms", ()))
+        for number, arm in enumerate(Session.from_mapping(session["spec"]).arms)
     }
     cells = {cell: number for number, cell in enumerate(dict.fromkeys((row.task, row.setting) for row in rows))}
     return sorted(rows, key=lambda row: (cells[row.task, row.setting], place.get((row.session, row.label), 0)))
