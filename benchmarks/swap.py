@@ -1,8 +1,8 @@
 """What exchanging the policy costs while it moves the arm: rests, setpoints, velocity, latency, and how long it takes.
 
-    python -m benchmarks.swap [--swaps 6] [--out docs/results/swap]
+    python -m benchmarks.swap [--swaps 6] [--mode async] [--out docs/results/swap]
 
-Starts the simulated robot (`policytrim up`, async), lets a policy move the arm, and exchanges it for another and back. Rests are the
+Starts the simulated robot (`policytrim up`), lets a policy move the arm, and exchanges it for another and back. Rests are the
 executor's own count; velocity is that of the setpoints which left the safety filter, as the share of what the acceleration
 limit allows between two of them (a listener that misses setpoints sees more than 1; tests/test_safety.py keeps the limit itself);
 lateness is the setpoint thread's own, over the last five seconds.
@@ -25,6 +25,7 @@ from std_msgs.msg import Int64MultiArray, String
 
 from benchmarks.control_loop import ROOT, Probe, running_system
 from benchmarks.results import circumstances, in_words, leave, markdown
+from policytrim_ros.core.replanning import ASYNC, MODES
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.nodes.messages import LATCHED, Consumed
 
@@ -108,12 +109,13 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=6, help="exchanges (6)")
     parser.add_argument("--checkpoints", nargs=2, default=["models/piper-pi0-tiny", "models/tape-box-pi0-trimmed"], metavar="DIR")
+    parser.add_argument("--mode", default=ASYNC, choices=MODES, help="when the policies look again (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/results/swap"))
     options = parser.parse_args(arguments)
     load = os.getloadavg()[0]
     first, second = (str((ROOT / directory).resolve()) for directory in options.checkpoints)
     rows = []
-    with running_system(f"checkpoint:={first}", "mode:=async"):
+    with running_system(f"checkpoint:={first}", f"mode:={options.mode}"):
         watch = Watch()
         for number in range(options.swaps + 1):
             watch.begin()
@@ -131,8 +133,8 @@ def main(arguments=None) -> int:
         )
         for row in rows
     ]  # fmt: skip
-    head = circumstances("swap", load)
-    about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}; generations {rows[0]['generation']} to {rows[-1]['generation']}."
+    head = circumstances("swap", load, mode=options.mode)
+    about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}; mode {options.mode}; generations {rows[0]['generation']} to {rows[-1]['generation']}."
     leave(options.out, "Exchanging the policy while it moves the arm", about, markdown(HEAD, cells), {**head, "rows": rows})
     return 0
 

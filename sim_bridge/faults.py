@@ -40,6 +40,7 @@ class Faults:
     foc_bits: list = field(default_factory=lambda: [0] * 6)
     lost_frames: float = 0.0
     joint_offset: list = field(default_factory=lambda: [0.0] * 6)
+    blocked: list = field(default_factory=lambda: [False] * 6)
     deadline: dict = field(default_factory=dict)
     random: random.Random = field(default_factory=lambda: random.Random(0))
 
@@ -118,6 +119,10 @@ def _set_offset(faults, joint, degrees):
     faults.joint_offset[int(joint) - 1] = math.radians(degrees)
 
 
+def _block(faults, joint):
+    faults.blocked[int(joint) - 1] = True
+
+
 JOINT = ("joint", 1, 6, 1)
 FAULTS = {
     "mute": Fault("the arm sends nothing; it still listens", _switch("mute"), ("mute",)),
@@ -155,6 +160,9 @@ FAULTS = {
         _set_offset,
         ("joint_offset",),
         (JOINT, ("degrees", -30.0, 30.0, 2.0)),
+    ),
+    "blocked": Fault(
+        "something holds `joint` where it is; its motor pushes and reports nothing of it", _block, ("blocked",), (JOINT,)
     ),
 }
 """Every fault that can be injected. All take `seconds`: the fault then ends by itself."""

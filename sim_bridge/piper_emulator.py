@@ -438,7 +438,7 @@ class PiperEmulator:
             self._couple(now)
 
     def _drive(self, now: float, dt: float) -> None:
-        all_on = self.gripper_on and not self.estop and bool(self.powered.all())
+        before, all_on = self.x, self.gripper_on and not self.estop and bool(self.powered.all())
         (q, q_v), (stroke, stroke_v) = self.joints.goal(now - dt), self.gripper.goal(now - dt)
         goal, goal_v, v_max, a_max = self._goal
         goal[:6], goal[6:], goal_v[:6], goal_v[6:] = q, stroke, q_v, stroke_v
@@ -446,10 +446,13 @@ class PiperEmulator:
         driven, v = limited_step(self.x, self.v, goal, goal_v, dt, v_max, a_max)
         if all_on:
             self.x, self.v = driven, v
-            return
-        active = np.append(self.powered & (not self.estop), self.gripper_on and not self.estop)
-        rest_x, rest_v = self._unpowered(dt)
-        self.x, self.v = np.where(active, driven, rest_x), np.where(active, v, rest_v)
+        else:
+            active = np.append(self.powered & (not self.estop), self.gripper_on and not self.estop)
+            rest_x, rest_v = self._unpowered(dt)
+            self.x, self.v = np.where(active, driven, rest_x), np.where(active, v, rest_v)
+        if any(self.faults.blocked):
+            blocked = np.append(self.faults.blocked, False)
+            self.x, self.v = np.where(blocked, before, self.x), np.where(blocked, 0.0, self.v)
 
     def _unpowered(self, dt: float):
         """Where joints go that no motor drives: they stay (supported), sink slowly (emergency stop) or fall."""

@@ -95,6 +95,19 @@ def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, ope
     stack.assert_held(operator.spin)
 
 
+def test_an_arm_that_something_holds_is_not_pushed_on(stack, operator):
+    operator.swing()
+    operator.until(lambda: stack.truth()["position"][0] > 0.35, "the arm does not swing far")
+    stack.fault("blocked", joint=1)
+    operator.until(lambda: operator.state.startswith("holding: tracking"), "a blocked joint is not noticed", 10.0)
+    assert "rad from its setpoint; something blocks the arm" in operator.state
+    stack.assert_held(operator.spin)
+    stack.clear()
+    stack.assert_held(operator.spin)  # free again, it does not spring to where it was told to be
+    operator.rest()
+    operator.swing()
+
+
 def test_five_percent_of_lost_frames_do_not_disturb(stack, operator):
     stack.fault("lost_frames", fraction=0.05)
     operator.swing()

@@ -280,12 +280,23 @@ def test_no_command_whatsoever_breaks_the_arm_or_its_feedback(commands):
 
 def test_faults_do_not_stop_the_emulated_arm_from_following():
     for name in FAULTS:
-        if name in ("teach_mode", "lost_frames", "joint_offset"):
+        if name in ("teach_mode", "lost_frames", "joint_offset", "blocked"):
             continue
         bench = Bench().enable()
         bench.arm.faults.inject(name, {})
         bench.joints(np.array(READY) + (0.1, 0, 0, 0, 0, 0, 0))
         assert abs(bench.run(1.0)[-1, 0] - 0.1) < 1e-4, name
+
+
+def test_a_blocked_joint_stays_while_the_others_follow_and_goes_on_when_it_is_free():
+    bench = Bench().enable()
+    bench.arm.faults.inject("blocked", {"joint": 1})
+    target = np.array(READY) + (0.3, 0.1, 0, 0, 0, 0, 0)
+    bench.joints(target)
+    where = bench.run(2.0)[-1]
+    assert where[0] == READY[0] and abs(where[1] - target[1]) < 1e-4
+    bench.arm.faults.clear("blocked")
+    assert abs(bench.run(2.0)[-1, 0] - target[0]) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -409,8 +409,9 @@ class Inference(Node):
         return images, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
 
     def _plan(self, first: int, playing: bool):
-        """In mode rtc what is left of this generation's plan for a chunk that begins at ``first``; else, and at rest, None."""
-        if self._before is None or self._before[0] != self._generations.current.number:
+        """In mode rtc what is left of the plan that plays for a chunk that begins at ``first``; else, and at rest, None. It may be the plan
+        of the generation before: its last actions play until the first chunk of this one arrives."""
+        if self._before is None:
             return None
         _, old_first, actions = self._before
         return self._replanner.remainder(actions, old_first, first, playing, self._p99())
