@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from policytrim_ros.nodes.asking import HOLD, answer, spinning
+from policytrim_ros.nodes.asking import HOLD, SETTLE_S, answer, spinning
 
 FIND_S = 6.0  # discovery takes up to 3 s
 ANSWER_S = 15.0  # go and home may have to bring the motors on
@@ -144,8 +144,13 @@ def _answer(node, kind, name: str, request):
         return None
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    if name != HOLD:
+        spinning(executor)(lambda: False, SETTLE_S)
     response = answer(client, request, spinning(executor), ANSWER_S, again=name == HOLD)
     executor.remove_node(node)
     if response is None:
-        print(f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive?", file=sys.stderr)
+        print(
+            f"{where} did not answer within {ANSWER_S:.0f} s: is its process alive? It may have done it all the same",
+            file=sys.stderr,
+        )
     return response

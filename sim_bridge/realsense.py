@@ -140,7 +140,7 @@ class EmulatedCamera(threading.Thread):
 
     def stop(self) -> None:
         self._stopping.set()
-        if self.is_alive():
+        if self.is_alive() and threading.current_thread() is not self:  # a collection may run in any thread
             self.join()
 
     def _show(self, number: int, stamp: float, color: np.ndarray, depth: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import READY, Chunk
-from policytrim_ros.nodes.asking import answer, spinning
+from policytrim_ros.nodes.asking import SETTLE_S, answer, spinning
 from policytrim_ros.nodes.messages import LATCHED, Consumed, chunk_to_message, seconds_to_time
 from sim_bridge.faults import inject
 
@@ -205,8 +205,11 @@ class Operator:
     def order(self, name: str, request=None):
         """Calls a Trigger (or SetBool) service and returns its response."""
         kind = SetBool if request is not None else Trigger
-        client = self._clients.setdefault(name, self.node.create_client(kind, name))
+        if new := name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, name)
+        client = self._clients[name]
         self.until(client.service_is_ready, f"no service {name}")
+        self.spin(2 * SETTLE_S if new else 0.0)
         asked = kind.Request() if request is None else SetBool.Request(data=request)
         response = answer(client, asked, spinning(self._executor), PATIENCE_S, again=name.startswith("controller"))
         assert response is not None, f"after {PATIENCE_S:.0f} s: {name} does not answer (controller: {self.state})"

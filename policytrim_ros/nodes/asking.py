@@ -6,6 +6,9 @@ import time
 from typing import Callable
 
 AGAIN_S = 1.0
+SETTLE_S = 0.3
+"""A client that has just found a service waits so long before it asks: a server that has not yet found the client drops its answer."""
+
 HOLD = "controller/hold"
 """The order that must arrive; twice does no harm."""
 
