@@ -21,6 +21,7 @@ SOURCE = r"""
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -79,17 +80,33 @@ time_t time(time_t *t) {
 }
 
 /* Deadlines in the wall clock are the kernel's business, which knows nothing of the jump: they are kept here, slice by slice. */
+static long long left_of(const struct timespec *until, struct timespec *slice) { /* ns; a slice ends by the machine's clock */
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    long long left = (until->tv_sec - now.tv_sec) * 1000000000LL + until->tv_nsec - now.tv_nsec;
+    real(CLOCK_REALTIME, slice);
+    slice->tv_nsec += left < 0 ? 0 : left < SLICE_NS ? left : SLICE_NS;
+    if (slice->tv_nsec >= 1000000000LL) slice->tv_nsec -= 1000000000LL, slice->tv_sec++;
+    return left;
+}
+
+int sem_timedwait(sem_t *restrict semaphore, const struct timespec *restrict until) {
+    static int (*wait)(sem_t *, const struct timespec *);
+    if (!wait) wait = dlsym(RTLD_NEXT, "sem_timedwait");
+    for (struct timespec slice;;) {
+        long long left = left_of(until, &slice);
+        if (!wait(semaphore, &slice)) return 0;
+        if (errno != ETIMEDOUT || left <= SLICE_NS) return -1;
+    }
+}
+
 int pthread_cond_timedwait(pthread_cond_t *restrict cond, pthread_mutex_t *restrict mutex, const struct timespec *restrict until) {
     static int (*wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
     if (!wait) wait = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
     if (!wait) wait = dlsym(RTLD_NEXT, "pthread_cond_timedwait");
     if (cond->__data.__wrefs & 2) return wait(cond, mutex, until); /* a condition that goes by the monotonic clock */
-    struct timespec now, slice;
-    clock_gettime(CLOCK_REALTIME, &now);
-    long long left = (until->tv_sec - now.tv_sec) * 1000000000LL + until->tv_nsec - now.tv_nsec;
-    real(CLOCK_REALTIME, &slice);
-    slice.tv_nsec += left < 0 ? 0 : left < SLICE_NS ? left : SLICE_NS;
-    if (slice.tv_nsec >= 1000000000LL) slice.tv_nsec -= 1000000000LL, slice.tv_sec++;
+    struct timespec slice;
+    long long left = left_of(until, &slice);
     int result = wait(cond, mutex, &slice);
     return result == ETIMEDOUT && left > SLICE_NS ? 0 : result; /* a spurious wake-up: who waits looks again */
 }
