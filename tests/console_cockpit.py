@@ -104,7 +104,9 @@ class MemoryCockpit:
         blind = plan.get("blind", True)
         self.now["session"] = dict(id=session, running=True, blind=blind, locked=False, arms=len(names), planned=planned, done=0)
         self.now["session"] |= dict(attended=attended, arm_names=None if blind else names, ended="", comparison=None)
-        self.now["sessions"].insert(0, dict(id=session, began=time.time(), locked=False, trials=0, tasks=plan["tasks"]))
+        self.now["sessions"].insert(
+            0, dict(id=session, began=time.time(), locked=False, blind=blind, trials=0, tasks=plan["tasks"])
+        )
         self.now["policy"] = {"hidden": True} if blind else policy()
         self._next(1)
         return f"session {session} has begun"
@@ -161,7 +163,7 @@ class MemoryCockpit:
     def _unblind(self, session):
         for one in self.now["sessions"]:
             if one["id"] == session:
-                one["locked"] = True
+                one["locked"], one["blind"] = True, False
         current = self.now["session"]
         if current and current["id"] == session:
             names = [arm["name"] for arm in self._plan["arms"]]

@@ -164,6 +164,7 @@ def write_trial(
     if not labelled:
         rig.scene("done", outcome=outcome, reason="" if outcome == "success" else "dropped")
         rig.play(0.1)
+    rig.trial("ending")
     rig.controller("holding: operator hold")
     rig.trial("labelling" if labelled else "done")
     rig.play(0.3)

@@ -262,6 +262,20 @@ def test_an_operator_runs_a_blind_session_from_its_start_to_its_report(page):
 
 
 @in_a_browser
+def test_the_report_of_a_session_that_is_still_blind_is_not_offered_whichever_session_is_shown(page):
+    cockpit = MemoryCockpit()
+    one = dict(began=0.0, trials=2, tasks=["tape_box"])
+    cockpit.now["sessions"] = [
+        dict(id="hidden", locked=False, blind=True, **one),
+        dict(id="shown", locked=False, blind=False, **one),
+    ]
+    seen = page(cockpit)
+    rows = seen.until(lambda: seen.browser.find_elements("css selector", "#sessions tbody tr"))
+    links = [[link.text for link in row.find_elements("css selector", "a")] for row in rows]
+    assert links == [[], ["Report", "Markdown"]] and "Report: lock it first" in rows[0].text
+
+
+@in_a_browser
 def test_what_has_become_of_a_canary_is_one_line_in_the_readers_language(page):
     cockpit = MemoryCockpit()
     seen = page(cockpit)

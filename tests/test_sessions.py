@@ -238,6 +238,26 @@ def test_a_sequential_session_ends_a_cell_when_its_test_has_decided_and_a_fixed_
 # ---- the desk -----------------------------------------------------------------------------------------------------------
 
 
+class Disk:
+    """The disk below a Store: `fill` lets no file grow any more, as a full one does, `free` ends that."""
+
+    def __init__(self, out):
+        self.wal, self.limits = out / f"{FILE}-wal", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.wal.stat().st_size, self.limits[1]))
+
+    def free(self):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    made = Disk(tmp_path)
+    yield made
+    made.free()
+
+
 class AttendedRig(VirtualRig):
     """A rig beside an operator: ``does`` is asked at every step of the world, until nothing is left to do."""
 
@@ -251,7 +271,9 @@ class AttendedRig(VirtualRig):
             if self.stop_signal:
                 self.stop_signal = None
                 raise Interrupted("paused")
-            assert self.now < end, "the operator never answered"
+            if self.now >= end:
+                assert timeout_s <= 200.0, "the operator never answered"
+                return False
             self.now += 0.05
             self._live()
             self.operator(self)
@@ -474,3 +496,195 @@ def test_after_an_aborted_trial_the_arm_waits_for_a_go_before_it_moves_home_agai
     assert ended is None
     assert [r.outcome for r in read(tmp_path)] == ["aborted", "success"]
     assert {count for name, count in homes if name == "homing"} == {1}
+
+
+CANARY = Session(arms=AB, scenes=2, seed=10, canary=2, blind=False)
+
+
+def test_a_trial_that_the_disk_does_not_take_is_stored_when_there_is_room_again_and_the_candidate_is_put_back_before(
+    tmp_path, disk
+):
+    told = []
+
+    def operator(desk, rig):
+        if phase(desk) == "ready":
+            desk.go()
+        elif phase(desk) == "running" and desk.trial.arm.name == "B" and rig.steps == 40:
+            disk.fill()
+        elif desk.alarms:
+            told.append((phase(desk), *desk.alarms, rig.inference["checkpoint"]))
+            if len(told) == 300:  # 15 s: tried again three times
+                disk.free()
+
+    desk, ended, _ = attended(tmp_path, operator, plan=CANARY)
+    assert ended is None and [r.outcome for r in read(tmp_path)] == ["success"] * 2 and desk.alarms == []
+    assert len(told) > 300 and len(set(told)) == 1, "one alarm, for as long as it is true"
+    at, alarm, speaks = told[0]
+    assert (
+        (at, speaks) == ("ending", "models/a") and "is not stored yet and is tried again" in alarm and "free some space" in alarm
+    )
+
+
+def test_an_operator_who_gives_a_trial_up_that_cannot_be_stored_finds_it_whole_in_the_log(tmp_path, disk):
+    plan, store, said = Session(arms=AB, scenes=1, seed=10, block=0), Store(tmp_path), []
+    desk = Desk(store, attended=True)
+
+    def operator(rig):
+        if phase(desk) == "ready":
+            desk.go()
+        elif phase(desk) == "running" and rig.steps == 40:
+            disk.fill()
+            desk.label("failure", "models/a fell asleep", "Li")
+        elif desk.alarms:
+            rig.stop_signal = True
+
+    with pytest.raises(
+        StoreError, match='free some space; .*; trial 1 is not in it: its row stands in the log, after {"unstored":'
+    ):
+        run_session(AttendedRig({}, operator), "s", plan, schedule(plan), store, desk, said.append)
+    disk.free()
+    (line,) = said
+    lost = row(**json.loads(line)["unstored"])
+    assert (lost.number, lost.outcome, lost.reason, lost.session) == (1, "failure", "models/a fell asleep", "s")
+    assert desk.alarms == [] and store.rows == []
+    store.append(lost)
+    store.close()
+
+
+@pytest.mark.parametrize("attended", [False, True])
+def test_a_run_that_nobody_attends_or_that_was_interrupted_does_not_wait_for_a_disk_and_leaves_the_incumbent_speaking(
+    tmp_path, disk, attended
+):
+    class Rig(VirtualRig):
+        def wait(self, condition, timeout_s):
+            if phase(desk) == "ready":
+                desk.go() if attended else None
+            return super().wait(condition, timeout_s)
+
+    def middle(rig):
+        if rig.inference["checkpoint"] == "models/a":
+            rig.scene = {**rig.scene, "phase": "done", "outcome": "success"}
+        elif rig.steps == 40:
+            disk.fill()
+            if attended:
+                raise Interrupted("the console was told to end")
+            rig.scene = {**rig.scene, "phase": "done", "outcome": "success"}
+
+    store, said, rig = Store(tmp_path), [], Rig({10: middle, 11: middle})
+    desk = Desk(store, attended=attended)
+    with pytest.raises(StoreError, match="is not in it"):
+        run_session(rig, "s", CANARY, schedule(CANARY), store, desk, said.append)
+    began = rig.now
+    disk.free()
+    lost = json.loads(said[-1])["unstored"]
+    assert (lost["label"], lost["outcome"]) == ("B", "aborted" if attended else "success")
+    assert rig.inference["checkpoint"] == "models/a" and rig.now == began and desk.alarms == []
+    store.close()
+
+
+def hold_long(rig):
+    if rig.steps == 40:
+        rig.controller = ("holding", "beyond limits: joint6")
+
+
+@pytest.mark.parametrize("event, outcome", [("success", "success"), (lambda rig: None, "failure"), (hold_long, "failure")])
+def test_a_word_that_comes_after_the_outcome_is_refused_and_an_undo_leads_to_it(tmp_path, event, outcome):
+    late = []
+
+    def too_late(desk):
+        with pytest.raises(NotNow, match="has ended already; when it is stored, undo takes its outcome back"):
+            desk.label("invalid", "too late", "Li")
+        with pytest.raises(NotNow, match="is being stored"):
+            desk.undo("Li")
+        late.append(phase(desk))
+
+    def operator(desk, rig):
+        if phase(desk) == "ready":
+            rest, rig.hold = rig.hold, lambda: (too_late(desk), rest())
+            desk.go()
+        elif phase(desk) == "ending":
+            too_late(desk)
+
+    desk, ended, _ = attended(tmp_path, operator, {10: event}, plan=ONE)
+    assert ended is None and set(late) == {"ending"}
+    (stored,) = read(tmp_path)
+    assert (stored.outcome, desk.verdict) == (outcome, None) and "too late" not in stored.reason
+
+
+def test_after_the_word_that_was_asked_for_there_is_no_second_one(tmp_path):
+    phases, store = [], Store(tmp_path)
+    desk = Desk(store, attended=True, changed=lambda: phases.append(phase(desk)))
+
+    def operator(rig):
+        if phase(desk) == "ready":
+            desk.go()
+        elif phase(desk) == "running" and rig.steps == 40:
+            rig.hold()
+        elif phase(desk) == "labelling":
+            desk.label("success", "", "Li")
+
+    run_session(AttendedRig({10: lambda rig: None}, operator), "s", ONE, schedule(ONE), store, desk, lambda line: None)
+    store.close()
+    phases = [name for i, name in enumerate(phases) if i == 0 or phases[i - 1] != name]
+    assert phases == ["preparing", "ready", "running", "ending", "labelling", "ending", "done"]
+
+
+def test_an_outcome_taken_back_while_nobody_says_go_is_given_again_before_the_next_trial_begins(tmp_path):
+    plan, store, waited = Session(arms=AB, scenes=1, seed=10, block=0), Store(tmp_path), []
+    store.begin("s", plan.as_dict(), {})
+    desk = Desk(store)
+
+    class Rig(AttendedRig):
+        def home(self):
+            super().home()
+            if self.laid:
+                desk.undo("Li")
+
+    def operator(rig):
+        if desk.unlabelled:
+            waited.append(phase(desk))
+            if len(waited) == 50:
+                desk.label("failure", "it fell out again", "Li")
+
+    assert run_session(Rig({}, operator), "s", plan, schedule(plan), store, desk, lambda line: None) is None
+    assert [(r.number, r.outcome) for r in store.rows] == [(1, "failure"), (2, "success")] and waited == ["ready"] * 50
+    store.lock("s")
+    store.close()
+
+
+def test_an_outcome_taken_back_is_still_asked_for_when_the_next_trial_cannot_begin(tmp_path):
+    plan, store = Session(arms=AB, scenes=1, seed=10, block=0), Store(tmp_path)
+    store.begin("s", plan.as_dict(), {})
+    desk = Desk(store)
+
+    class Rig(VirtualRig):
+        def home(self):
+            super().home()
+            if self.laid:
+                desk.undo("Li")
+                raise RigError("controller/home refused: the arm has no power")
+
+    assert "trial 2 (seed 10) was aborted" in run_session(Rig(), "s", plan, schedule(plan), store, desk, lambda line: None)
+    assert desk.seen(True)["unlabelled"] == 1
+    desk.label("failure", "", "Li")
+    assert [(r.number, r.outcome) for r in store.rows] == [(1, "failure"), (2, "aborted")]
+    store.lock("s")
+    store.close()
+
+
+@pytest.mark.parametrize("attended", [False, True])
+def test_after_the_go_no_outcome_is_taken_back(tmp_path, attended):
+    store = Store(tmp_path)
+    desk = Desk(store, attended=attended)
+    desk.begin(schedule(ONE)[0], "s", "s/trial-0001", "?")
+    desk.end(store.append(row(number=1, session="s")))
+    desk.phase("ready")
+    if attended:
+        assert not desk.may_go()
+        desk.go()
+    assert desk.may_go()
+    with pytest.raises(NotNow, match="a trial is running"):
+        desk.undo("Li")
+    desk.phase("done")
+    desk.undo("Li")
+    store.close()

@@ -17,6 +17,7 @@ WORDS = {  # name of the word (its text is in page/strings.*.json): symbol, tone
     "disturb": ("⇄", "attention"),
     "label": ("?", "attention"),
     "running": ("▶", "go"),
+    "ending": ("…", "calm"),
     "homing": ("⌂", "attention"),
     "lay": ("▤", "attention"),
     "preparing": ("…", "calm"),
@@ -54,6 +55,8 @@ def _name_and_reason(state: Mapping[str, Any]) -> tuple[str, str]:
         return "label", reason if phase == "labelling" else ""
     if phase == "preparing" and _by_hand(scene):
         return "lay", scene.get("instruction") or ""
+    if phase == "ending" and arm == "holding":
+        return "ending", ""
     if phase in ("running", "preparing", "ready", "complete", "done"):
         ended = (state.get("session") or {}).get("ended") or ""
         return phase, reason if phase == "running" else ended if phase == "complete" else ""
@@ -69,7 +72,7 @@ def sensible_orders(state: Mapping[str, Any]) -> list[str]:
     fits = {
         "go": phase in ("homing", "ready") and not unlabelled,
         "label": in_trial or unlabelled,
-        "undo": bool(trial.get("last")) and not in_trial and not unlabelled and not session.get("locked"),
+        "undo": bool(trial.get("last")) and not in_trial and phase != "ending" and not unlabelled and not session.get("locked"),
         "confirm": _by_hand(scene),
         "hold": True,
         "pause": running,

@@ -47,13 +47,16 @@ from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
 from policytrim_ros.trials.report import ReportError, report
 from policytrim_ros.trials.session import Session, Trial, schedule
-from policytrim_ros.trials.store import Store, StoreError, read_sessions
+from policytrim_ros.trials.store import UNLABELLED, Store, StoreError, read_sessions
+from policytrim_ros.trials.table import is_blind
 
 TOKEN = "POLICYTRIM_TOKEN"
 SHOWN = ("generation", "checkpoint", "horizon", "horizon_now", "cuts", "tail_rad", "slack_ms", "latency_ms_p50", "latency_ms_p99")
 SHOWN += ("mode", "calls", "probation", "earlier", "loading", "news", "complaint", "running")
 STILL = dict(mode="", complaint="", running=False)
 LISTED = 20
+DISTURB_S = 3.0
+"""How long the operator is asked to move the target."""
 CARDS = ("front", "wrist")
 """Cameras of the simulator."""
 
@@ -86,6 +89,8 @@ class Console:
         self._pictures: dict[str, tuple[bytes, float]] = {}
         self._arrivals = {camera: deque(maxlen=40) for camera in config.cameras}
         self._sessions: list[dict] = []
+        self._hides = False  # whether the newest trial is of a session that is still blind
+        self._disturbed = ""  # the recording of the trial whose target was to be moved last
         self._cards = None
         for camera in config.cameras:
             node.create_subscription(CompressedImage, f"{camera}/color/image_raw/compressed", self._on_picture(camera), 5)
@@ -93,7 +98,9 @@ class Console:
         services = dict.fromkeys((HOLD, "controller/clear_fault", "controller/home", "inference/roll_back"), Trigger)
         services |= {"inference/run": SetBool, f"{INFERENCE}/set_parameters": SetParameters}
         self._clients = {name: node.create_client(kind, name) for name, kind in services.items()}
-        self._list_sessions()
+        self._read_sessions()
+        if scene is not None:
+            rig.live = self._note_disturbance
 
     # ---- the main thread -------------------------------------------------------------------------------------------------
 
@@ -116,9 +123,8 @@ class Console:
             if session not in [known["id"] for known in self._sessions]:
                 self.store.begin(session, spec.as_dict(), provenance(self.rig, spec))
             self._list_sessions()
-            self.desk.last = next(
-                reversed(self.store.rows_of(session)), None
-            )  # of before a restart: its outcome can be taken back
+            rows = self.store.rows_of(session)  # of before a restart: its outcome is missing, or can be taken back
+            self.desk.last = next((row for row in rows if row.outcome == UNLABELLED), rows[-1] if rows else None)
             self._make_cards(session, spec)
             done = run_session(self.rig, session, spec, schedule(spec), self.store, self.desk, self._say)
             self._ended = done or "complete"
@@ -141,20 +147,47 @@ class Console:
         if self.scene is not None and self.desk.verdict is not None:
             self.scene.end(*self.desk.verdict[:2])
 
+    def _note(self, kind: str, **detail) -> None:
+        """Keeps an event of the session; where the disk does not take it, an alarm: what has happened has happened."""
+        try:
+            self.store.note(self._session, kind, **detail)
+        except StoreError as error:
+            self.desk.alarm(f"'{kind}' was done and is missing in the record: {error}")
+
+    def _note_disturbance(self) -> None:
+        trial = self.desk.seen(blind=True)
+        if self._disturb_s(trial) >= 0 and trial["recording"] != self._disturbed:
+            self._disturbed = trial["recording"]
+            self._note("disturb", trial=trial["card"]["number"], after_s=trial["since_s"])
+
     def _list_sessions(self) -> None:
+        """What there is on the disk; what there was, and an alarm, when it cannot be read."""
+        try:
+            self._read_sessions()
+        except StoreError as error:
+            self.desk.alarm(str(error))
+
+    def _read_sessions(self) -> None:
+        rows, sessions = self.store.rows, read_sessions(self.store.path.parent)
         counts: dict[str, int] = {}
-        for row in self.store.rows:
+        for row in rows:
             counts[row.session] = counts.get(row.session, 0) + row.counts
+        last = rows[-1] if rows else None
+        self._hides = any(
+            is_blind(found) and (last is None or found["id"] in (last.session, self.desk.session) or found["began"] > last.ended)
+            for found in sessions
+        )
         self._sessions = [
             {
                 "id": found["id"],
                 "began": found["began"],
                 "locked": found["locked"] is not None,
+                "blind": is_blind(found),
                 "trials": counts.get(found["id"], 0),
                 "tasks": found["spec"]["tasks"],
                 "spec": found["spec"],
             }
-            for found in reversed(read_sessions(self.store.path.parent))
+            for found in reversed(sessions)
         ]
 
     def _make_cards(self, session: str, spec: Session) -> None:
@@ -179,7 +212,15 @@ class Console:
     # ---- what there is to be seen (any thread) -------------------------------------------------------------------------------
 
     def _blind(self) -> bool:
-        return self._spec is not None and self._spec.blind and not self._locked(self._session)
+        """Whether nothing may be seen that tells an arm: of the session here, or of the newest trial, whose checkpoint may be loaded still."""
+        return self._hides or (self._spec is not None and self._spec.blind and not self._locked(self._session))
+
+    def _disturb_s(self, trial: dict) -> float:
+        """How long ago the operator was to move the target of ``trial`` (Desk.seen); negative before that, and where there is nothing to move."""
+        card = trial["card"]
+        if self.scene is None or trial["phase"] != "running" or card["setting"] != "dynamic":
+            return -1.0
+        return trial["since_s"] - card["disturb_s"]
 
     def _locked(self, session: str) -> bool:
         return any(known["id"] == session and known["locked"] for known in self._sessions)
@@ -188,9 +229,6 @@ class Console:
         """docs/console.md"""
         rig, blind, now = self.rig, self._blind(), time.time()
         trial, scene, status = self.desk.seen(blind), rig.scene, rig.inference
-        disturb = False
-        if trial["card"] and self.scene is not None and trial["card"]["setting"] == "dynamic" and trial["phase"] == "running":
-            disturb = trial["since_s"] >= trial["card"]["disturb_s"]
         policy = {"hidden": True} if blind else {name: status.get(name) for name in SHOWN} if status else None
         complaint = status.get("complaint") or ""
         return {
@@ -208,7 +246,7 @@ class Console:
                 name: scene.get(name, default)
                 for name, default in dict(task="", setting="", seed=0, instruction="", phase="", by_hand=False).items()
             },
-            "disturb": disturb,
+            "disturb": 0 <= self._disturb_s(trial) < DISTURB_S,
             "policy": policy,
             "policy_alarm": ("the policy complains" if blind else complaint) if complaint else "",
             "cameras": [self._camera_seen(camera, now) for camera in self.config.cameras],
@@ -295,7 +333,7 @@ class Console:
         except (NotNow, RigError, StoreError, ConfigError) as error:
             raise Refused(str(error)) from error
         if self._session and name in ("hold", "undo", "label", "pause", "swap", "roll_back", "clear_fault"):
-            self.store.note(self._session, name, who=who, **details)
+            self._note(name, who=who, **details)
         return said or name
 
     def _start(self, plan: dict, attended: bool, who: str) -> str:

@@ -39,7 +39,7 @@ from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.nodes.recording import ENDING, IMAGES, McapFile, free_path
 
 RUN, TRIAL = "run", "trial"
-BEGINS, DURING = ("ready", "running"), ("ready", "running", "labelling")
+BEGINS, DURING = ("ready", "running"), ("ready", "running", "ending", "labelling")
 """Phases of trial/state in which a recording begins, and in which it goes on."""
 
 MARGIN_S = 0.5

@@ -43,6 +43,7 @@ class Desk:
         self.alarms: list[str] = []
         self.canary: Canary | None = None
         self.began = False  # whether the trial has come to its go
+        self._stopped = False  # whether something stopped the last trial
         self._phase, self._go, self._lock, self._changed = "idle", False, threading.RLock(), changed
         self._since = time.monotonic()
 
@@ -55,32 +56,42 @@ class Desk:
         self.phase("preparing")
 
     def phase(self, name: str) -> None:
-        """idle | homing | preparing | ready | running | labelling | done | complete"""
+        """idle | homing | preparing | ready | running | ending | labelling | done | complete; in ``ending`` the verdict stays as it is"""
         with self._lock:
             self.began = name in ("running", "labelling") or (self.began and name not in ("homing", "preparing"))
-            if name in ("homing", "preparing", "ready"):
-                self._go = False  # each go is for one motion
+            self._go = False  # each go is for one motion
             self._phase, self._since = name, time.monotonic()
         self._changed()
 
     def may_go(self) -> bool:
         with self._lock:
-            return not self.attended or (self._go and not self.unlabelled)
+            self._go = not self.unlabelled and (self._go or not self.attended)
+            return self._go
 
     @property
     def asks_before_home(self) -> bool:
         """Whether the arm moves home only after a go: hands may be near, or something, a hold for instance, has stopped the last trial."""
-        return self.attended and (self.hands or (self.last is not None and self.last.outcome == "aborted"))
+        return self.attended and (self.hands or self._stopped or (self.last is not None and self.last.outcome == "aborted"))
 
     def end(self, row: Row) -> None:
         with self._lock:
-            self.last = row
+            self._stopped = row.outcome == "aborted"
+            if not self.unlabelled:  # that one is asked for first: nothing else leads back to it
+                self.last = row
         self.phase("done")
 
     def alarm(self, text: str) -> None:
         """Something that a person must know; it stays until it is read."""
         with self._lock:
-            self.alarms = [*self.alarms[-9:], text]
+            self.alarms = [*(one for one in self.alarms if one != text), text][-10:]
+        self._changed()
+
+    def all_clear(self, text: str) -> None:
+        """What the alarm ``text`` was about is over; nothing happens when there was none."""
+        with self._lock:
+            if text not in self.alarms:
+                return
+            self.alarms = [one for one in self.alarms if one != text]
         self._changed()
 
     def watch(self, canary: Canary | None) -> Canary | None:
@@ -117,6 +128,8 @@ class Desk:
                 self.last = replace(self.last, outcome=outcome, reason=reason, labelled_by=who)
             elif self._phase in ("running", "labelling"):
                 self.verdict = (outcome, reason or f"said by {who}", who)
+            elif self._phase == "ending":
+                raise NotNow("the trial has ended already; when it is stored, undo takes its outcome back, then give yours")
             else:
                 raise NotNow("no trial is running; undo takes the last outcome back")
         self._changed()
@@ -124,8 +137,10 @@ class Desk:
     def undo(self, who: str) -> None:
         """Takes the last trial's outcome back; the record keeps it."""
         with self._lock:
-            if self._phase in ("running", "labelling"):
+            if self._go or self._phase in ("running", "labelling"):
                 raise NotNow("a trial is running; end it first")
+            if self._phase == "ending":
+                raise NotNow("the trial is being stored; undo takes its outcome back when that is done")
             if self.last is None or not self.last.id or self.unlabelled:
                 raise NotNow("there is no outcome to take back")
             self.store.label(self.last.id, UNLABELLED, "undo", who)

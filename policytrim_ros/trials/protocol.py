@@ -14,8 +14,10 @@ next trial is mostly the incumbent's, and whatever ends the session leaves the i
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Callable, Protocol, Sequence
 
@@ -24,11 +26,15 @@ from policytrim_ros.core.sequential import PairedTest
 from policytrim_ros.trials.canary import Canary, canary_of
 from policytrim_ros.trials.desk import Desk
 from policytrim_ros.trials.session import Session, Trial
-from policytrim_ros.trials.store import HELD, Row, Store
+from policytrim_ros.trials.store import HELD, Row, Store, StoreError
 
 
 ATTEMPTS = 3
 """An unattended run ends when the same trial was invalid so often."""
+
+
+AGAIN_S = 5.0
+"""Beside an operator a row that the disk does not take is tried again so often."""
 
 
 DEATH_S = 2.5
@@ -88,7 +94,8 @@ def run_session(
     """Runs those of ``trials`` that have no outcome that counts yet; returns why it ended early, or None when none is left.
 
     What does not count is tried again: beside an operator when the operator says go. Unattended, an invalid trial is tried ATTEMPTS
-    times, and an aborted one ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored.
+    times, and an aborted one ends the run: whatever stopped it wants a person's eyes. Raises Interrupted after the row is stored,
+    StoreError when it cannot be (`keep`).
     """
     began, here = rig.clock(), 0
     canary = desk.watch(canary_of(spec, trials, store.rows_of(session)))
@@ -100,26 +107,24 @@ def run_session(
         left = f"{(rig.clock() - began) / here * (len(trials) - len(done)):.0f}" if here else "?"
         desk.begin(trial, session, f"{session}/trial-{trial.number:04d}" + (f"-{attempt}" if attempt > 1 else ""), left)
         row, cause = run_trial(rig, trial, desk)
-        if isinstance(cause, Interrupted) and not desk.began:
-            put_back(rig, spec, trial, desk)
+        stuck = put_back(rig, spec, trial, desk)  # before anything that a full disk can stop
+        interrupted = isinstance(cause, Interrupted)
+        if interrupted and not desk.began:
             raise cause  # before go there was nothing to record
-        if spec.blind and (shown := spec.concealed(row.reason)) != row.reason:
-            store.note(session, "reason", trial=trial.number, text=row.reason)
-            row = replace(row, reason=shown)
-        row = store.append(Row(**{**vars(row), "session": session, "recording": desk.recording if desk.records else ""}))
+        row = replace(row, session=session, recording=desk.recording if desk.records else "")
+        row = keep(rig, spec, row, store, desk, say, patient=desk.attended and not interrupted)
         here += 1
         canary = desk.watch(canary_of(spec, trials, store.rows_of(session)))
         desk.end(row)
-        stuck = put_back(rig, spec, trial, desk)
         if alarm := desk.records and rig.recorded():
-            store.note(session, "recording", trial=trial.number, reason=alarm)
             desk.alarm(f"the recording of trial {trial.number} is not whole: {alarm}")
+            store.note(session, "recording", trial=trial.number, reason=alarm)
         say(line(row, len(trials), trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
         if canary and canary.over:
             conclude(canary, session, row, store, desk, say)
         if stuck:
             store.note(session, "canary", trial=row.number, verdict="not put back", reason=stuck)
-        if isinstance(cause, Interrupted):
+        if interrupted:
             raise cause
         if stuck:
             return stuck
@@ -128,14 +133,44 @@ def run_session(
     return None
 
 
+def keep(rig: Rig, spec: Session, row: Row, store: Store, desk: Desk, say: Callable[[str], None], patient: bool) -> Row:
+    """Puts ``row`` on the disk; of a blind session without the names in its reason, which an event keeps.
+
+    A disk that does not take it: when ``patient``, an alarm, and it is tried again every AGAIN_S until it is taken or the operator
+    interrupts; otherwise once. Then the row, whole, is said as one line of JSON and StoreError raised.
+    """
+    shown, alarm = spec.concealed(row.reason) if spec.blind else row.reason, ""
+    to_note = shown != row.reason
+    while True:
+        try:
+            if to_note:
+                store.note(row.session, "reason", trial=row.number, text=row.reason)
+                to_note = False
+            kept = store.append(replace(row, reason=shown))
+            desk.all_clear(alarm)
+            return kept
+        except StoreError as error:
+            if patient:
+                alarm = alarm or f"trial {row.number} is not stored yet and is tried again: {error}; to give it up, pause"
+                desk.alarm(alarm)
+                with suppress(Interrupted):
+                    rig.wait(lambda: False, AGAIN_S)
+                    continue
+            desk.all_clear(alarm)
+            say(json.dumps({"unstored": vars(row)}))
+            lost = f'trial {row.number} is not in it: its row stands in the log, after {{"unstored":'
+            raise StoreError(f"{error}; {lost}") from error
+
+
 def put_back(rig: Rig, spec: Session, trial: Trial, desk: Desk) -> str:
-    """After a trial of a canary's candidate has inference speak as the incumbent again; '' or, also as an alarm, why it does not."""
+    """After a trial of a canary's candidate has inference speak as the incumbent again; '' or, also as an alarm, why it does not: it
+    refused, or the operator interrupted."""
     if not spec.canary or trial.arm != spec.arms[1]:
         return ""
     incumbent = spec.arms[0]
     try:
         rig.use(incumbent.checkpoint, incumbent.horizon)
-    except RigError as error:
+    except (RigError, Interrupted) as error:
         stuck = f"{incumbent.label} could not be put back after trial {trial.number}: {error}; do it with `policytrim swap {incumbent.checkpoint}`"
         desk.alarm(stuck)
         return stuck
@@ -144,10 +179,10 @@ def put_back(rig: Rig, spec: Session, trial: Trial, desk: Desk) -> str:
 
 def conclude(canary: Canary, session: str, row: Row, store: Store, desk: Desk, say: Callable[[str], None]) -> None:
     """Says what came of the candidate, and keeps it beside the rows."""
-    store.note(session, "canary", trial=row.number, verdict=canary.verdict, reason=canary.sentence)
     if canary.returned:
         desk.alarm(canary.reason)
     say(told(canary))
+    store.note(session, "canary", trial=row.number, verdict=canary.verdict, reason=canary.sentence)
 
 
 def told(canary: Canary) -> str:
@@ -210,6 +245,7 @@ def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None
     except (RigError, Interrupted) as error:
         outcome, reason, cause = "aborted", str(error), error
     meter.stop()
+    desk.phase("ending")
     for rest in (lambda: rig.run(False), rig.hold):
         try:
             rest()
@@ -220,9 +256,11 @@ def run_trial(rig: Rig, trial: Trial, desk: Desk) -> tuple[Row, Exception | None
         desk.phase("labelling")
         try:
             rig.wait(lambda: desk.verdict is not None, math.inf)
+            desk.phase("ending")
             outcome, reason, by = desk.verdict
         except Interrupted as error:
             outcome, reason, cause = "aborted", str(error), error
+            desk.phase("ending")
     return meter.row(trial, outcome, reason, by), cause
 
 
@@ -273,6 +311,7 @@ def observe(rig: Rig, trial: Trial, desk: Desk, meter: "Meter") -> tuple[str, st
 
     in_time = rig.wait(over, end - rig.clock())
     meter.stop()
+    desk.phase("ending")  # a later word is refused, so that none is accepted and then dropped
     if desk.verdict is not None:
         return desk.verdict
     if not in_time and rig.controller[0] == "moving":

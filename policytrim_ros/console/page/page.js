@@ -237,7 +237,8 @@ function showSessions({ sessions, session }) {
         todo.append(made("button", say("order.resume"), { type: "button", disabled: !may("resume"), onclick: () => order("resume", { session: one.id, attended: true }) }));
         todo.append(made("button", say("order.lock"), { type: "button", disabled: !may("lock"), onclick: () => lock(one.id) }));
       }
-      if (one.locked || !(here && session.blind)) {
+      if (one.blind) todo.append(made("span", say("sessions.lock_first")));
+      else {
         const address = `/report/${encodeURIComponent(one.id)}`;
         todo.append(made("a", say("sessions.report"), { href: address, target: "_blank", rel: "noopener" }));
         todo.append(made("a", "Markdown", { href: `${address}.md`, target: "_blank", rel: "noopener" }));
