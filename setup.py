@@ -66,6 +66,9 @@ EXTRAS = {
     "console": [
         "aiohttp>=3.14,<4",  # the operator's page and its terminal client; older ones keep connections that never send a header
     ],
+    "rerun": [
+        "rerun-sdk>=0.23",  # `policytrim replay --rerun`; the first with set_time and Scalars. Optional: nothing else needs it
+    ],
     "test": [
         "pytest>=7.4",  # the tests
         "pytest-xdist>=3.5",  # unit tests in two processes

@@ -153,7 +153,7 @@ class Trials:
         added = {}
         for name, said in (
             ("run", "carry out a plan against the running simulated system, without an operator; the same command resumes"),
-            ("list", "all sessions, and the newest one's table"),
+            ("list", "all sessions, a line each, and the table of one of them, never of several together"),
             ("lock", "end a session: nothing can be added or relabelled, and its arms may be seen"),
             ("report", "one self-contained page of a locked session: claims, figures, failures, commands"),
             ("export", "one row a trial, as CSV, Parquet or JSON"),
@@ -162,8 +162,9 @@ class Trials:
         ):
             added[name] = actions.add_parser(name, help=said, description=said)
             added[name].add_argument("--out", default="runs", help="directory of trials.db (default: runs)")
-        for name in ("lock", "report", "export", "combine", "import"):
-            added[name].add_argument("--session", default="", help="which session (default: the newest)")
+        for name in ("list", "lock", "report", "export", "combine", "import"):
+            default = "all" if name == "export" else "the newest"
+            added[name].add_argument("--session", default="", help=f"which session (default: {default})")
         added["run"].add_argument("plan", help="YAML file of the session, docs/trials.md")
         added["run"].add_argument(
             "--recorded", action="store_true", help="a recorder runs; a recording that is not whole is an alarm"
@@ -173,6 +174,9 @@ class Trials:
         added["report"].add_argument("--to", default="", help="directory of the report (default: <out>/<session>)")
         added["export"].add_argument("file", help="ends with .csv, .parquet or .json")
         added["combine"].add_argument("--simulated", required=True, help="directory of the simulated trials")
+        added["combine"].add_argument(
+            "--simulated-session", nargs="+", default=[], metavar="NAME", help="which sessions of it (default: the newest)"
+        )
         added["import"].add_argument(
             "--dataset", required=True, help="directory of the LeRobotDataset; added to when it is there"
         )

@@ -293,7 +293,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--checkpoint", metavar="DIR", help="what another policy would have said to the recorded observations")
     parser.add_argument("--plot", metavar="FILE.svg", help="targets beside the recorded setpoints, joint by joint")
     parser.add_argument("--json", metavar="FILE", help="all numbers")
-    parser.add_argument("--rerun", metavar="FILE.rrd", help="pictures and joints for Rerun (needs rerun-sdk)")
+    parser.add_argument("--rerun", metavar="FILE.rrd", help="pictures and joints for Rerun (optional: rerun-sdk, extra 'rerun')")
     parser.epilog = "\n".join(
         [
             "examples:",
@@ -504,21 +504,23 @@ def _rerun():
     try:
         import rerun
     except ImportError:
-        raise RecordingError("--rerun needs rerun-sdk: `pip install rerun-sdk`, or look at the recording in Foxglove") from None
+        raise RecordingError(
+            "--rerun needs rerun-sdk (extra 'rerun'): `pip install rerun-sdk`, or look at the recording in Foxglove"
+        ) from None
     return rerun
 
 
 def _log_to_rerun(rerun, path, track: Track, replayed: Replayed) -> None:
     """Pictures as they were compressed, and joint by joint the recorded setpoint and the replayed target, against time."""
-    stream = rerun.RecordingStream("policytrim")
-    stream.save(path)
-    for camera, pictures in track.pictures.items():
-        for stamp, data in pictures:
-            stream.set_time("time", timestamp=stamp)
-            stream.log(f"cameras/{camera}", rerun.EncodedImage(contents=bytes(data), media_type="image/jpeg"))
-    for step, target, setpoint in zip(track.steps, replayed.targets, replayed.setpoint):
-        stream.set_time("time", timestamp=step.at)
-        for joint, wanted, was in zip(JOINTS, target, setpoint):
-            stream.log(f"joints/{joint}/setpoint", rerun.Scalars(float(was)))
-            if not np.isnan(wanted):
-                stream.log(f"joints/{joint}/target", rerun.Scalars(float(wanted)))
+    with rerun.RecordingStream("policytrim") as stream:  # the file is whole when the block ends
+        stream.save(path)
+        for camera, pictures in track.pictures.items():
+            for stamp, data in pictures:
+                stream.set_time("time", timestamp=stamp)
+                stream.log(f"cameras/{camera}", rerun.EncodedImage(contents=bytes(data), media_type="image/jpeg"))
+        for step, target, setpoint in zip(track.steps, replayed.targets, replayed.setpoint):
+            stream.set_time("time", timestamp=step.at)
+            for joint, wanted, was in zip(JOINTS, target, setpoint):
+                stream.log(f"joints/{joint}/setpoint", rerun.Scalars(float(was)))
+                if not np.isnan(wanted):
+                    stream.log(f"joints/{joint}/target", rerun.Scalars(float(wanted)))

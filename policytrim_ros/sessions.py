@@ -27,19 +27,20 @@ def run_trials(options) -> int:
 
 
 def list_trials(options) -> int:
-    """All sessions, a line each, then the table of those that may be seen."""
-    rows = read(options.out)
-    for found in read_sessions(options.out):
+    """All sessions, a line each, then the table of one, the newest if none is named: equal names in two sessions may be two policies."""
+    rows, sessions = read(options.out), read_sessions(options.out)
+    shown = chosen(options.out, options.session)["id"] if sessions or options.session else ""
+    for found in sessions:
         spec, of_it = found["spec"], [row for row in rows if row.session == found["id"]]
         state = "locked" if found["locked"] else "open, blind" if spec["blind"] else "open"
         counted = sum(row.counts for row in of_it)
         print(f"{found['id']}  {counted}/{Session.from_mapping(spec).planned} trials  {state}  {', '.join(spec['tasks'])}")
-    print(show(options.out))
+    print((f"\n{shown}:\n\n" if shown else "") + show(options.out, shown))
     return 0
 
 
 def lock_trials(options) -> int:
-    session = chosen(options)
+    session = chosen(options.out, options.session)["id"]
     store = Store(options.out)
     try:
         store.lock(session, options.reason)
@@ -50,7 +51,7 @@ def lock_trials(options) -> int:
 
 
 def report_trials(options) -> int:
-    session = chosen(options)
+    session = chosen(options.out, options.session)["id"]
     print(write(options.out, session, options.to or Path(options.out) / session))
     return 0
 
@@ -61,10 +62,10 @@ def export_trials(options) -> int:
 
 
 def import_trials(options) -> int:
-    """Labelled trials of a session, with their recordings, into a dataset."""
+    """Labelled trials of a session whose arms may be seen, with their recordings, into a dataset, which names the arm of each."""
     from policytrim_ros.trial_import import imported
 
-    session = chosen(options)
+    session = seen(options.out, options.session)["id"]
     rows = [row for row in read(options.out, session) if row.counts and row.recording]
     names = ("outcome", "reason", "task", "setting", "seed", "session", "number", "code", "label", "checkpoint", "weights_sha256")
     names += ("labelled_by",)
@@ -77,22 +78,32 @@ def import_trials(options) -> int:
 
 
 def combine_trials(options) -> int:
-    """What the real trials say with the help of simulated ones, cell by cell."""
-    session = chosen(options)
-    spec = next(Session.from_mapping(found["spec"]) for found in read_sessions(options.out) if found["id"] == session)
-    sessions = [*read_sessions(options.out), *read_sessions(options.simulated)]
-    if blind := [found["id"] for found in sessions if is_blind(found)]:
-        raise StoreError(f"session {blind[0]} is blind; lock it first")
-    for cell in combined(spec, read(options.out, session), read(options.simulated), sessions):
-        print(f"{cell.name}: {cell.claim.verdict}\n  {cell.claim.sentence}")
+    """What the real trials of one session say with the help of the simulated ones of others, cell by cell and arm by arm."""
+    real = seen(options.out, options.session)
+    simulated = [seen(options.simulated, name) for name in options.simulated_session or [""]]
+    spec, rows = Session.from_mapping(real["spec"]), read(options.out, real["id"])
+    more = [row for found in simulated for row in read(options.simulated, found["id"])]
+    for cell in combined(spec, rows, more, [real, *simulated]):
+        print(f"{cell.name}, {cell.first} → {cell.second}: {cell.claim.verdict}\n  {cell.claim.sentence}")
     return 0
 
 
-def chosen(options) -> str:
-    """The session that was named, or the newest; StoreError when there is none."""
-    known = [found["id"] for found in read_sessions(options.out)]
+def chosen(out, session: str) -> dict:
+    """The session of directory ``out`` that was named (store.read_sessions), or the newest (''); StoreError when there is none."""
+    known = {found["id"]: found for found in read_sessions(out)}
     if not known:
-        raise StoreError(f"{options.out} holds no session of trials")
-    if options.session and options.session not in known:
-        raise StoreError(f"{options.out} holds no session {options.session}; it has {', '.join(known)}")
-    return options.session or known[-1]
+        raise StoreError(f"{out} holds no session of trials")
+    if session and session not in known:
+        raise StoreError(f"{out} holds no session {session}; it has {', '.join(known)}")
+    return known[session] if session else list(known.values())[-1]
+
+
+def seen(out, session: str) -> dict:
+    """The same, of a session whose arms may be seen; StoreError when it is blind: what is made of it would tell them."""
+    found = chosen(out, session)
+    if is_blind(found):
+        raise StoreError(
+            f"session {found['id']} is blind and not locked; lock it first: "
+            f"policytrim trials lock --out {out} --session {found['id']}"
+        )
+    return found

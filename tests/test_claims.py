@@ -1,6 +1,7 @@
 """Claims from rows: what is supported, what is not, what contradicts it, and what a reader is warned of."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,35 @@ def test_the_scenes_still_needed_for_a_gain_that_was_seen_are_told():
     assert claim.needed > 100, "a gain of 0.25 s in a spread of 1.8 s takes hundreds of scenes"
 
 
+TIGHT = [1.6, -0.4]  # s gained in turn: over 12 scenes the two-sided interval holds zero, the one-sided does not
+
+
+def gaining(spec, gains):
+    return [
+        replace(r, seconds=14.0 if r.label == "baseline" else 14.0 - gains[(r.seed - spec.seed) % len(gains)])
+        for r in rows_of(spec)
+    ]
+
+
+def test_a_verdict_states_the_one_sided_bound_on_which_it_rests():
+    spec = plan(scenes=12)
+    faster = only(claims(spec, gaining(spec, TIGHT), [about()])).time
+    assert faster.verdict == "supported" and faster.difference.low < 0 < faster.difference.high
+    assert f"by at least {-faster.bound:.2f} s (95 %, one-sided)" in faster.sentence and faster.bound < 0
+    slower = only(claims(spec, gaining(spec, [-gain for gain in TIGHT]), [about()])).time
+    assert slower.verdict == "contradicted" and f"by at least {-faster.bound:.2f} s (95 %, one-sided)" in slower.sentence
+    spec = plan()
+    worse = only(claims(spec, rows_of(spec, failing(*range(7))), [about()])).success
+    bound = paired_difference(13, 7, 0, 0, 0.9)[2]
+    assert worse.verdict == "contradicted" and f"by at least {-100 * bound:.0f} points (95 %, one-sided)" in worse.sentence
+
+
+def test_a_single_scene_has_no_interval():
+    spec = plan(scenes=1)
+    (seconds, *_) = only(claims(spec, rows_of(spec), [about()])).changes
+    assert seconds.difference.words == "-7.8 s" and seconds.ratio is None
+
+
 # ---- several cells, several arms ---------------------------------------------------------------------------------------------
 
 
@@ -194,6 +224,20 @@ def test_claims_about_single_cells_are_corrected_after_holm():
     assert claim.p <= 0.05 < claim.adjusted and claim.verdict == "not supported" and "Holm" in claim.sentence
     assert stated.overall[0].success.verdict == "supported"
     assert any("corrected after Holm" in warning for warning in stated.warnings)
+
+
+def test_a_contradiction_in_single_cells_is_corrected_after_holm_like_the_claim_itself():
+    alone, spec = plan(), plan(tasks=["tape_box", "flip_mug"])
+    worse = failing(*range(6))
+    assert only(claims(alone, rows_of(alone, worse), [about()])).success.verdict == "contradicted"
+    claim = claims(spec, rows_of(spec, worse), [about()]).cells[0].comparisons[0].success
+    assert claim.verdict == "not supported"
+    assert "would contradict it, but not among 2 claims (Holm: p = 0.037 becomes 0.074)" in claim.sentence
+    alone, spec = plan(scenes=12), plan(tasks=["tape_box", "flip_mug"], scenes=12)
+    slow = [-gain for gain in TIGHT]
+    assert only(claims(alone, gaining(alone, slow), [about()])).time.verdict == "contradicted"
+    claim = claims(spec, gaining(spec, slow), [about()]).cells[0].comparisons[0].time
+    assert claim.verdict == "not supported" and "would contradict it, but not among 2 claims" in claim.sentence
 
 
 def test_holm_agrees_with_statsmodels():
@@ -345,3 +389,64 @@ def test_combining_wants_origins_and_scenes_that_fit():
         combined(spec, real, [row for row in virtual if row.seed >= 1020], sessions)
     with pytest.raises(ClaimsError, match="too few"):
         combined(spec, real, [row for row in virtual if row.seed < 1021], sessions)
+
+
+def strangers(rows, label="trimmed", **changes):
+    return [replace(row, **changes) if row.label == label else row for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"weights_sha256": "f" * 64},
+            "tape_box standard, trimmed: weights trimmedtrimm on the robot, ffffffffffff in the simulator",
+        ),
+        ({"weights_sha256": ""}, "weights trimmedtrimm on the robot, unknown in the simulator"),
+        ({"horizon": 15}, "trimmed: h 5 on the robot, 15 in the simulator"),
+    ],
+)
+def test_only_trials_of_the_same_policy_are_combined_whatever_their_names(changes, words):
+    sessions = [about("real", simulated=False), about("sim")]
+    spec, wide = plan(), plan(scenes=60)
+    real, virtual = rows_of(spec, session="real"), rows_of(wide, session="sim")
+    assert combined(spec, real, virtual, sessions)
+    with pytest.raises(ClaimsError, match=re.escape(words)):
+        combined(spec, real, strangers(virtual, **changes), sessions)
+    with pytest.raises(ClaimsError, match="trimmed: (weights|h) "):
+        combined(spec, strangers(real[:20], **changes) + real[20:], virtual, sessions)  # exchanged in the session
+    if not changes.get("weights_sha256", "known"):
+        with pytest.raises(ClaimsError, match="weights unknown on the robot, unknown in the simulator"):
+            combined(spec, strangers(real, **changes), strangers(virtual, **changes), sessions)
+    baseline = strangers(virtual, "baseline", **changes)
+    with pytest.raises(ClaimsError, match="standard, baseline: "):
+        combined(spec, real, baseline, sessions)
+
+
+def test_each_later_arm_is_combined_in_each_cell_and_corrected_after_holm():
+    sessions = [about("real", simulated=False), about("sim")]
+    worse = failing(*range(12), *range(30, 52))
+    alone, wide = plan(), plan(scenes=60)
+    (one,) = combined(alone, rows_of(alone, session="real"), rows_of(wide, session="sim"), sessions)
+    assert one.claim.verdict == "supported"
+    several = {"arms": THREE, "tasks": ["tape_box", "flip_mug"]}
+    spec, wide = plan(**several), plan(scenes=60, **several)
+    found = combined(spec, rows_of(spec, worse, "real"), rows_of(wide, worse, "sim"), sessions)
+    cells = [("tape_box standard", "trimmed"), ("tape_box standard", "third"), ("flip_mug standard", "trimmed"), ("flip_mug standard", "third")]  # fmt: skip
+    assert [(one.name, one.second) for one in found] == cells
+    assert [one.claim.verdict for one in found] == ["contradicted", "not supported"] * 2
+    assert "Alone this comparison would show it, but not among 4 claims" in found[1].claim.sentence
+    assert found[1].claim.adjusted == pytest.approx(4 * found[1].claim.p)
+
+
+def test_what_the_real_trials_say_alone_names_its_method():
+    sessions = [about("real", simulated=False), about("sim")]
+    spec, wide = plan(scenes=40), plan(scenes=90)
+    real, virtual = rows_of(spec, session="real"), rows_of(wide, session="sim")
+    (found,) = combined(spec, real, virtual, sessions)
+    assert found.real_alone.method == "Newcombe, paired" and "(Newcombe, paired)" in found.claim.sentence
+    apart = [row for row in real if row.seed < 1010 or (row.label == "baseline") == (row.seed % 2 == 0)]
+    (found,) = combined(spec, apart, virtual, sessions)
+    assert (
+        found.scenes == 10 and found.real_alone.method == "Newcombe, unpaired" and "(Newcombe, unpaired)" in found.claim.sentence
+    )

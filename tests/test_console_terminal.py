@@ -203,6 +203,36 @@ def test_an_order_with_details_is_typed_behind_a_colon(served, cockpit, sit, tmp
     seat.shows("unknown order 'fly'")
 
 
+def test_a_session_is_begun_from_the_yaml_file_of_its_plan(served, cockpit, sit, tmp_path):
+    seat = sit(served.url)
+    seat.shows("HOLD")
+    (tmp_path / "plan.yaml").write_text(
+        "# a comment\ntasks: [tape_box]\nsettings: [standard]\narms:\n  - {name: one}\nscenes: 1\nseed: 1\n"
+    )
+    seat.press(f":start plan=@{tmp_path}/plan.yaml attended=false\r")
+    seat.shows("READY")
+    assert cockpit.given[0][1]["plan"]["arms"] == [{"name": "one"}]
+
+
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("tasks: [tape_box\nseed: 1\n", "expected ',' or ']'"),
+        ("notes: 2026-11-23\n", "put a date in quotes"),
+        ("- tape_box\n", "expected names with values"),
+        ("", "expected names with values"),
+        ("arms: &a [*a]\n", "Circular reference"),
+        (b"\xff\xfe\xff", "decode"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_one_sentence_that_names_the_file(text, why, tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(Malformed, match=re.escape(why)) as refusal:
+        terminal.parsed(f"start plan=@{file}")
+    assert str(refusal.value).startswith(f"plan=@{file}: ") and "\n" not in str(refusal.value)
+
+
 def test_everything_is_said_in_chinese(served, sit):
     seat = sit(served.url, language="zh")
     seat.shows("保持", "机械臂", "h 保持")

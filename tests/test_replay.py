@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ from recorded_trial import STEP_RAD, Rig, swing, write_trial
 
 from policytrim_ros import replay
 from policytrim_ros.core.replanning import ASYNC, SYNC
-from policytrim_ros.core.types import READY
+from policytrim_ros.core.types import JOINTS, READY
 from policytrim_ros.nodes.recording import RecordingError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.policy import Observation
@@ -136,7 +138,19 @@ def test_the_command_prints_and_writes_what_it_found(tmp_path, capsys):
 def test_rerun_that_is_not_installed_is_named(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "rerun", None)
     assert command(write_trial(tmp_path / "a.mcap"), "--rerun", tmp_path / "a.rrd") == 1
-    assert "pip install rerun-sdk" in capsys.readouterr().out
+    assert "extra 'rerun'" in capsys.readouterr().out
+
+
+def test_rerun_reads_the_joints_and_the_pictures_that_were_written(tmp_path):
+    pytest.importorskip("rerun", reason="rerun-sdk (extra 'rerun') is not installed; it is optional")
+    path = tmp_path / "a.rrd"
+    assert command(write_trial(tmp_path / "a.mcap"), "--rerun", path) == 0
+    rrd = [sys.executable, "-m", "rerun", "rrd"]
+    subprocess.run([*rrd, "verify", path], check=True, timeout=120)
+    read = subprocess.run([*rrd, "print", path], check=True, timeout=120, capture_output=True, text=True)
+    said = read.stdout + read.stderr
+    wanted = ["cameras/front", *(f"joints/{joint}/{name}" for joint in JOINTS for name in ("setpoint", "target"))]
+    assert [name for name in wanted if name not in said] == []
 
 
 # ---- another checkpoint ------------------------------------------------------------------------------------------------

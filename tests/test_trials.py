@@ -337,6 +337,18 @@ def test_a_repeated_trial_replaces_what_it_repeats_in_the_table():
     assert "| 1/1 " in table([row(outcome="aborted"), row(outcome="failure"), row()])
 
 
+def test_every_try_that_does_not_count_is_counted_also_when_it_was_repeated():
+    rows = [row(outcome="aborted"), row(outcome="aborted"), row(outcome="invalid"), row(), row(seed=1, outcome="invalid")]
+    cells = [cell.strip() for cell in table(rows).splitlines()[2].split("|")[1:-1]]
+    assert cells[3] == "1/1" and cells[-1] == "2 aborted, 2 invalid"
+
+
+def test_a_single_value_has_no_interval_and_two_have_one():
+    one, two = ([cell.strip() for cell in table(rows).splitlines()[2].split("|")] for rows in ([row()], [row(), row(seed=1)]))
+    assert one[6:9] == ["4.0", "80", "16"] and one[10] == "0.0"
+    assert two[6:9] == ["4.0 [4.0, 4.0]", "80 [80, 80]", "16 [16, 16]"]
+
+
 def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
     assert "0/1" in table([row(outcome="failure")]) and "nan" not in table([row(outcome="failure")])
     assert "nan" not in table([row(outcome="aborted")])

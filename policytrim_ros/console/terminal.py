@@ -24,6 +24,7 @@ from typing import Any, Callable, Mapping
 from urllib.parse import urlsplit
 
 import aiohttp
+import yaml
 
 from policytrim_ros.console.access import TOKEN, ConsoleError, checked_name
 from policytrim_ros.console.cockpit import ORDERS, Malformed
@@ -222,7 +223,7 @@ class Seat:
 
 
 def parsed(text: str) -> tuple[str, dict[str, Any]]:
-    """`lock session=ID reason="a sentence"` as name and details; a detail that is an object is a JSON file, `plan=@FILE`."""
+    """`lock session=ID reason="a sentence"` as name and details; a detail that is an object is a YAML file, `plan=@FILE`."""
     try:
         name, *rest = shlex.split(text)
     except ValueError as error:
@@ -245,9 +246,15 @@ def _detail(kind: type, key: str, value: str) -> Any:
         return value == "true" if kind is bool else value
     try:
         with open(os.path.expanduser(value.removeprefix("@")), encoding="utf-8") as file:
-            return json.load(file)
-    except (OSError, ValueError) as error:
-        raise Malformed(f"{key}={value}: {error}") from error
+            found = yaml.safe_load(file)  # JSON, too
+        json.dumps(found)  # as it will be sent: YAML knows more, dates for instance
+    except TypeError as error:
+        raise Malformed(f"{key}={value}: {error}; put a date in quotes") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise Malformed(f"{key}={value}: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise Malformed(f"{key}={value}: expected names with values, such as `tasks: [tape_box]`, in the file")
+    return found
 
 
 # ---- what is to be read -------------------------------------------------------------------------------------------------

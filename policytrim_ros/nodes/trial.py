@@ -121,7 +121,7 @@ def main(args=None) -> int:
     """Runs the trials; returns the exit code."""
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("trial", start_parameter_services=False, enable_rosout=False)  # little for others to discover
-    screen, code, session = Screen(), 0, ""
+    screen, code, shown = Screen(), 0, ""
     rig = store = None
     try:
         config = declare(node, TrialConfig)
@@ -136,6 +136,7 @@ def main(args=None) -> int:
             spec = replace(spec, notes=f"repeated at {time.time()}")
         session = open_session(store, spec, lambda: provenance(rig, spec))
         whole = bool(config.plan or config.canary)  # what was tried in other sessions is no part of it
+        shown = session if whole else ""
         trials = schedule(spec) if whole else loose_trials(spec, store, config.repeat)
         if trials:
             rig.choose(trials[0].task, trials[0].setting, trials[0].seed)
@@ -167,7 +168,7 @@ def main(args=None) -> int:
     finally:
         if store is not None:
             if store.rows:
-                screen.say(show(config.out))
+                screen.say(show(config.out, shown))
             store.close()
         if rig is not None:
             rig.close()

@@ -120,7 +120,7 @@ def changes(data: Evidence) -> tuple[Change, ...]:
             continue
         confidence = 1 - data.spec.alpha
         gap = Interval(*data.change(quantity, confidence), min(len(before), len(after)), data.paired, method_of(data), unit)
-        positive = data.paired and min(*before, *after) > 0
+        positive = data.paired and len(before) > 1 and min(*before, *after) > 0
         ratio = bootstrap_ratio(before, after, confidence) if positive else None
         found.append(Change(quantity, sum(before) / len(before), sum(after) / len(after), gap, ratio))
     return tuple(found)

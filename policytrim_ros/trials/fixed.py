@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import stdev
 from typing import Callable, Sequence
 
@@ -13,15 +14,15 @@ from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUCCES
 
 def fixed(family: Sequence[Evidence]) -> list[Comparison]:
     """Comparisons that are read once, when the planned trials are done; corrected after Holm as one family of each kind."""
-    success = _holm([_p_of_success(data) for data in family])
-    faster = _holm([_p_of_time(data) for data in family])
+    success = tested([_p_of_success(data) for data in family], [_p_of_loss(data) for data in family])
+    faster = tested([_p_of_time(data) for data in family], [_p_of_delay(data) for data in family])
     return [
         Comparison(
             data.name,
             data.first,
             data.second,
-            _success_claim(data, *s, len(family)),
-            _time_claim(data, *t, len(family)),
+            _success_claim(data, s),
+            _time_claim(data, t),
             changes(data),
         )  # fmt: skip
         for data, s, t in zip(family, success, faster)
@@ -29,25 +30,69 @@ def fixed(family: Sequence[Evidence]) -> list[Comparison]:
 
 
 def _p_of_success(data: Evidence) -> float:
-    return _smallest_alpha(lambda alpha: data.success(1 - 2 * alpha)[1] > -data.spec.margin) if data.n else 1.0
+    return smallest_alpha(lambda alpha: data.success(1 - 2 * alpha)[1] > -data.spec.margin) if data.n else 1.0
+
+
+def _p_of_loss(data: Evidence) -> float:
+    spec = data.spec
+    return smallest_alpha(lambda alpha: data.success(1 - 2 * alpha)[2] < -spec.margin, spec.alpha) if data.n else 1.0
 
 
 def _p_of_time(data: Evidence) -> float:
-    before, after = data.values("seconds")
-    if min(len(before), len(after)) < 2:
-        return 1.0
-    return _smallest_alpha(lambda alpha: data.change("seconds", 1 - 2 * alpha)[2] < 0)
+    return smallest_alpha(lambda alpha: data.change("seconds", 1 - 2 * alpha)[2] < 0) if _has_spread(data) else 1.0
 
 
-def _smallest_alpha(holds: Callable[[float], bool]) -> float:
-    """The p-value that belongs to an interval: the smallest one-sided error at which the claim ``holds``; 1 when it never does."""
-    if not holds(0.499):
+def _p_of_delay(data: Evidence) -> float:
+    if not _has_spread(data):
         return 1.0
-    refused, held = 0.0, 0.499
+    return smallest_alpha(lambda alpha: data.change("seconds", 1 - 2 * alpha)[1] > 0, data.spec.alpha)
+
+
+def _has_spread(data: Evidence) -> bool:
+    return min(map(len, data.values("seconds"))) > 1
+
+
+def smallest_alpha(holds: Callable[[float], bool], largest: float = 0.499) -> float:
+    """The p-value that belongs to an interval: the smallest one-sided error at which the claim ``holds``; 1 when it does not at
+    ``largest``. Beyond the session's alpha an opposite's p decides nothing, nor does Holm with it: it need not be looked for."""
+    if not holds(largest):
+        return 1.0
+    refused, held = 0.0, largest
     for _ in range(14):
         middle = (refused + held) / 2
         refused, held = (refused, middle) if holds(middle) else (middle, held)
     return held
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A claim that was tested beside others of its kind: one-sided p-values of it and of its opposite, alone and after Holm."""
+
+    p: float
+    adjusted: float
+    against: float
+    against_adjusted: float
+    family: int  # claims of its kind
+
+    def verdict(self, alpha: float) -> str:
+        if self.adjusted <= alpha:
+            return SUPPORTED
+        return CONTRADICTED if self.against_adjusted <= alpha else NOT_SUPPORTED
+
+    def alone(self, alpha: float) -> str:
+        """What the claim would be without the correction, in words; '' where that changes nothing."""
+        for verb, p, adjusted in (("show", self.p, self.adjusted), ("contradict", self.against, self.against_adjusted)):
+            if p <= alpha < adjusted:
+                return (
+                    f"Alone this comparison would {verb} it, but not among {self.family} claims "
+                    f"(Holm: p = {p:.3f} becomes {adjusted:.3f})"
+                )
+        return ""
+
+
+def tested(p_values: Sequence[float], against: Sequence[float]) -> list[Tested]:
+    """``p_values`` of claims of one kind and, in a family of their own, those of their opposites, corrected after Holm."""
+    return [Tested(*own, *opposite, len(p_values)) for own, opposite in zip(_holm(p_values), _holm(against))]
 
 
 def _holm(p_values: Sequence[float]) -> list[tuple[float, float]]:
@@ -63,16 +108,15 @@ FEWEST = 5
 """Seconds of fewer successes are no ground for a verdict, whatever their interval: its t supposes a normal spread."""
 
 
-def _success_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim:
+def _success_claim(data: Evidence, found: Tested) -> Claim:
     spec = data.spec
-    method = "Newcombe, paired" if data.paired else "Newcombe, unpaired"
-    gap = Interval(*data.success(1 - spec.alpha), data.n, data.paired, method, "points")
+    gap = success_alone(data)
     _, bound, highest = data.success(1 - 2 * spec.alpha)
-    verdict = SUPPORTED if adjusted <= spec.alpha else CONTRADICTED if highest < -spec.margin else NOT_SUPPORTED
+    verdict = found.verdict(spec.alpha)
     needed = needed_for_success(data) if verdict == NOT_SUPPORTED else None
     names = f"{data.second} succeeds"
     margin, percent = f"{100 * spec.margin:g} points", f"{100 * (1 - spec.alpha):g} %"
-    seen = f"measured {gap.words} over {data.n} {data.unit} ({method})"
+    seen = f"measured {gap.words} over {data.n} {data.unit} ({gap.method})"
     if not data.n:
         sentence = f"There is no {data.unit.rstrip('s') if data.paired else 'trial of both arms'} yet."
     elif verdict == SUPPORTED:
@@ -82,18 +126,25 @@ def _success_claim(data: Evidence, p: float, adjusted: float, family: int) -> Cl
             f"{max(0.0, -100 * bound):.0f} points ({percent}, one-sided); {seen}.{more}"
         )
     elif verdict == CONTRADICTED:
-        sentence = f"{names} less often than {data.first} by more than the margin of {margin}; {seen}."
-    elif p <= spec.alpha:
         sentence = (
-            f"Alone this cell would show it, but not among {family} claims (Holm: p = {p:.3f} becomes {adjusted:.3f}); {seen}."
+            f"{names} less often than {data.first} by more than the margin of {margin}: by at least {-100 * highest:.0f} points "
+            f"({percent}, one-sided); {seen}."
         )
+    elif alone := found.alone(spec.alpha):
+        sentence = f"{alone}; {seen}."
     else:
         sentence = (
             f"It is not shown that {names} at most {margin} less often than {data.first}; the loss may be up to "
             f"{max(0.0, -100 * bound):.0f} "
             f"points ({percent}, one-sided); {seen}. This does not show a loss either.{_plan(data, needed)}"
         )
-    return Claim(SUCCESS, verdict, sentence, gap, bound, p, adjusted, needed=needed)
+    return Claim(SUCCESS, verdict, sentence, gap, bound, found.p, found.adjusted, needed=needed)
+
+
+def success_alone(data: Evidence) -> Interval:
+    """The difference of success as these trials alone give it, two-sided at 1 - alpha."""
+    method = "Newcombe, paired" if data.paired else "Newcombe, unpaired"
+    return Interval(*data.success(1 - data.spec.alpha), data.n, data.paired, method, "points")
 
 
 def _plan(data: Evidence, needed: int) -> str:
@@ -105,13 +156,13 @@ def _plan(data: Evidence, needed: int) -> str:
     return " So many trials would have shown it 4 times in 5 if both succeeded equally often."
 
 
-def _time_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim:
+def _time_claim(data: Evidence, found: Tested) -> Claim:
     spec = data.spec
     before, after = data.values("seconds")
     n = min(len(before), len(after))
     gap = Interval(*data.change("seconds", 1 - spec.alpha), n, data.paired, method_of(data), "s")
     _, lowest, bound = data.change("seconds", 1 - 2 * spec.alpha)
-    verdict = SUPPORTED if adjusted <= spec.alpha else CONTRADICTED if n > 1 and lowest > 0 else NOT_SUPPORTED
+    verdict, p, adjusted = found.verdict(spec.alpha), found.p, found.adjusted
     where = f"{n} {'scenes in which both succeeded' if data.paired else 'successes of each arm'}"
     if not n:
         where = "there is no scene in which both succeeded" if data.paired else "one arm has no success"
@@ -121,15 +172,13 @@ def _time_claim(data: Evidence, p: float, adjusted: float, family: int) -> Claim
         return Claim(
             TIME, NOT_SUPPORTED, f"So few do not tell who is faster ({FEWEST} are wanted): {means}.", gap, bound, p, adjusted
         )
-    needed = None
+    needed, percent = None, f"{100 * (1 - spec.alpha):g} %, one-sided"
     if verdict == SUPPORTED:
-        sentence = f"{data.second} is faster than {data.first} where both succeed: {means}."
+        sentence = f"{data.second} is faster than {data.first} where both succeed, by at least {-bound:.2f} s ({percent}); measured {means}."
     elif verdict == CONTRADICTED:
-        sentence = f"{data.second} is slower than {data.first} where both succeed: {means}."
-    elif p <= spec.alpha:
-        sentence = (
-            f"Alone this cell would show it, but not among {family} claims (Holm: p = {p:.3f} becomes {adjusted:.3f}); {means}."
-        )
+        sentence = f"{data.second} is slower than {data.first} where both succeed, by at least {lowest:.2f} s ({percent}); measured {means}."
+    elif alone := found.alone(spec.alpha):
+        sentence = f"{alone}; {means}."
     else:
         needed = _needed_for_time(data, before, after)
         what = "scenes" if data.paired else "successes"

@@ -27,7 +27,7 @@ class Interval:
             return "-"
         scale, digits, unit = (100, 0, " points") if self.unit == "points" else (1, 1, f" {self.unit}")
         middle, low, high = (f"{scale * value:+.{digits}f}" for value in (self.estimate, self.low, self.high))
-        return f"{middle}{unit}" + ("" if math.isnan(self.low) else f" [{low}, {high}]")
+        return f"{middle}{unit}" + (f" [{low}, {high}]" if math.isfinite(self.low) else "")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The table of trials: success rates with Wilson intervals, seconds and counts with bootstrap intervals (95 %).
 
-Seconds, steps and calls are means over the *successful* trials (time to success); stalls over all that count. Aborted
-and invalid trials are counted beside the table's rates, never in them. Where a task was tried with several policies, a
+Seconds, steps and calls are means over the *successful* trials (time to success); stalls over all that count. Every aborted
+and invalid try is counted beside the table's rates, never in them. Where a task was tried with several policies, a
 second table compares each with the first one, over the scenes in which both succeeded. Simulated and
 real trials have tables of their own.
 """
@@ -39,7 +39,7 @@ def table(rows: list[Row]) -> str:
 def lines(rows: list[Row]) -> list[tuple[str, ...]]:
     """The cells of `table`: the names of its columns, then one line for each (task, setting, label)."""
     groups: dict[tuple, list[Row]] = {}
-    for row in latest(rows):
+    for row in rows:
         groups.setdefault((row.task, row.setting, row.label), []).append(row)
     return [COLUMNS] + [_line(key, group) for key, group in groups.items()]
 
@@ -51,11 +51,11 @@ def _aligned(cells: list[tuple]) -> str:
     return "\n".join(lines)
 
 
-def show(out) -> str:
-    """Tables of everything recorded below directory ``out``, but of what is still blind: that is only counted."""
-    rows, sessions = read(out), read_sessions(out)
+def show(out, session: str = "") -> str:
+    """Tables of one session below directory ``out``, or of all together (''), but of what is still blind: that is only counted."""
+    rows, sessions = read(out, session), read_sessions(out)
     if not rows:
-        return f"no trials in {out}"
+        return f"no trials of session {session} in {out}" if session else f"no trials in {out}"
     seen = unblinded(rows, sessions)
     kinds: dict[bool | None, list[Row]] = {}
     said = {session["id"]: session["provenance"].get("simulated") for session in sessions}
@@ -98,7 +98,7 @@ def tables(rows: list[Row]) -> str:
 def comparison(rows: list[Row]) -> str:
     """Each later policy beside the first one of its task and setting, as a Markdown table; empty where there is only one."""
     groups: dict[tuple, dict[str, dict[int, Row]]] = {}
-    for row in latest(rows):
+    for row in rows:
         if row.counts:
             groups.setdefault((row.task, row.setting), {}).setdefault(row.label, {})[row.seed] = row
     cells = [("task", "setting", "from", "to", "scenes", "solved", "both", "seconds", "S steps", "N calls")]
@@ -115,13 +115,9 @@ def comparison(rows: list[Row]) -> str:
     return _aligned(cells) if len(cells) > 1 else ""
 
 
-def latest(rows: list[Row]) -> list[Row]:
-    """The last row of every trial: a repeated trial replaces what it repeats."""
-    return list({row.key: row for row in rows}.values())
-
-
 def _line(key: tuple, group: list[Row]) -> tuple:
-    counted = [row for row in group if row.counts]
+    """``group``: every try of an arm in a cell. Of those that count, a repeated scene's last one; the others are told, each."""
+    counted = list({row.seed: row for row in group if row.counts}.values())
     solved = [row for row in counted if row.outcome == "success"]
     low, high = wilson(len(solved), len(counted))
     rate = f"{100 * len(solved) / len(counted):.0f} [{100 * low:.0f}, {100 * high:.0f}]" if counted else "-"
@@ -141,8 +137,11 @@ def _line(key: tuple, group: list[Row]) -> tuple:
 
 
 def _mean(values: list, digits: int) -> str:
+    """The mean with its interval; of a single value, whose spread nobody knows, without."""
     mean, low, high = bootstrap_mean(values)
-    return "-" if math.isnan(mean) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if len(values) > 1 else "")
 
 
 def _change(pairs: list[tuple[float, float]]) -> str:
