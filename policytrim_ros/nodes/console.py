@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,14 +26,12 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from policytrim_ros.children import end_with_parent
 from policytrim_ros.console.access import ConsoleError
 from policytrim_ros.console.cockpit import Refused
 from policytrim_ros.console.server import Server
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.statistics import wilson
-from policytrim_ros.files import replace_file
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, time_to_seconds
 from policytrim_ros.nodes.parameters import declare
@@ -43,10 +40,12 @@ from policytrim_ros.nodes.provenance import provenance
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
 from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
 from policytrim_ros.trials.canary import ROLLED_BACK
+from policytrim_ros.trials.cards import SceneCards
 from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
-from policytrim_ros.trials.report import ReportError, report
-from policytrim_ros.trials.session import Session, Trial, schedule
+from policytrim_ros.trials.report import ReportError
+from policytrim_ros.trials.reporter import Reporter
+from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.store import Store, StoreError, read_sessions
 
 TOKEN = "POLICYTRIM_TOKEN"
@@ -54,8 +53,6 @@ SHOWN = ("generation", "checkpoint", "horizon", "horizon_now", "cuts", "tail_rad
 SHOWN += ("mode", "calls", "probation", "earlier", "loading", "news", "complaint", "running")
 STILL = dict(mode="", complaint="", running=False)
 LISTED = 20
-CARDS = ("front", "wrist")
-"""Cameras of the simulator."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Console:
         self._pictures: dict[str, tuple[bytes, float]] = {}
         self._arrivals = {camera: deque(maxlen=40) for camera in config.cameras}
         self._sessions: list[dict] = []
-        self._cards = None
+        self._cards, self._reporter = SceneCards(self.desk.alarm), Reporter(store.path.parent)
         for camera in config.cameras:
             node.create_subscription(CompressedImage, f"{camera}/color/image_raw/compressed", self._on_picture(camera), 5)
         node.create_subscription(String, "trainer/status", lambda m: setattr(self, "_trainer", json.loads(m.data)), LATCHED)
@@ -119,7 +116,7 @@ class Console:
             self.desk.last = next(
                 reversed(self.store.rows_of(session)), None
             )  # of before a restart: its outcome can be taken back
-            self._make_cards(session, spec)
+            self._cards.make(self.store.path.parent / session / "cards", schedule(spec))
             done = run_session(self.rig, session, spec, schedule(spec), self.store, self.desk, self._say)
             self._ended = done or "complete"
         except Interrupted as error:
@@ -156,15 +153,6 @@ class Console:
             }
             for found in reversed(read_sessions(self.store.path.parent))
         ]
-
-    def _make_cards(self, session: str, spec: Session) -> None:
-        """Has the pictures of all scenes made, in a child of low priority; without a simulator on this machine there are none."""
-        directory = self.store.path.parent / session / "cards"
-        scenes = {(t.task, t.setting, t.seed): {camera: card_name(t, camera) for camera in CARDS} for t in schedule(spec)}
-        plan = [dict(task=task, setting=setting, seed=seed, files=files) for (task, setting, seed), files in scenes.items()]
-        replace_file(directory / "plan.json", json.dumps(plan).encode())
-        line = [sys.executable, "-m", "policytrim_ros.training.scene_cards", str(directory / "plan.json"), str(directory)]
-        self._cards = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent)
 
     def _on_picture(self, camera: str):
         arrivals = self._arrivals[camera]
@@ -208,6 +196,7 @@ class Console:
                 name: scene.get(name, default)
                 for name, default in dict(task="", setting="", seed=0, instruction="", phase="", by_hand=False).items()
             },
+            "layout": self._cards.layout(self.desk.trial),
             "disturb": disturb,
             "policy": policy,
             "policy_alarm": ("the policy complains" if blind else complaint) if complaint else "",
@@ -272,18 +261,14 @@ class Console:
         return self._pictures.get(camera)
 
     def card(self, camera: str) -> bytes | None:
-        trial = self.desk.trial
-        if trial is None or self._session is None:
-            return None
-        path = self.store.path.parent / self._session / "cards" / card_name(trial, camera)
-        return path.read_bytes() if path.is_file() else None
+        return self._cards.picture(self.desk.trial, camera)
 
     def report(self, session: str, html: bool = True) -> str:
         try:
-            made = report(self.store.path.parent, session)
+            page, markdown = self._reporter.report(session)
         except (ReportError, StoreError) as error:
             raise Refused(str(error)) from error
-        return made.html if html else made.markdown
+        return page if html else markdown
 
     # ---- orders (any thread but the main one) ----------------------------------------------------------------------------------
 
@@ -423,8 +408,8 @@ class Console:
         return response
 
     def close(self) -> None:
-        if self._cards is not None and self._cards.poll() is None:
-            self._cards.terminate()
+        self._cards.close()
+        self._reporter.close()
 
 
 def _meanwhile(condition, timeout_s: float) -> None:
@@ -432,11 +417,6 @@ def _meanwhile(condition, timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
-
-
-def card_name(trial: Trial, camera: str) -> str:
-    """File of the picture of the scene that ``trial`` wants, as ``camera`` would see it."""
-    return f"{trial.task}-{trial.setting}-{trial.seed}-{camera}.jpg"
 
 
 def main(args=None) -> int:
