@@ -64,7 +64,9 @@ class Aside:
     """
 
     def __init__(self, line: list[str], niceness: int = LOWEST):
-        self._words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # not a pipe: nobody need read it meanwhile
+        self._words = tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="replace"
+        )  # not a pipe: nobody need read it meanwhile
         self._child = subprocess.Popen(
             line,
             stdin=subprocess.DEVNULL,
@@ -81,7 +83,7 @@ class Aside:
         except subprocess.TimeoutExpired:
             self.kill()
             self._child.wait()
-            return f"it was not done after {timeout_s:.0f} s"
+            return f"it was not done after {timeout_s:g} s"
         if code == 0:
             return ""
         self._words.seek(0)

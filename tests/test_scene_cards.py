@@ -29,7 +29,12 @@ def about(*axes):
         w, (x, y, z) = np.cos(np.radians(degrees) / 2), np.sin(np.radians(degrees) / 2) * np.eye(3)["xyz".index(axis)]
         a, b, c, d = found
         found = np.array(
-            [a * w - b * x - c * y - d * z, a * x + b * w + c * z - d * y, a * y - b * z + c * w + d * x, a * z + b * y - c * x + d * w]
+            [
+                a * w - b * x - c * y - d * z,
+                a * x + b * w + c * z - d * y,
+                a * y - b * z + c * w + d * x,
+                a * z + b * y - c * x + d * w,
+            ]
         )
     return found
 

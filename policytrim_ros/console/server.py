@@ -373,7 +373,9 @@ class Server:
             if len(self._reports) >= REPORTS:
                 raise Denied(503, f"{REPORTS} reports are being made already; ask again in a minute")
             self._reports[wanted] = asyncio.ensure_future(self._in_thread(self._cockpit.report, session, html))
-            self._reports[wanted].add_done_callback(lambda made: (self._reports.pop(wanted), made.cancelled() or made.exception()))
+            self._reports[wanted].add_done_callback(
+                lambda made: (self._reports.pop(wanted), made.cancelled() or made.exception())
+            )
         try:
             return await asyncio.wait_for(asyncio.shield(self._reports[wanted]), REPORT_S)
         except asyncio.TimeoutError:

@@ -322,9 +322,10 @@ def laid(layout: Mapping[str, Any] | None, words: Words) -> list[str]:
         return say("pose.right" if value < 0 else "pose.left", amount=amount) if value else amount
 
     def line(family: str, key: str, one: Mapping[str, Any]) -> str:
-        place = say("pose.place", x=f"{one['x_cm']:g}", y=aside(one["y_cm"], " cm"))
         known = f"{family}.{key}" if words.knows(f"{family}.{key}") else f"{family}.other"
-        return say(known, name=one["name"], cm=one.get("cm"), turn=aside(one["turn_deg"], "°"), place=place)
+        place = say("pose.place", x=f"{one['x_cm']:g}", y=aside(one["y_cm"], " cm"))
+        values = dict(name=one["name"], cm=one.get("cm"), turn=aside(one["turn_deg"], "°"), place=place)
+        return say(known, **values)
 
     moved = [line("move", layout["move"]["name"], layout["move"])] if layout["move"] else []
     return [say("layout.how"), *(line("pose", one["pose"], one) for one in layout["objects"]), *moved]

@@ -162,7 +162,11 @@ def version(out, session: str) -> tuple:
         "SELECT locked FROM session WHERE id = ?",
     )
     with _reading(out) as connection:
-        return tuple(connection.execute(f"SELECT {', '.join(f'({c})' for c in counts)}", (session,) * 4).fetchone()) if connection else ()
+        return (
+            tuple(connection.execute(f"SELECT {', '.join(f'({c})' for c in counts)}", (session,) * 4).fetchone())
+            if connection
+            else ()
+        )
 
 
 @contextmanager
