@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import tempfile
 
 LOWEST = 19
 """The niceness of what may only have the time that nobody else wants."""
@@ -53,3 +55,43 @@ def hurry(pid: int) -> None:
         os.sched_setscheduler(pid, os.SCHED_OTHER, os.sched_param(0))
     except OSError:
         return  # it is gone, or the system forbids it
+
+
+class Aside:
+    """A program that steps aside (`step_aside`) from the beginning; it is killed when the thread that made it ends.
+
+    In a session of its own: in its parent's it would take the parent's share of the processor down with its own (`share_as`).
+    """
+
+    def __init__(self, line: list[str], niceness: int = LOWEST):
+        self._words = tempfile.TemporaryFile(
+            "w+", encoding="utf-8", errors="replace"
+        )  # not a pipe: nobody need read it meanwhile
+        self._child = subprocess.Popen(
+            line,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._words,
+            start_new_session=True,
+            preexec_fn=lambda: (end_with_parent(signal.SIGKILL), step_aside(niceness)),
+        )
+
+    def wait(self, timeout_s: float | None = None) -> str:
+        """Waits for its end, and kills it after ``timeout_s``; why it failed, in its own last words, or '' when it has not."""
+        try:
+            code = self._child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self._child.wait()
+            return f"it was not done after {timeout_s:g} s"
+        if code == 0:
+            return ""
+        self._words.seek(0)
+        words = (self._words.read().strip().splitlines() or ["no words"])[-1]
+        if code > 0:
+            return words
+        guess = ", for want of memory perhaps" if code == -signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-code).name}{guess}: {words}"
+
+    def kill(self) -> None:
+        self._child.kill()

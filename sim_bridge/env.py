@@ -159,6 +159,10 @@ class TaskEnv:
         """Privileged: how far (m) the dynamic setting has shifted the target so far."""
         return float(self._env.shifted()[0])
 
+    def shift(self) -> tuple[str, np.ndarray]:
+        """Privileged: the target's name, and the way (2,) in m by which the dynamic setting is to shift it in this scene."""
+        return self._env.TARGET, self._env._shift[0].numpy().astype(np.float64)
+
     def place(self, name: str, pose7) -> None:
         """Puts an object at a pose (7,), at rest; for tests and for laying out a scene by hand."""
         actor = self._env.actors[name]

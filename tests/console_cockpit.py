@@ -14,6 +14,31 @@ CODES = ("K7PM", "Q2RT", "ZW9A", "HB4C", "NXE5", "DY3F")
 CANARY = dict(candidate="new", incumbent="old", every=4, trials=3, blocks=2, verdict="unsafe", reason="new was returned")
 CANARY |= dict(evidence=dict(worse=1.25, as_good=0.8, needed=20.0))
 
+LAYOUT = {
+    "objects": [
+        dict(name="mug", pose="mug_left", x_cm=26.7, y_cm=-4.8, turn_deg=4.0),
+        dict(name="box", pose="box", x_cm=27.0, y_cm=19.5, turn_deg=0.0),
+        dict(name="lamp", pose="lamp", x_cm=40.0, y_cm=1.0, turn_deg=-90.0),
+    ],
+    "move": dict(name="mug", cm=4.2, turn_deg=141.0, x_cm=23.4, y_cm=-2.2),
+    "pictures": [],
+}
+SAID = {
+    "en": [
+        "Mug, on its side: 26.7 cm ahead, 4.8 cm to the right; opening 4° to the left, handle down on the left of that",
+        "Box: 27 cm ahead, 19.5 cm to the left; turned 0°",
+        "lamp: 40 cm ahead, 1 cm to the left; turned 90° to the right",
+        "During the trial the mug is moved by 4.2 cm in the direction 141° to the left, to 23.4 cm ahead, 2.2 cm to the right",
+    ],
+    "zh": [
+        "杯子（侧放）：前方 26.7 cm，向右 4.8 cm；杯口方向：向左 4°，杯柄朝下，在其左侧",
+        "盒子：前方 27 cm，向左 19.5 cm；转角：0°",
+        "lamp：前方 40 cm，向左 1 cm；转角：向右 90°",
+        "试验中杯子移动 4.2 cm，方向：向左 141°，移至：前方 23.4 cm，向右 2.2 cm",
+    ],
+}
+"""A layout, and what an operator reads."""
+
 
 def jpeg(seed: int) -> bytes:
     """A picture of 424 x 240 that compresses like one of a camera."""
@@ -22,12 +47,13 @@ def jpeg(seed: int) -> bytes:
 
 
 class MemoryCockpit:
-    """`given`: the orders that were carried out, as (name, details, who). `gate`: while clear, `swap` waits, and has
-    `entered`."""
+    """`given`: the orders that were carried out, as (name, details, who). `gate`: while clear, `swap` and reports wait, and have
+    `entered`. `reported`: the reports that were asked for."""
 
     def __init__(self, cameras=("front", "wrist")):
         self.given, self.gate, self.entered, self.drawn = [], threading.Event(), threading.Event(), 0
         self.gate.set()
+        self.reported = []
         self.pictures = {name: (jpeg(i), time.time()) for i, name in enumerate(cameras)}
         self._lock = threading.RLock()
         self._plan, self._rows, self._trial_since = {}, [], time.monotonic()
@@ -54,6 +80,7 @@ class MemoryCockpit:
                 "instruction": "put the tape in the box",
                 "phase": "ready",
             },
+            "layout": None,
             "disturb": False,
             "policy": policy(),
             "policy_alarm": "",
@@ -78,6 +105,9 @@ class MemoryCockpit:
         return jpeg(99) if camera == "front" else None
 
     def report(self, session, html=True):
+        self.reported.append((session, html))
+        self.entered.set()
+        self.gate.wait(20)
         with self._lock:
             if self.now["session"] and self.now["session"]["id"] == session and self.now["session"]["blind"]:
                 raise Refused("the session is blind; lock it first")

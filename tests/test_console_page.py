@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from console_cockpit import CANARY, MemoryCockpit, jpeg
+from console_cockpit import CANARY, LAYOUT, SAID, MemoryCockpit, jpeg
 
 from policytrim_ros.console.cockpit import ORDERS
 from policytrim_ros.console.glance import WORDS
@@ -37,6 +37,8 @@ def families():
     yield from (f"sessions.{name}" for name in ("locked", "runs", "open"))
     yield from (f"start.arm_{name}" for name in ("name", "checkpoint", "horizon"))
     yield from (f"terminal.{name}" for name in ("reason", "order"))
+    yield from (f"pose.{name}" for name in ("tape", "box", "rack", "mug", "mug_left", "mug_right", "other"))
+    yield from (f"move.{name}" for name in ("tape", "mug", "other"))
     yield from (f"canary.{verdict.replace(' ', '_')}" for verdict in (UNDECIDED, AS_GOOD, *RETURNED))
 
 
@@ -380,6 +382,7 @@ def test_hostile_names_are_shown_as_text(page):
     )
     now["trial"]["last"] = dict(number=1, code=HOSTILE, outcome=HOSTILE, reason=HOSTILE, seconds=1.0)
     now["trial"]["alarms"] = [HOSTILE]
+    now["layout"] = dict(objects=[dict(name=HOSTILE, pose=HOSTILE, x_cm=1, y_cm=1, turn_deg=1)], move=None, pictures=[HOSTILE])
     now["sessions"] = [dict(id=HOSTILE, began=0.0, locked=True, trials=1, tasks=[HOSTILE])]
     row = dict(task=HOSTILE, setting=HOSTILE, arm=HOSTILE, n=2, successes=1, low=0.1, high=0.9, seconds=1.0)
     now["session"] = dict(
@@ -396,6 +399,7 @@ def test_hostile_names_are_shown_as_text(page):
         "#task",
         "#arm",
         "#last",
+        "#layout",
         "#alarms",
         "#plot",
         "#checkpoint",
@@ -442,6 +446,25 @@ def test_cameras_show_their_age_the_wanted_scene_over_them_and_that_a_picture_is
         "const mix = document.getElementById('mix'); mix.value = 40; mix.dispatchEvent(new Event('input'))"
     )
     assert seen.at("#tiles .wanted").value_of_css_property("opacity") == "0.4"
+
+
+@in_a_browser
+def test_a_card_says_where_things_lie_in_the_readers_language_and_its_picture_appears_when_it_is_made(page):
+    cockpit = MemoryCockpit()
+    seen = started(page(cockpit), cockpit)
+    lines = lambda: [item.text for item in seen.browser.find_elements("css selector", "#layout li")]  # noqa: E731
+    assert seen.seen("#blind") and not seen.seen("#layout")
+    picture, cockpit.card = cockpit.card, lambda camera: None
+    cockpit.now["trial"]["card"]["seed"] += 1
+    card = "#tiles figure:nth-child(1) .wanted"
+    seen.until(lambda: seen.at(card).get_property("hidden"))
+    cockpit.now["layout"] = LAYOUT
+    seen.until(lambda: lines()[1:] == SAID["en"])
+    cockpit.card = picture
+    cockpit.now["layout"] = LAYOUT | {"pictures": ["front"]}
+    seen.until(lambda: not seen.at(card).get_property("hidden"))
+    seen.press("l")
+    seen.until(lambda: lines()[1:] == SAID["zh"])
 
 
 @in_a_browser

@@ -261,6 +261,58 @@ def test_the_report_of_a_blind_session_is_refused(serve, cockpit):
     assert status == 409 and "blind" in json.loads(body)["error"]
 
 
+def with_sessions(cockpit, served, names):
+    cockpit.now["sessions"] = [dict(id=name, began=0.0, locked=True, trials=1, tasks=[]) for name in names]
+    wait_for_state(served, lambda state: len(state["sessions"]) == len(names))
+
+
+def asked_together(served, paths):
+    """Answers to requests that were made at once; a function gives them when it is called."""
+    answers = []
+    threads = [threading.Thread(target=lambda p=path: answers.append(ask(served, "GET", p))) for path in paths]
+    for thread in threads:
+        thread.start()
+
+    def all_answers():
+        for thread in threads:
+            thread.join()
+        return answers
+
+    return all_answers
+
+
+def test_more_reports_at_once_than_a_few_are_refused_with_what_to_do_and_served_later(serve, cockpit):
+    served = serve()
+    names = [f"s{i}" for i in range(server.REPORTS + 1)]
+    with_sessions(cockpit, served, names)
+    cockpit.gate.clear()
+    answers = asked_together(served, [f"/report/{name}" for name in names[:-1]])
+    end = time.monotonic() + 10
+    while len(cockpit.reported) < server.REPORTS:
+        assert time.monotonic() < end
+    status, _, body = ask(served, "GET", f"/report/{names[-1]}")
+    assert status == 503 and "ask again in a minute" in json.loads(body)["error"]
+    cockpit.gate.set()
+    assert {status for status, _, _ in answers()} == {200}
+    assert ask(served, "GET", f"/report/{names[-1]}.md")[0] == 200
+
+
+def test_a_long_report_is_made_once_for_all_who_wait_and_who_waits_too_long_is_told_before_the_connection_is_cut(
+    serve, cockpit, monkeypatch
+):
+    monkeypatch.setattr(server, "REPORT_S", 0.5)
+    served = serve()
+    with_sessions(cockpit, served, ["s1"])
+    cockpit.gate.clear()
+    for status, _, body in asked_together(served, ["/report/s1"] * 8)():
+        assert status == 503 and "still being made" in json.loads(body)["error"]
+    assert cockpit.reported == [("s1", True)]
+    monkeypatch.setattr(server, "REPORT_S", 10.0)
+    answers = asked_together(served, ["/report/s1", "/report/s1.md"])
+    cockpit.gate.set()
+    assert {status for status, _, _ in answers()} == {200}
+
+
 def test_a_card_is_drawn_once_for_all_viewers_and_again_for_the_next_scene(serve, cockpit):
     served = serve()
     wait_for_state(served)

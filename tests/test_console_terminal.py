@@ -13,7 +13,7 @@ import termios
 import time
 
 import pytest
-from console_cockpit import CANARY, MemoryCockpit
+from console_cockpit import CANARY, LAYOUT, SAID, MemoryCockpit
 
 from policytrim_ros.console import glance, terminal
 from policytrim_ros.console.cockpit import Malformed
@@ -381,6 +381,14 @@ def test_without_a_terminal_it_is_a_line_for_each_change_and_orders_a_line_at_a_
     assert process.wait(10) == 0
 
 
+def test_a_card_is_one_line_for_who_reads_lines(lines, cockpit):
+    process, until = lines
+    begin(cockpit)
+    cockpit.now["layout"] = LAYOUT
+    assert "; ".join(SAID["en"]) in until("Mug, on its side")
+    cockpit.now["layout"] = None
+
+
 def test_the_end_of_the_input_ends_nothing(lines, cockpit):
     process, until = lines
     until("HOLD")
@@ -483,3 +491,14 @@ def test_what_has_become_of_a_canary_is_one_line(language, said):
     state["trial"]["canary"] = CANARY
     (line,) = [one for one in terminal.lines(state, {}, Words(language), 0.0) if one not in before]
     assert said in line and "1.25" in line and "{" not in line
+
+
+@pytest.mark.parametrize("language", SAID)
+def test_a_card_says_in_words_where_things_lie_and_where_the_target_goes_blind_or_not(language):
+    cockpit = MemoryCockpit()
+    begin(cockpit)
+    state = cockpit.state() | {"control": {"holder": "", "since_s": 0, "asking": ""}, "layout": LAYOUT}
+    shown = terminal.lines(state | {"word": glance.word(state)}, {}, Words(language), 0.0)
+    assert state["session"]["blind"] and [line for line in shown if line in SAID[language]] == SAID[language]
+    assert terminal.laid(LAYOUT | {"move": None}, Words(language))[1:] == SAID[language][:-1]
+    assert terminal.laid(None, Words(language)) == []

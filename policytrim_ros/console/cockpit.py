@@ -55,7 +55,8 @@ class Cockpit(Protocol):
         """JPEG of the scene that is wanted, as that camera would see it; None when there is none."""
 
     def report(self, session: str, html: bool = True) -> str:
-        """The report of a session as one self-contained HTML page, or as Markdown; raises Refused while it is blind."""
+        """The report of a session as one self-contained HTML page, or as Markdown; raises Refused while it is blind, or when it cannot
+        be made. May take minutes, at the cost of nobody else."""
 
 
 def checked(name: str, details: Mapping[str, Any]) -> dict[str, Any]:

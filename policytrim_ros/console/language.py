@@ -39,5 +39,8 @@ class Words:
             text = text.replace("{" + name + "}", str(value))
         return text
 
+    def knows(self, key: str) -> bool:
+        return key in self._table
+
     def other(self) -> "Words":
         return Words(LANGUAGES[(LANGUAGES.index(self.language) + 1) % len(LANGUAGES)])

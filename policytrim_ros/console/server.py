@@ -7,6 +7,7 @@
     GET  /pictures              WebSocket: pictures of all cameras, see `_picture_message`
     GET  /camera/<name>.jpg     one picture;  GET /card/<camera>.jpg: the scene that is wanted
     GET  /report/<session>      HTML;  /report/<session>.md: Markdown
+                                503 with {"error"} while it, or too many others, are still being made
     POST /order/<name>          {"client", "who", "details"} -> {"said"} or, with 4xx, {"error"}
     POST /control/<ask|give|keep>   {"client", "who"}
 
@@ -14,7 +15,8 @@ Both WebSockets send only when the client has asked for more by the text "next" 
 take is skipped, never queued, and what it sees is never older than its network. On /ws the client first sends {"client": its secret}.
 Pictures are passed on as the JPEG that the cockpit has, to all viewers the same bytes.
 
-Every order has a thread of its own, so that none waits behind another, `hold` least of all. Every response closes its connection:
+Every order has a thread of its own, so that none waits behind another, `hold` least of all; reports have few, and one serves all who
+wait for it. Every response closes its connection:
 headers and bodies that trickle in are cut after a few seconds, connections are counted, and no request takes longer than LONGEST_S.
 """
 
@@ -50,6 +52,10 @@ UNASKED = 2
 BODY_BYTES = 64 * 1024
 HEADERS_S = BODY_S = 5.0
 SEND_S = 10.0
+REPORTS = 4
+"""So many reports at once, the one that is being made and those that wait."""
+REPORT_S = 100.0
+"""So long a request waits for its report; one that comes later finds it made."""
 GUESS_S = 1.0
 """How long an answer to a wrong token takes."""
 LONGEST_S = 120.0
@@ -96,6 +102,7 @@ class Server:
         self._sockets: set[web.WebSocketResponse] = set()
         self._lasting: set[Any] = set()  # protocols of WebSockets
         self._cards: dict[str, tuple[Any, asyncio.Task]] = {}
+        self._reports: dict[tuple[str, bool], asyncio.Task] = {}
         self._ready, self._asked, self._closing = threading.Event(), threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._threads: list[threading.Thread] = []
@@ -351,13 +358,28 @@ class Server:
     # ---- reports -----------------------------------------------------------------------------------------------------
 
     async def _report(self, request: web.Request) -> web.Response:
-        text = await self._in_thread(self._cockpit.report, self._known_session(request), True)
+        text = await self._made_report(self._known_session(request), True)
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return web.Response(text=text, content_type="text/html", charset="utf-8", headers=headers)
 
     async def _markdown(self, request: web.Request) -> web.Response:
-        text = await self._in_thread(self._cockpit.report, self._known_session(request), False)
+        text = await self._made_report(self._known_session(request), False)
         return web.Response(text=text, content_type="text/plain", charset="utf-8")
+
+    async def _made_report(self, session: str, html: bool) -> str:
+        """Asked for once, however many wait for it."""
+        wanted = session, html
+        if wanted not in self._reports:
+            if len(self._reports) >= REPORTS:
+                raise Denied(503, f"{REPORTS} reports are being made already; ask again in a minute")
+            self._reports[wanted] = asyncio.ensure_future(self._in_thread(self._cockpit.report, session, html))
+            self._reports[wanted].add_done_callback(
+                lambda made: (self._reports.pop(wanted), made.cancelled() or made.exception())
+            )
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._reports[wanted]), REPORT_S)
+        except asyncio.TimeoutError:
+            raise Denied(503, "the report is still being made; ask again in a minute") from None
 
     def _known_session(self, request: web.Request) -> str:
         session, current = request.match_info["session"], self._state.get("session") or {}

@@ -310,11 +310,32 @@ def _trial(state, words: Words, waited_s: float) -> list[str]:
     found.append(f"{say('trial.scene')} {card['seed']}  {timer:.1f} s  {say('trial.timeout', seconds=card['timeout_s'])}")
     if instruction := (state.get("scene") or {}).get("instruction"):
         found.append(instruction)
+    found += laid(state.get("layout"), words)
     if last := trial.get("last"):
         outcome = say(f"outcome.{last['outcome']}")
         told = dict(number=last["number"], code=last["code"], outcome=outcome, seconds=_told(last["seconds"], ".1f"))
         found.append(say("trial.last", **told, reason=last["reason"]))
     return found
+
+
+def laid(layout: Mapping[str, Any] | None, words: Words) -> list[str]:
+    """Where the objects of the wanted scene lie, and where the target is moved to, a sentence each."""
+    if not layout:
+        return []
+    say = words.say
+
+    def aside(value: float, unit: str) -> str:
+        amount = f"{abs(value):g}{unit}"
+        return say("pose.right" if value < 0 else "pose.left", amount=amount) if value else amount
+
+    def line(family: str, key: str, one: Mapping[str, Any]) -> str:
+        known = f"{family}.{key}" if words.knows(f"{family}.{key}") else f"{family}.other"
+        place = say("pose.place", x=f"{one['x_cm']:g}", y=aside(one["y_cm"], " cm"))
+        values = dict(name=one["name"], cm=one.get("cm"), turn=aside(one["turn_deg"], "°"), place=place)
+        return say(known, **values)
+
+    moved = [line("move", layout["move"]["name"], layout["move"])] if layout["move"] else []
+    return [say("layout.how"), *(line("pose", one["pose"], one) for one in layout["objects"]), *moved]
 
 
 def _canary(canary, words: Words) -> str:
@@ -496,7 +517,7 @@ class Lines:
     """Plain lines: one for every change of the word or of what was said; keys and orders come a line at a time."""
 
     def __init__(self, seat: Seat):
-        self._seat, self._told = seat, ("", "")
+        self._seat, self._told = seat, ("", "", "")
 
     async def read(self) -> None:
         """Passes lines on. The end of the input ends nothing: whoever reads a log goes on reading."""
@@ -517,12 +538,13 @@ class Lines:
     def show(self) -> None:
         seat = self._seat
         if seat.client.state is None:
-            word, reason = f"⚡ {seat.words.say('lost')}", ""
+            word, reason, scene = f"⚡ {seat.words.say('lost')}", "", ""
         else:
             word, reason, _ = headline(seat.client.state, seat.words)
             card = (seat.client.state.get("trial") or {}).get("card")
             word += f"  {printable(card['number'])} {printable(card['code'])}" if card else ""
-        now = (f"{word}  {reason}", printable(seat.said))
+            scene = printable("; ".join(laid(seat.client.state.get("layout"), seat.words)[1:]))
+        now = (f"{word}  {reason}", scene, printable(seat.said))
         for text, before in zip(now, self._told):
             if text and text != before:
                 encoding = sys.stdout.encoding or "utf-8"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -27,14 +26,12 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from policytrim_ros.children import end_with_parent
 from policytrim_ros.console.access import ConsoleError
 from policytrim_ros.console.cockpit import Refused
 from policytrim_ros.console.server import Server
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.statistics import wilson
-from policytrim_ros.files import replace_file
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, time_to_seconds
 from policytrim_ros.nodes.parameters import declare
@@ -43,10 +40,12 @@ from policytrim_ros.nodes.provenance import provenance
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
 from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
 from policytrim_ros.trials.canary import ROLLED_BACK
+from policytrim_ros.trials.cards import SceneCards
 from policytrim_ros.trials.desk import Desk, NotNow
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
-from policytrim_ros.trials.report import ReportError, report
-from policytrim_ros.trials.session import Session, Trial, schedule
+from policytrim_ros.trials.report import ReportError
+from policytrim_ros.trials.reporter import Reporter
+from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.store import UNLABELLED, Store, StoreError, read_sessions
 from policytrim_ros.trials.table import is_blind
 
@@ -57,8 +56,6 @@ STILL = dict(mode="", complaint="", running=False)
 LISTED = 20
 DISTURB_S = 3.0
 """How long the operator is asked to move the target."""
-CARDS = ("front", "wrist")
-"""Cameras of the simulator."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Console:
         self._sessions: list[dict] = []
         self._hides = False  # whether the newest trial is of a session that is still blind
         self._disturbed = ""  # the recording of the trial whose target was to be moved last
-        self._cards = None
+        self._cards, self._reporter = SceneCards(self.desk.alarm), Reporter(store.path.parent)
         for camera in config.cameras:
             node.create_subscription(CompressedImage, f"{camera}/color/image_raw/compressed", self._on_picture(camera), 5)
         node.create_subscription(String, "trainer/status", lambda m: setattr(self, "_trainer", json.loads(m.data)), LATCHED)
@@ -125,7 +122,7 @@ class Console:
             self._list_sessions()
             rows = self.store.rows_of(session)  # of before a restart: its outcome is missing, or can be taken back
             self.desk.last = next((row for row in rows if row.outcome == UNLABELLED), rows[-1] if rows else None)
-            self._make_cards(session, spec)
+            self._cards.make(self.store.path.parent / session / "cards", schedule(spec))
             done = run_session(self.rig, session, spec, schedule(spec), self.store, self.desk, self._say)
             self._ended = done or "complete"
         except Interrupted as error:
@@ -190,15 +187,6 @@ class Console:
             for found in reversed(sessions)
         ]
 
-    def _make_cards(self, session: str, spec: Session) -> None:
-        """Has the pictures of all scenes made, in a child of low priority; without a simulator on this machine there are none."""
-        directory = self.store.path.parent / session / "cards"
-        scenes = {(t.task, t.setting, t.seed): {camera: card_name(t, camera) for camera in CARDS} for t in schedule(spec)}
-        plan = [dict(task=task, setting=setting, seed=seed, files=files) for (task, setting, seed), files in scenes.items()]
-        replace_file(directory / "plan.json", json.dumps(plan).encode())
-        line = [sys.executable, "-m", "policytrim_ros.training.scene_cards", str(directory / "plan.json"), str(directory)]
-        self._cards = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=end_with_parent)
-
     def _on_picture(self, camera: str):
         arrivals = self._arrivals[camera]
 
@@ -247,6 +235,7 @@ class Console:
                 for name, default in dict(task="", setting="", seed=0, instruction="", phase="", by_hand=False).items()
             },
             "disturb": 0 <= self._disturb_s(trial) < DISTURB_S,
+            "layout": self._cards.layout(self.desk.trial),
             "policy": policy,
             "policy_alarm": ("the policy complains" if blind else complaint) if complaint else "",
             "cameras": [self._camera_seen(camera, now) for camera in self.config.cameras],
@@ -310,18 +299,14 @@ class Console:
         return self._pictures.get(camera)
 
     def card(self, camera: str) -> bytes | None:
-        trial = self.desk.trial
-        if trial is None or self._session is None:
-            return None
-        path = self.store.path.parent / self._session / "cards" / card_name(trial, camera)
-        return path.read_bytes() if path.is_file() else None
+        return self._cards.picture(self.desk.trial, camera)
 
     def report(self, session: str, html: bool = True) -> str:
         try:
-            made = report(self.store.path.parent, session)
+            page, markdown = self._reporter.report(session)
         except (ReportError, StoreError) as error:
             raise Refused(str(error)) from error
-        return made.html if html else made.markdown
+        return page if html else markdown
 
     # ---- orders (any thread but the main one) ----------------------------------------------------------------------------------
 
@@ -461,8 +446,8 @@ class Console:
         return response
 
     def close(self) -> None:
-        if self._cards is not None and self._cards.poll() is None:
-            self._cards.terminate()
+        self._cards.close()
+        self._reporter.close()
 
 
 def _meanwhile(condition, timeout_s: float) -> None:
@@ -470,11 +455,6 @@ def _meanwhile(condition, timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < end:
         time.sleep(0.005)
-
-
-def card_name(trial: Trial, camera: str) -> str:
-    """File of the picture of the scene that ``trial`` wants, as ``camera`` would see it."""
-    return f"{trial.task}-{trial.setting}-{trial.seed}-{camera}.jpg"
 
 
 def main(args=None) -> int:

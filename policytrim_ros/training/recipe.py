@@ -19,9 +19,9 @@ from policytrim_ros.core.contract import ACTION_KIND
 from policytrim_ros.core.replanning import MODES
 from policytrim_ros.policies.checkpoint import FAMILIES
 from policytrim_ros.policies.flow import FlowConfig
+from policytrim_ros.training.environment import ENVIRONMENT, factory
 from policytrim_ros.training.version import commit as commit  # offered here, too
 
-ENVIRONMENT = "sim_bridge.env:TaskEnv"
 TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic", "shared")
 """`shared`: the objects of TapeBox and FlipMug stand together and only the instruction says what to do."""
@@ -284,15 +284,6 @@ def read_mapping(path) -> dict:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping of settings")
     return values
-
-
-def factory(dotted: str):
-    """The object behind ``module:name``; ConfigError when it cannot be imported."""
-    module, _, name = dotted.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"'{dotted}' cannot be imported ({error}); install what it needs or correct the name") from error
 
 
 @dataclass(frozen=True)

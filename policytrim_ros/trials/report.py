@@ -2,12 +2,14 @@
 
     report(out, session)            the page in memory
     write(out, session, directory)  report.html, report.md and the figures that the latter shows
+    python -m policytrim_ros.trials.report OUT SESSION DIRECTORY        the same in a process of its own (reporter.py)
 
 A blind session is reported once it is locked, not before: who has seen the comparison can no longer name outcomes blindly.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -373,3 +375,16 @@ def _time(seconds: float) -> str:
 
 def _because(reason) -> str:
     return f" ({reason})" if reason else ""
+
+
+def main(arguments) -> int:
+    try:
+        write(*arguments)
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -153,6 +153,22 @@ def history(out, trial_id: int) -> list[dict]:
         return [dict(label) for label in labels]
 
 
+def version(out, session: str) -> tuple:
+    """Differs after anything was added to ``session``: its numbers of trials, labels and events, and when it was locked."""
+    counts = (
+        "SELECT COUNT(*) FROM trial WHERE session = ?",
+        "SELECT COUNT(*) FROM label JOIN trial ON trial.id = label.trial WHERE session = ?",
+        "SELECT COUNT(*) FROM event WHERE session = ?",
+        "SELECT locked FROM session WHERE id = ?",
+    )
+    with _reading(out) as connection:
+        return (
+            tuple(connection.execute(f"SELECT {', '.join(f'({c})' for c in counts)}", (session,) * 4).fetchone())
+            if connection
+            else ()
+        )
+
+
 @contextmanager
 def _reading(out):
     """The database below directory ``out``; None where there is none."""

@@ -160,7 +160,7 @@ function showControl({ holder, asking }, you) {
   $("keep").hidden = !wanted;
 }
 
-function showTrial({ trial, scene, session, disturb }) {
+function showTrial({ trial, scene, session, disturb, layout }) {
   const card = trial?.card;
   $("no-trial").hidden = Boolean(card);
   $("card").hidden = !card;
@@ -175,11 +175,26 @@ function showTrial({ trial, scene, session, disturb }) {
     $("left").textContent = Number.isFinite(Number.parseFloat(trial.left_s)) ? minutes(Number.parseFloat(trial.left_s)) : "–";
   }
   $("instruction").textContent = disturb ? say("why.disturb") : scene?.instruction ?? "";
+  once("layout", [layout, document.documentElement.lang], () => fill($("layout"), laid(layout), (text) => made("li", text)));
   const last = trial?.last;
   $("last").textContent = last
     ? say("trial.last", { number: last.number, code: last.code, outcome: outcome(last.outcome), seconds: told(last.seconds?.toFixed?.(1)), reason: told(last.reason) })
     : "";
   showAlarms();
+}
+
+// Where the objects of the wanted scene lie, and where the target is moved to, a sentence each.
+function laid(layout) {
+  if (!layout) return [];
+  const aside = (value, unit) => {
+    const amount = `${Math.abs(value)}${unit}`;
+    return value ? say(value < 0 ? "pose.right" : "pose.left", { amount }) : amount;
+  };
+  const line = (family, key, one) => {
+    const values = { name: one.name, cm: one.cm, turn: aside(one.turn_deg, "°"), place: say("pose.place", { x: one.x_cm, y: aside(one.y_cm, " cm") }) };
+    return say(knows(`${family}.${key}`) ? `${family}.${key}` : `${family}.other`, values);
+  };
+  return [say("layout.how"), ...layout.objects.map((one) => line("pose", one.pose, one)), ...(layout.move ? [line("move", layout.move.name, layout.move)] : [])];
 }
 
 function showAlarms() {
@@ -281,7 +296,7 @@ setInterval(tick, 200);
 
 // ---- cameras --------------------------------------------------------------------------------------------------------
 
-function showCameras({ cameras, trial, scene }) {
+function showCameras({ cameras, trial, scene, layout }) {
   const wanted = trial?.card ?? scene;
   const place = wanted ? [wanted.task, wanted.setting, wanted.seed].join(" ") : "";
   const names = (cameras ?? []).map((camera) => camera.name);
@@ -302,7 +317,7 @@ function showCameras({ cameras, trial, scene }) {
     });
     seen.shown.delete("place");
   });
-  once("place", [place, scene?.phase], () => {
+  once("place", [place, scene?.phase, layout?.pictures], () => {
     for (const [name, { card }] of tiles) card.src = `/card/${encodeURIComponent(name)}.jpg?scene=${encodeURIComponent(place)}`;
   });
   mix();
