@@ -41,6 +41,10 @@ class Probe:
         for status in message.status:
             self.heard.setdefault(status.name, []).append({value.key: value.value for value in status.values})
 
+    def close(self):
+        self.node.destroy_node()
+        rclpy.shutdown()
+
     def spin(self, seconds):
         end = time.monotonic() + seconds
         while time.monotonic() < end:

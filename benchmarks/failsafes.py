@@ -104,7 +104,9 @@ class Bench:
             cases[f"arm: {name}"].failsafe = "feedback silent"
         for name in ("stale_joints", "zero_feedback"):
             cases[f"arm: {name}"].failsafe = "impossible feedback"
-        cases["arm: zero_feedback"].also = "all feedback is zero"  # joints and status say so both; it depends on which is heard first
+        cases[
+            "arm: zero_feedback"
+        ].also = "all feedback is zero"  # joints and status say so both; it depends on which is heard first
         cases["arm: a motor loses its enable bit"] = Case(self.disable, "not enabled")
         cases["arm: something holds its first joint"] = Case(self.block, "tracking")
         cases["arm: 5 % of frames lost"] = Case(lambda: inject(self.bus, "lost_frames", fraction=0.05), "")
@@ -218,7 +220,9 @@ class Bench:
             if not (self.ordered("controller/go") and self.ordered("inference/run", True)):
                 return False
             step, end = watch.consumed.next_step, time.monotonic() + 10.0
-            while not watch.state.startswith("moving") and time.monotonic() < end - 9.0:  # the answer may be heard before the state
+            while (
+                not watch.state.startswith("moving") and time.monotonic() < end - 9.0
+            ):  # the answer may be heard before the state
                 watch.spin(0.05)
             while watch.consumed.next_step < step + 15 and time.monotonic() < end and watch.state.startswith("moving"):
                 watch.spin(0.05)

@@ -33,7 +33,7 @@ from policytrim_ros.core.config import Config, ConfigError, check_value
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.nodes.messages import LATCHED, NEWEST
 from policytrim_ros.nodes.parameters import declare
-from policytrim_ros.nodes.process import STEADY, ask_for_priority, run
+from policytrim_ros.nodes.process import STEADY, ask_for_priority, run, udp_alone
 from sim_bridge.env import SUBSTEP_S, SUBSTEPS, TIME_LIMIT, TaskEnv
 from sim_bridge.shared import ARM_COMMAND, ARM_STATE, Block, camera_frame, remove_session, session_dir
 from sim_bridge.tasks import SETTINGS, TASKS
@@ -446,6 +446,7 @@ class World(Node):
 def main(args=None) -> int:
     """Runs the world until SIGINT or SIGTERM; returns the exit code."""
     torch.set_num_threads(1)
+    udp_alone()
     sys.setswitchinterval(0.001)  # the scene's thread asks for the interpreter after 1 ms, not 5
     return run(World, args)
 

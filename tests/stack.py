@@ -28,14 +28,14 @@ ANSWER_S = 20.0  # generous: the machine may be busy with other tests
 PATIENCE_S = 60.0  # what prepares a test may take longer than what it is about
 
 
-def wait_for(condition, what: str, timeout_s: float = ANSWER_S, between=lambda: time.sleep(0.01)):
-    """Polls until ``condition()`` is true and returns its value; AssertionError says what did not happen."""
+def wait_for(condition, what, timeout_s: float = ANSWER_S, between=lambda: time.sleep(0.01)):
+    """Polls until ``condition()`` is true and returns its value; AssertionError says ``what`` (text, or what gives it) did not happen."""
     end = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < end, f"after {timeout_s:.0f} s: {what}"
+        assert time.monotonic() < end, f"after {timeout_s:.0f} s: {what() if callable(what) else what}"
         between()
 
 
@@ -199,7 +199,10 @@ class Operator:
 
     def until(self, condition, what: str, timeout_s: float = ANSWER_S):
         return wait_for(
-            condition, f"{what} (controller: {self.state})", timeout_s, between=lambda: self._executor.spin_once(timeout_sec=0.01)
+            condition,
+            lambda: f"{what} (controller: {self.state})",
+            timeout_s,
+            between=lambda: self._executor.spin_once(timeout_sec=0.01),
         )
 
     def order(self, name: str, request=None):
@@ -250,7 +253,7 @@ class Operator:
             assert time.monotonic() < end, f"go is refused: {self.answered} (controller: {self.state})"
 
     def swing(self) -> None:
-        """Says go and keeps joint1 swinging by chunks, as an inference node would."""
+        """Says go and keeps joint1 and, a little, joint6 swinging by chunks, as an inference node would."""
         self.until(lambda: self._chunks.get_subscription_count() > 0, "nobody listens to chunks")
         self.go()
         base, origin = np.array(READY), self.consumed.next_step
@@ -258,6 +261,7 @@ class Operator:
         def path(steps):
             positions = np.repeat(base[None], len(steps), axis=0)
             positions[:, 0] += 0.5 * np.sin((steps - origin + 1) * 0.08)
+            positions[:, 5] += 0.1 * np.sin((steps - origin + 1) * 0.08)
             return positions
 
         self._playing, self._sent_until = path, -1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,11 @@ def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, ope
     stack.clear()
     operator.until(lambda: operator.order("controller/clear_fault").success, "a fault whose cause is gone cannot be cleared")
     stack.assert_held(operator.spin)
+
+
+def test_no_process_that_starts_can_keep_the_controller_waiting_in_shared_memory(stack, operator):
+    mapped = Path(f"/proc/{stack.processes['controller'].pid}/maps").read_text()
+    assert "libfastrtps" in mapped and "/dev/shm/fastrtps" not in mapped
 
 
 def test_an_arm_that_something_holds_is_not_pushed_on(stack, operator):

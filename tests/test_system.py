@@ -131,22 +131,7 @@ def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(
     assert row.calls >= 5 and row.steps <= row.calls * h and row.steps > (row.calls - 2) * h
 
 
-def test_the_policy_is_exchanged_while_it_moves_the_arm(tmp_path):
-    for attempt in range(3):
-        folder = tmp_path / str(attempt)
-        folder.mkdir()
-        system = System(folder)
-        try:
-            return exchange(system)
-        except AssertionError as error:  # a simulated world that stalls for want of processors says nothing about the exchange
-            if attempt == 2 or "feedback silent" not in str(error):
-                raise
-        finally:
-            system.close()
-
-
-def exchange(system):
-    """Brings the system up, exchanges the policy while it moves the arm, and takes it back."""
+def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back(system):
     first, second = (str(ROOT / "models" / name) for name in ("piper-pi0-tiny", "tape-box-oft-tiny"))
     system.up("up", f"checkpoint:={first}")
     wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)

@@ -34,7 +34,7 @@ from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Sup
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
 from policytrim_ros.nodes.parameters import current, declare
-from policytrim_ros.nodes.process import STEADY, ask_for_priority, run
+from policytrim_ros.nodes.process import STEADY, ask_for_priority, run, udp_alone
 
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
@@ -340,6 +340,7 @@ class Controller(Node):
 
 def main() -> None:
     sys.setswitchinterval(0.0005)  # a waiting setpoint thread asks for the interpreter after 0.5 ms, not 5
+    udp_alone()
     sys.exit(run(Controller))
 
 

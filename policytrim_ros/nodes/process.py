@@ -13,7 +13,10 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
+from policytrim_ros.share import share
+
 HEARTBEAT_HZ = 10.0
+PROFILES, RANGE = "FASTRTPS_DEFAULT_PROFILES_FILE", "ROS_AUTOMATIC_DISCOVERY_RANGE"
 STEADY = Clock(clock_type=ClockType.STEADY_TIME)
 """For every timer: rclpy's own choice is the wall clock, and one that is set back by five minutes would stop them for as long."""
 
@@ -44,6 +47,22 @@ def ask_for_priority(priority: int) -> str:
     except OSError as error:
         return f"{error.strerror}; allow it with an rtprio line for this user in /etc/security/limits.d"
     return ""
+
+
+def udp_alone() -> None:
+    """Keeps this process out of the middleware's shared memory; to be called before `run`. A profile of the user's own stays.
+
+    The first message to a participant that has just started waits in shared memory until that listens, up to 0.33 s (Fast DDS 2.14,
+    a third of healthy_check_timeout_ms), and rclpy keeps every other thread of this process waiting meanwhile.
+    """
+    ours = str(share("config", "fastdds_shm.xml"))
+    if os.environ.get(PROFILES, ours) != ours:
+        return
+    local = os.environ.get(RANGE, "").upper() == "LOCALHOST" or os.environ.get("ROS_LOCALHOST_ONLY") == "1"
+    os.environ[PROFILES] = str(share("config", "fastdds_udp_local.xml" if local else "fastdds_udp.xml"))
+    if local:
+        os.environ[RANGE] = "SYSTEM_DEFAULT"  # LOCALHOST would add shared memory to the profile
+        os.environ.pop("ROS_LOCALHOST_ONLY", None)
 
 
 def _keep_awake(executor, ended: threading.Event) -> None:
