@@ -68,8 +68,8 @@ class Case:
     broken: Callable[[], None]
     failsafe: str
     words: str = ""
-    also: str = ""
     kills: str = ""
+    also: str = ""
     rounds: int = 0
     slows: list = field(default_factory=list)
     rests: list = field(default_factory=list)
