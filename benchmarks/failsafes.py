@@ -258,7 +258,7 @@ class Bench:
             if [path.suffix for path in self.folder.glob("runs/full/*")] != [".partial"]:
                 raise WentWrong("half a recording bears the name of a whole one")
         else:
-            case.said = self.watch.status["news"]
+            case.said = self.watch.status["news"].replace(f"{self.folder}/", "")
         if case.words not in case.said:
             raise WentWrong(f"other words: {case.said}")
 
