@@ -32,8 +32,9 @@ def test_a_process_that_must_not_wait_speaks_udp_and_stays_on_this_machine_where
     assert "ROS_LOCALHOST_ONLY" not in os.environ
 
 
-def test_a_profile_of_the_users_own_stays(monkeypatch):
+def test_a_profile_of_the_users_own_stays_and_what_it_may_cost_is_said(monkeypatch, capsys):
     monkeypatch.setenv(PROFILES, "/home/lab/network.xml")
     monkeypatch.setenv(RANGE, "LOCALHOST")
     udp_alone()
     assert os.environ[PROFILES] == "/home/lab/network.xml" and os.environ[RANGE] == "LOCALHOST"
+    assert "network.xml stays: with shared memory in it" in capsys.readouterr().err

@@ -56,7 +56,12 @@ def udp_alone() -> None:
     a third of healthy_check_timeout_ms), and rclpy keeps every other thread of this process waiting meanwhile.
     """
     ours = str(share("config", "fastdds_shm.xml"))
-    if os.environ.get(PROFILES, ours) != ours:
+    if (chosen := os.environ.get(PROFILES, ours)) != ours:
+        print(
+            f"{PROFILES}={chosen} stays: with shared memory in it this process may stop for 0.33 s whenever another one starts",
+            file=sys.stderr,
+            flush=True,
+        )
         return
     local = os.environ.get(RANGE, "").upper() == "LOCALHOST" or os.environ.get("ROS_LOCALHOST_ONLY") == "1"
     os.environ[PROFILES] = str(share("config", "fastdds_udp_local.xml" if local else "fastdds_udp.xml"))
