@@ -44,6 +44,7 @@ def status(operator) -> dict:
 
 def test_checkpoints_are_exchanged_in_the_running_process(inference):
     operator, ask, first, second = inference
+    assert operator.order("inference/run", False).success  # the service is found: the next order is not late
     assert ask(second).successful
     early = operator.order("inference/run", True)
     assert not early.success and "is being loaded" in early.message
