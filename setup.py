@@ -59,6 +59,9 @@ EXTRAS = {
         "peft>=0.17",  # low-rank adapters
         "pyarrow>=17",  # demonstrations: the parquet files of LeRobot's layout
     ],
+    "ray": [
+        "ray>=2.40,<3",  # rollouts on several machines: `policytrim train trim --ray`; one machine needs none
+    ],
     "record": [
         "mcap>=1.6,<2",  # recordings that Foxglove and rosbag2 read
         "mcap-ros2-support==0.6.0",  # reads them without ROS, for the clips of a report

@@ -241,6 +241,27 @@ def test_two_processes_play_what_one_plays(baseline):
         there.close()
 
 
+def test_ray_workers_play_what_this_process_plays_and_a_lost_one_is_told(baseline):
+    ray = pytest.importorskip("ray", reason="Ray is an extra of its own")
+    policy, _ = checkpoint.load(baseline)
+    exploration = explore(policy, Sampler("cps", joint=True), frozen_prefix=True)
+    grounds = Grounds("reach_task:ReachEnv", image_size=(64, 36), lanes=4)
+    groups = [Group("tape_box", seed, (2, 4, 6), draw=10 * seed) for seed in range(2)]
+    here, there = Fleet(grounds, policy, exploration), Fleet(grounds, policy, exploration, processes=2, ray="local")
+    try:
+        assert there.collect(groups).results == here.collect(groups).results
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(0.5)
+        assert there.collect(groups).results == here.collect(groups).results  # actors play with the present weights
+        ray.kill(there._workers[1]._actor)
+        with pytest.raises(TrainingError, match="a Ray worker failed: .*; the same command resumes"):
+            there.collect(groups)
+    finally:
+        there.close()
+        ray.shutdown()
+
+
 def test_groups_are_scenes_of_training_alone_and_tasks_take_turns(trimming):
     one = trimming()
     one.tasks, one.phase = ("tape_box", "flip_mug", "hang_mug"), "saving"

@@ -12,8 +12,10 @@ this process, or an actor of a cluster that is trusted like this machine. Nothin
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
 import traceback
 from dataclasses import dataclass
 from typing import Mapping, Sequence
@@ -222,10 +224,12 @@ def _connect(address: str) -> None:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("rollouts on several machines need Ray: pip install 'ray[default]'") from error
+        raise ConfigError("rollouts on several machines need Ray: pip install 'policytrim_ros[ray]'") from error
     if not ray.is_initialized():
+        here = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}  # environments that are found here are found there
+        local = dict(address="local", runtime_env=here)
         try:
-            ray.init(address=None if address == "local" else address, log_to_driver=False, include_dashboard=False)
+            ray.init(**(local if address == "local" else dict(address=address)), log_to_driver=False, include_dashboard=False)
         except ConnectionError as error:
             raise ConfigError(
                 f"--ray {address}: no cluster answers there ({error}); start one with `ray start --head`"
@@ -248,7 +252,7 @@ class _Actor:
         try:
             return pickle.loads(self._ray.get(self._answer))
         except self._ray.exceptions.RayError as error:
-            raise TrainingError(f"a Ray worker failed: {error}; the same command resumes") from error
+            raise TrainingError(f"a Ray worker failed: {' '.join(str(error).split())}; the same command resumes") from error
 
     def close(self) -> None:
         self._ray.kill(self._actor)
