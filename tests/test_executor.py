@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policytrim_ros.core.executor import SCALE_CHANGE, SLOWED_ACTIONS, ChunkExecutor, ChunkRefused
+from policytrim_ros.core.generations import Generations
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import READY, Chunk
 
@@ -137,6 +138,67 @@ def test_a_gap_a_wholly_past_chunk_another_rate_and_a_retired_generation_are_ref
         executor.accept(chunk([1, 2], first=0, generation=2))
     with pytest.raises(ChunkRefused, match="actions/s"):
         executor.accept(Chunk(np.zeros((1, 7)), 2, 9, 2, rate_hz=30.0))
+
+
+def test_a_late_chunk_of_the_generation_before_is_refused_also_when_the_new_one_has_not_begun():
+    """It once replaced the new generation's actions, because only the generation that played was looked at."""
+    executor = started()
+    executor.accept(chunk([1, 2, 3, 4], first=0, generation=1))
+    executor.tick(0.0)
+    executor.accept(chunk([20, 30, 40], first=1, generation=2, chunk_id=2))
+    with pytest.raises(ChunkRefused, match="generation 1 is retired, 2 runs"):
+        executor.accept(chunk([2, 3, 4], first=1, generation=1, chunk_id=3))
+    assert [executor.tick(t).generation for t in (0.01, 0.06, 0.11)] == [1, 2, 2]
+    assert executor.tick(0.2).position == pytest.approx(np.full(7, 40))
+
+
+def test_a_retired_generation_stays_retired_after_a_hold_and_who_starts_again_is_told_its_number():
+    """Else a process that starts again beside an arm that was held would go on under a number that is refused for ever."""
+    executor = started()
+    executor.accept(chunk([1, 2, 3, 4], first=0, generation=1))
+    executor.tick(0.0)
+    executor.accept(chunk([40], first=3, generation=2))
+    assert executor.generation == 1
+    executor.stop()
+    executor.start(np.zeros(7), 1.0)
+    assert executor.generation == 2
+    with pytest.raises(ChunkRefused, match="retired"):
+        executor.accept(chunk([5], first=1, generation=1))
+    generations = Generations()
+    generations.stage("a", "sha", "A"), generations.switch()
+    generations.follow(executor.generation)
+    assert executor.accept(chunk([5], first=1, generation=generations.current.number)) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_however_chunks_of_several_generations_arrive_none_plays_after_a_newer_one_was_accepted(data):
+    executor, now, accepted, played = started(), 0.0, [0], [0]  # generations; an action's value is its generation
+    for _ in range(data.draw(st.integers(2, 12))):
+        if not data.draw(st.integers(0, 9)):
+            executor.stop()
+            executor.start(np.zeros(7), now)
+        generation, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 8))
+        first = executor.next_step + data.draw(st.integers(-3, executor.queued))
+        fits = generation >= max(accepted) and first + length > executor.next_step
+        try:
+            executor.accept(chunk([generation] * length, first, generation))
+            assert fits
+            accepted.append(generation)
+        except ChunkRefused:
+            assert not fits
+        for _ in range(data.draw(st.integers(0, 40))):
+            now += 0.01
+            before, point = executor.next_step, executor.tick(now)
+            if point.next_step > before:
+                assert executor.target[0] == point.generation >= max(played)
+                assert point.generation == max(accepted) or point.next_step <= first  # until the new one begins
+                played.append(point.generation)
+    for _ in range(executor.queued + 1):
+        now += 10.0
+        executor.tick(now)
+    assert executor.generation == max(accepted)
+
 
 
 def test_nothing_is_accepted_or_played_while_it_rests():
