@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, Chunk, frozen
+from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, SAME_RATE_HZ, Chunk, frozen
 
 SCALE_CHANGE = 0.1
 """So much the speed scale changes at most from one action to the next."""
@@ -148,7 +148,7 @@ class ChunkExecutor:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: nothing is being executed")
         if chunk.generation < self.newest:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: generation {chunk.generation} is retired, {self.newest} runs")
-        if chunk.rate_hz != self.rate_hz:
+        if abs(chunk.rate_hz - self.rate_hz) > SAME_RATE_HZ:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: {chunk.rate_hz} actions/s, the executor plays {self.rate_hz}")
         skipped = max(0, self.next_step - chunk.first)
         if skipped >= len(chunk.positions):
