@@ -23,6 +23,7 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as argument  # one of the arguments is called setting
 from policytrim_ros.core.contract import is_remote
 from policytrim_ros.core.replanning import MODES
+from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ
 from policytrim_ros.share import share
 from policytrim_ros.trials.session import read_session
 
@@ -70,6 +71,12 @@ class LaunchArguments(Config):
         "sync",
         "sync: the arm waits for inference; async: the next chunk is predicted while this one runs; rtc: and goes on from it (flow policies)",
         choices=MODES,
+    )
+    control_rate_hz: float = argument(
+        CONTROL_RATE_HZ,
+        "actions a second of the policy, as its contract says; the simulated tasks, their demonstrators and the gate's twin know 20 only",
+        low=CONTROL_RATES_HZ[0],
+        high=CONTROL_RATES_HZ[1],
     )
     gate: bool = argument(
         True, "on the real robot, refuse a policy that has not passed the simulated twin for the task (`policytrim gate`)"
@@ -126,6 +133,8 @@ class LaunchArguments(Config):
             raise ConfigError("LaunchArguments.plan: on a real robot an operator says go; use console:=true")
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
+        if self.control_rate_hz != CONTROL_RATE_HZ and self.checkpoint.startswith("demonstrator:"):
+            raise ConfigError(f"LaunchArguments.control_rate_hz: a demonstrator acts {CONTROL_RATE_HZ:g} times a second")
 
 
 @dataclass(frozen=True)
@@ -235,6 +244,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 can_interface=arguments.can_interface or ("piper_hub" if sim else "socketcan"),
                 can_port=can_port,
                 speed_scale=arguments.speed_scale,
+                control_rate_hz=arguments.control_rate_hz,
                 required_nodes=[
                     "camera",
                     *(f"camera/{name}" for name in cameras),
@@ -271,6 +281,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                     height=height,
                     horizon=arguments.horizon,
                     mode=arguments.mode,
+                    control_rate_hz=arguments.control_rate_hz,
                     gate=arguments.gate and not sim,
                     last_good=str(last_good(session)),
                 ),

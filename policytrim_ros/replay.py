@@ -22,7 +22,7 @@ from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
 from policytrim_ros.core.replanning import MODES, SYNC
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.supervisor import SupervisorConfig
-from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS
+from policytrim_ros.core.types import JOINTS
 from policytrim_ros.nodes.messages import BadMessage
 from policytrim_ros.nodes.recording import RecordingError
 from policytrim_ros.track import Said, Track
@@ -68,8 +68,8 @@ class Replayed:
 
 def replay(track: Track) -> Replayed:
     """Plays the recorded chunks in virtual time: a chunk arrives before the first control step that was played of it."""
-    speed = track.parameters("controller", SupervisorConfig).speed_scale
-    executor, filter_ = ChunkExecutor(CONTROL_RATE_HZ, speed), SafetyFilter(track.parameters("controller", SafetyLimits))
+    config = track.parameters("controller", SupervisorConfig)
+    executor, filter_ = ChunkExecutor(config.control_rate_hz, config.speed_scale), SafetyFilter(track.parameters("controller", SafetyLimits))
     arrivals, period, now, before = _arrivals(track), executor.period_s, 0.0, None
     found = Replayed(np.array([step.number for step in track.steps]), *np.full((3, len(track.steps), 7), np.nan))
     for index, step in enumerate(track.steps):

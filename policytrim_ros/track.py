@@ -13,7 +13,8 @@ from sensor_msgs.msg import CompressedImage, JointState
 from std_msgs.msg import Int64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
-from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
+from policytrim_ros.core.supervisor import SupervisorConfig
+from policytrim_ros.core.types import Chunk
 from policytrim_ros.nodes.messages import Consumed, chunk_from_message, positions_of, time_to_seconds
 from policytrim_ros.nodes.recording import IMAGES, Recording, RecordingError
 from policytrim_ros.training.recording import LATE_STEPS
@@ -150,6 +151,7 @@ class Track:
     def _played(self, heard) -> tuple[list[Step], int, float]:
         """Steps from the controller's count of them; one that was not heard is put between its neighbours."""
         steps: list[Step] = []
+        rate_hz = self.parameters("controller", SupervisorConfig).control_rate_hz
         before = first = last = None
         for item in heard:
             last = consumed = Consumed.from_message(item.message)
@@ -161,7 +163,7 @@ class Track:
                 run, chunk = bisect_right(self._stops, item.sent), (consumed.generation, consumed.chunk_id)
                 rested_s = consumed.stall_s - before.stall_s
                 for back in range(news - 1, -1, -1):
-                    number, at = consumed.next_step - 1 - back, item.sent - back / CONTROL_RATE_HZ
+                    number, at = consumed.next_step - 1 - back, item.sent - back / rate_hz
                     steps.append(Step(number, *chunk, at, run, rested_s if back == news - 1 else 0.0))
             before = consumed
         return steps, *((last.stalls - first.stalls, last.stall_s - first.stall_s) if first else (0, 0.0))

@@ -18,7 +18,7 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from policytrim_ros.core.types import READY, Chunk
+from policytrim_ros.core.types import CONTROL_RATE_HZ, READY, Chunk
 from policytrim_ros.nodes.asking import SETTLE_S, answer, spinning
 from policytrim_ros.nodes.messages import LATCHED, Consumed, chunk_to_message, seconds_to_time
 from sim_bridge.faults import inject
@@ -165,7 +165,7 @@ class Operator:
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self.state, self.consumed, self.status, self.answered = "", None, "", ""
-        self.beats = set(beats)
+        self.beats, self.heard_at = set(beats), None  # when consumed was heard
         self._chunk_id, self._playing, self._sent_until = 0, None, -1
         self._clients = {}
         self._beat = self.node.create_publisher(String, "heartbeat", 10)
@@ -180,14 +180,15 @@ class Operator:
             self._beat.publish(String(data=name))
 
     def _on_consumed(self, message) -> None:
-        self.consumed = Consumed.from_message(message)
+        self.consumed, self.heard_at = Consumed.from_message(message), time.monotonic()
         if self._playing is not None and max(self._sent_until - self.consumed.next_step, self.consumed.queued) <= 5:
             self.send(self._playing(np.arange(self.consumed.next_step, self.consumed.next_step + 15)), self.consumed.next_step)
 
-    def send(self, positions, first: int, generation: int = 1) -> None:
+    def send(self, positions, first: int, generation: int = 1, rate_hz: float = CONTROL_RATE_HZ) -> None:
         self._chunk_id += 1
         self._sent_until = first + len(positions)
-        self._chunks.publish(chunk_to_message(Chunk(positions, generation, self._chunk_id, first), seconds_to_time(time.time())))
+        chunk = Chunk(positions, generation, self._chunk_id, first, rate_hz)
+        self._chunks.publish(chunk_to_message(chunk, seconds_to_time(time.time())))
 
     def publish_raw(self, message: JointTrajectory) -> None:
         self._chunks.publish(message)

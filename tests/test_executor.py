@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.executor import SCALE_CHANGE, SLOWED_ACTIONS, ChunkExecutor, ChunkRefused
+from policytrim_ros.core.generations import Generations
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
+from policytrim_ros.core.supervisor import Health, Supervisor, SupervisorConfig
 from policytrim_ros.core.types import READY, Chunk
+from policytrim_ros.nodes.messages import chunk_from_message, chunk_to_message, seconds_to_time
 
 PERIOD = 0.05
 
@@ -139,6 +143,67 @@ def test_a_gap_a_wholly_past_chunk_another_rate_and_a_retired_generation_are_ref
         executor.accept(Chunk(np.zeros((1, 7)), 2, 9, 2, rate_hz=30.0))
 
 
+def test_a_late_chunk_of_the_generation_before_is_refused_also_when_the_new_one_has_not_begun():
+    """It once replaced the new generation's actions, because only the generation that played was looked at."""
+    executor = started()
+    executor.accept(chunk([1, 2, 3, 4], first=0, generation=1))
+    executor.tick(0.0)
+    executor.accept(chunk([20, 30, 40], first=1, generation=2, chunk_id=2))
+    with pytest.raises(ChunkRefused, match="generation 1 is retired, 2 runs"):
+        executor.accept(chunk([2, 3, 4], first=1, generation=1, chunk_id=3))
+    assert [executor.tick(t).generation for t in (0.01, 0.06, 0.11)] == [1, 2, 2]
+    assert executor.tick(0.2).position == pytest.approx(np.full(7, 40))
+
+
+def test_a_retired_generation_stays_retired_after_a_hold_and_who_starts_again_is_told_its_number():
+    """Else a process that starts again beside an arm that was held would go on under a number that is refused for ever."""
+    executor = started()
+    executor.accept(chunk([1, 2, 3, 4], first=0, generation=1))
+    executor.tick(0.0)
+    executor.accept(chunk([40], first=3, generation=2))
+    assert executor.generation == 1
+    executor.stop()
+    executor.start(np.zeros(7), 1.0)
+    assert executor.generation == 2
+    with pytest.raises(ChunkRefused, match="retired"):
+        executor.accept(chunk([5], first=1, generation=1))
+    generations = Generations()
+    generations.stage("a", "sha", "A"), generations.switch()
+    generations.follow(executor.generation)
+    assert executor.accept(chunk([5], first=1, generation=generations.current.number)) == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_however_chunks_of_several_generations_arrive_none_plays_after_a_newer_one_was_accepted(data):
+    executor, now, accepted, played = started(), 0.0, [0], [0]  # generations; an action's value is its generation
+    for _ in range(data.draw(st.integers(2, 12))):
+        if not data.draw(st.integers(0, 9)):
+            executor.stop()
+            executor.start(np.zeros(7), now)
+        generation, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 8))
+        first = executor.next_step + data.draw(st.integers(-3, executor.queued))
+        fits = generation >= max(accepted) and first + length > executor.next_step
+        try:
+            executor.accept(chunk([generation] * length, first, generation))
+            assert fits
+            accepted.append(generation)
+        except ChunkRefused:
+            assert not fits
+        for _ in range(data.draw(st.integers(0, 40))):
+            now += 0.01
+            before, point = executor.next_step, executor.tick(now)
+            if point.next_step > before:
+                assert executor.target[0] == point.generation >= max(played)
+                assert point.generation == max(accepted) or point.next_step <= first  # until the new one begins
+                played.append(point.generation)
+    for _ in range(executor.queued + 1):
+        now += 10.0
+        executor.tick(now)
+    assert executor.generation == max(accepted)
+
+
+
 def test_nothing_is_accepted_or_played_while_it_rests():
     executor = ChunkExecutor()
     with pytest.raises(ChunkRefused):
@@ -252,3 +317,51 @@ def test_whatever_comes_and_when_the_path_runs_forward_through_its_actions_no_fa
     assert not watched.point.playing and watched.point.position[0] == pytest.approx(values[-1], abs=1e-12)
     assert executor.next_step == first + len(values)
     assert executor.slowed_s >= -1e-9
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from([10.0, 20.0, 30.0]), st.floats(-0.3, 0.3), st.floats(-0.8, 0.8), st.integers(0, 4), st.floats(0.0, 0.0099)
+)
+def test_at_a_seam_the_setpoint_stays_between_the_two_plans_but_for_a_stated_bound_and_joins_the_new_one(
+    rate_hz, apart, speed, seam, phase_s
+):
+    """Two plans of one speed (rad/s) that lie ``apart`` (rad); the bound is derived in docs/architecture.md."""
+    period, dt, a_max = 1 / rate_hz, 0.01, SafetyLimits().a_max[0]
+    bound = 0.4 * a_max * period**2 + (abs(speed) + a_max * period) * dt
+    actions = np.tile(READY, (round(1.5 * rate_hz) + 6, 1))
+    actions[:, 0] = speed * period * (np.arange(len(actions)) + 1)
+    executor, guard, begun = ChunkExecutor(rate_hz), SafetyFilter(SafetyLimits()), None
+    executor.start(READY, -phase_s)
+    guard.reset(READY)
+    guard.velocity[0] = speed  # the old plan was followed before
+    executor.accept(Chunk(actions, 1, 1, 0, rate_hz))
+    executor.tick(-phase_s)
+    executor.accept(Chunk(actions[seam + 1 :] + np.eye(7)[0] * apart, 2, 2, seam + 1, rate_hz))
+    for tick in range(round((1.5 + seam * period) / dt)):
+        point, old = executor.tick(tick * dt), speed * (tick * dt + phase_s)
+        x = guard.step(point.position, point.velocity, dt).setpoint[0]
+        begun = tick if begun is None and point.generation == 2 else begun
+        between = sorted([old, old + apart * (begun is not None)])
+        assert between[0] - bound <= x <= between[1] + bound
+    assert x == pytest.approx(old + apart, abs=abs(speed) * dt + 1e-3)
+
+
+@pytest.mark.parametrize("rate_hz", [10.0, 12.5, 30.0])
+def test_a_policy_plays_at_its_own_rate_and_one_of_another_rate_is_refused(rate_hz):
+    supervisor = Supervisor(SupervisorConfig(control_rate_hz=rate_hz), SafetyLimits())
+    health = Health(np.array(READY), 0.0, True)
+    supervisor.tick(0.0, health)
+    supervisor.go(health, 0.0)
+    actions = np.tile(READY, (4, 1))
+    actions[:, 0] = [0.01, 0.02, 0.03, 0.04]
+    with pytest.raises(ChunkRefused, match=f"20.0 actions/s, the executor plays {rate_hz}"):
+        supervisor.accept(Chunk(actions, 1, 1, 0))
+    on_the_wire = chunk_from_message(chunk_to_message(Chunk(actions, 1, 1, 0, rate_hz), seconds_to_time(0.0)))
+    supervisor.accept(on_the_wire)
+    executor = supervisor.executor
+    executor.tick(0.0)
+    assert executor.tick(1.5 / rate_hz).position[0] == pytest.approx(0.015)
+    assert executor.tick(3.999 / rate_hz).playing and not executor.tick(4.001 / rate_hz).playing
+    with pytest.raises(ConfigError, match="control_rate_hz = 31.0: allowed range is 10.0 to 30.0 Hz"):
+        SupervisorConfig(control_rate_hz=31.0)

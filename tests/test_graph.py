@@ -241,6 +241,8 @@ def test_the_session_is_named_after_the_ros_domain(monkeypatch):
         (dict(mode="fast"), "allowed values are 'sync', 'async', 'rtc'"),
         (dict(speed_scale="3"), "speed_scale = 3.0: allowed range is 0.05 to 1.0"),
         (dict(speed_scale="fast"), "speed_scale = 'fast': expected a number"),
+        (dict(control_rate_hz="50"), "control_rate_hz = 50.0: allowed range is 10.0 to 30.0"),
+        (dict(control_rate_hz="10", checkpoint="demonstrator:clean"), "a demonstrator acts 20 times a second"),
         (dict(horizon="2.5"), "horizon = '2.5': expected a whole number"),
         (dict(sim="maybe"), "sim = 'maybe': expected true or false"),
         (dict(cameras="front"), "cameras = 'front': expected name=serial"),

@@ -72,6 +72,7 @@ def test_inference_refuses_no_checkpoint(stack):
         (dict(cameras="['front']"), "camera 'wrist' is missing"),
         (dict(task="pour_tea"), "not made for 'pour_tea'"),
         (dict(horizon="99"), "execution horizon"),
+        (dict(control_rate_hz="30.0"), "control rate (Hz): the checkpoint uses 20.0, the robot 30.0"),
         (dict(mode="fast"), "'sync', 'async'"),
     ],
 )

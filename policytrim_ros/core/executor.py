@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, Chunk, frozen
+from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, SAME_RATE_HZ, Chunk, frozen
 
 SCALE_CHANGE = 0.1
 """So much the speed scale changes at most from one action to the next."""
@@ -65,7 +65,8 @@ class ChunkExecutor:
         self.rate_hz = rate_hz
         self.speed_scale = speed_scale
         self.next_step = 0
-        self.generation = 0
+        self.generation = 0  # of the action that plays
+        self.newest = 0  # highest generation of which a chunk was accepted
         self.chunk_id = 0
         self.stalls = 0
         self.stall_s = self.slowed_s = 0.0
@@ -96,7 +97,11 @@ class ChunkExecutor:
         return 1.0 / (self.rate_hz * self._speed_scale)
 
     def start(self, position, now: float) -> None:
-        """Puts the path at ``position`` (7,), at rest, with an empty queue. Counting goes on; the stall clock does not."""
+        """Puts the path at ``position`` (7,), at rest, with an empty queue. Counting goes on; the stall clock does not.
+
+        What was retired stays so. ``generation`` is the newest one from here on, also if the path was stopped before it began to play.
+        """
+        self.generation = self.newest
         self._from = self._to = frozen(position, (len(JOINTS),))
         self._queue.clear()
         self._began = self._dry_since = None
@@ -136,16 +141,14 @@ class ChunkExecutor:
     def accept(self, chunk: Chunk) -> int:
         """Takes ``chunk`` over the queue and returns how many of its actions lay in the past and were skipped.
 
-        Raises ChunkRefused when the executor rests, the generation is retired, all actions lie in the past, the
+        Raises ChunkRefused when the executor rests, a newer generation's chunk was accepted before, all actions lie in the past, the
         control rate differs, or a step between the queue's end and the chunk's beginning would have no action.
         """
         if not self.running:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: nothing is being executed")
-        if chunk.generation < self.generation:
-            raise ChunkRefused(
-                f"chunk {chunk.chunk_id} refused: generation {chunk.generation} is retired, {self.generation} runs"
-            )
-        if chunk.rate_hz != self.rate_hz:
+        if chunk.generation < self.newest:
+            raise ChunkRefused(f"chunk {chunk.chunk_id} refused: generation {chunk.generation} is retired, {self.newest} runs")
+        if abs(chunk.rate_hz - self.rate_hz) > SAME_RATE_HZ:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: {chunk.rate_hz} actions/s, the executor plays {self.rate_hz}")
         skipped = max(0, self.next_step - chunk.first)
         if skipped >= len(chunk.positions):
@@ -162,7 +165,7 @@ class ChunkExecutor:
         while len(self._queue) > keep:
             self._queue.pop()
         self._queue.extend((action, chunk.generation, chunk.chunk_id) for action in chunk.positions[skipped:])
-        self._follows, self._renewed = chunk.follows, True
+        self.newest, self._follows, self._renewed = chunk.generation, chunk.follows, True
         return skipped
 
     def tick(self, now: float) -> PathPoint:
@@ -190,8 +193,7 @@ class ChunkExecutor:
         self._renewed = False
 
     def _begin(self, at: float) -> None:
-        self._to, generation, self.chunk_id = self._queue.popleft()
-        self.generation = max(self.generation, generation)
+        self._to, self.generation, self.chunk_id = self._queue.popleft()
         self._scale += min(max(self.speed_scale - self._scale, -SCALE_CHANGE), SCALE_CHANGE)
         period = 1.0 / (self.rate_hz * self._scale)
         self._velocity = (self._to - self._from) / period

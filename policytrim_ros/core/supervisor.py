@@ -17,7 +17,7 @@ import numpy as np
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused, PathPoint
 from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLimits
-from policytrim_ros.core.types import PARK, READY, Chunk
+from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, PARK, READY, Chunk
 
 FROZEN_TRAVEL_RAD = 0.05
 UNCONFIGURED, HOLDING, MOVING, FAULTED = "unconfigured", "holding", "moving", "fault"
@@ -33,6 +33,13 @@ class SupervisorConfig(Config):
         low=0.05,
         high=1.0,
         read_only=False,
+    )
+    control_rate_hz: float = setting(
+        CONTROL_RATE_HZ,
+        "actions of a chunk that are played each second; what the checkpoint's contract says",
+        low=CONTROL_RATES_HZ[0],
+        high=CONTROL_RATES_HZ[1],
+        unit="Hz",
     )
     home_speed: float = setting(0.35, "share of the velocity limit used by home and park", low=0.05, high=1.0)
     feedback_timeout_s: float = setting(0.1, "joint feedback older than this is a fault", low=0.02, high=1.0, unit="s")
@@ -91,10 +98,10 @@ class Refused(RuntimeError):
 class Supervisor:
     """Decides every setpoint. Not thread-safe: the caller serialises."""
 
-    def __init__(self, config: SupervisorConfig, limits: SafetyLimits, rate_hz: float = 20.0):
+    def __init__(self, config: SupervisorConfig, limits: SafetyLimits):
         self.config = config
         self.filter = SafetyFilter(limits)
-        self.executor = ChunkExecutor(rate_hz, config.speed_scale)
+        self.executor = ChunkExecutor(config.control_rate_hz, config.speed_scale)
         self.state, self.reason = UNCONFIGURED, "no feedback from the arm yet"
         self._required = tuple(name for name in config.required_nodes if name)
         self._seen: dict[str, float] = {}

@@ -19,7 +19,13 @@ PARK = (0.0, 0.0, 0.0, 0.02, 0.5, 0.0, 0.0)
 """The folded pose in which the arm rests on itself and may be disabled without falling (rad, m)."""
 
 CONTROL_RATE_HZ = 20.0
-"""Control steps each second: the rate of the policy's actions."""
+"""Control steps each second unless a parameter says otherwise: the rate of the policy's actions."""
+
+CONTROL_RATES_HZ = 10.0, 30.0
+"""The lowest and the highest rate that may be said."""
+
+SAME_RATE_HZ = 1e-3
+"""Rates that differ by no more are the same: on the wire a period has whole nanoseconds."""
 
 
 def frozen(values, shape=None, dtype=np.float64) -> np.ndarray:

@@ -52,7 +52,7 @@ class Topics:
             position = positions_of(message)
             self._chunk_id += 1
             executor = self._controller.supervisor.executor
-            self._controller.take(Chunk(position[None], executor.generation, self._chunk_id, executor.next_step))
+            self._controller.take(Chunk(position[None], executor.newest, self._chunk_id, executor.next_step, executor.rate_hz))
         except (BadMessage, ValueError) as error:
             self._controller.get_logger().error(f"joint_ctrl_single refused: {error}", throttle_duration_sec=1.0)
 

@@ -44,7 +44,7 @@ from policytrim_ros.core.generations import Generation, Generations, NothingToRe
 from policytrim_ros.core.horizon import HorizonGuard, disagreement
 from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
-from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
+from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, Chunk
 from policytrim_ros.nodes.last_good import Known, LastGood
 from policytrim_ros.nodes.messages import (
     LATCHED,
@@ -77,6 +77,13 @@ class InferenceConfig(Config):
         low=0,
         high=100,
         read_only=False,
+    )
+    control_rate_hz: float = setting(
+        CONTROL_RATE_HZ,
+        "actions a second that the controller plays; a checkpoint made for another rate is refused",
+        low=CONTROL_RATES_HZ[0],
+        high=CONTROL_RATES_HZ[1],
+        unit="Hz",
     )
     mode: str = setting("sync", "when to look again", choices=MODES)
     tail_limit_rad: float = setting(
@@ -128,7 +135,7 @@ class Inference(Node):
         self._news, self._exchanges = "", 0  # the latest of the generations, in words; exchanges that have come to an end
         self._arrivals: dict[str, collections.deque] = {}
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
-        self._replanner = Replanner(self.config.mode, 1, CONTROL_RATE_HZ)
+        self._replanner = Replanner(self.config.mode, 1, self.config.control_rate_hz)
         self._last_good = LastGood(self.config.last_good)
         news = self._stage_first()
         self._switch(news)
@@ -158,6 +165,7 @@ class Inference(Node):
         began = time.monotonic()
         robot = robot_contract(
             {name: (self.config.width, self.config.height) for name in self.config.cameras},
+            control_rate_hz=self.config.control_rate_hz,
             execution_horizon=self.config.horizon,
             tasks=[self.config.task] if self.config.task else [],
         )
@@ -442,7 +450,9 @@ class Inference(Node):
             self._chunk_id += 1
             self._trust(generation.number, first, actions)
             trimmed = actions[: self._replanner.trim(len(actions), self._p99())]
-            chunk = Chunk(trimmed, generation.number, self._chunk_id, first, follows=self.config.mode != SYNC)
+            chunk = Chunk(
+                trimmed, generation.number, self._chunk_id, first, self.config.control_rate_hz, follows=self.config.mode != SYNC
+            )
             self._replanner.sent(first, len(chunk.positions), time.monotonic())
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
