@@ -113,8 +113,8 @@ class Bench:
         cases["both cameras unplugged"] = Case(self.unplug, "camera stale", "camera/")
         cases["the policy falls silent"] = Case(lambda: self.watch.order("inference/run", False), "chunk starved")
         cases["a chunk with NaN"] = Case(lambda: self.send(np.full((5, 7), np.nan)), "bad chunk")
-        below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (15, 1))
-        cases["a chunk into the table"] = Case(lambda: self.send(below), "beyond limits")
+        below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (80, 1))  # longer than what this process hears late
+        cases["a chunk into the table"] = Case(lambda: self.send_last(below), "beyond limits")
         cases["clock set forwards by 5 min"] = Case(lambda: self.clock.jump(300.0), "clock jump")
         cases["clock set backwards by 5 min"] = Case(lambda: self.clock.jump(-300.0), "clock jump")
         cases["swap for a damaged checkpoint"] = Case(
@@ -159,6 +159,11 @@ class Bench:
         for point, position in zip(message.points, positions):
             point.positions = [float(v) for v in position]
         self._chunks.publish(message)
+
+    def send_last(self, positions) -> None:
+        """No chunk of the policy takes its place."""
+        self.watch.order("inference/run", False)
+        self.send(positions)
 
     def fill(self) -> None:
         """The recorder can write no more than 2 kB of the file of a trial that begins and ends."""
