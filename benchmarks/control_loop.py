@@ -56,6 +56,8 @@ class Probe:
             raise SystemExit(f"no service {name}")
         future = client.call_async(Trigger.Request() if request is None else SetBool.Request(data=request))
         rclpy.spin_until_future_complete(self.node, future, timeout_sec=20.0)
+        if future.result() is None:
+            raise SystemExit(f"{name} does not answer")
         if not future.result().success:
             raise SystemExit(f"{name} refused: {future.result().message}")
 

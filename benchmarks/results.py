@@ -39,8 +39,13 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence]) -> str:
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in [head, ("---",) * len(head), *rows])
 
 
+def write(out: Path, title: str, about: str, table: str, figures: dict) -> None:
+    """Writes <out>.json and <out>.md, whole or not at all."""
+    replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=1) + "\n").encode())
+    replace_file(out.with_suffix(".md"), f"# {title}\n\n{about}\n\n{table}\n".encode())
+
+
 def leave(out: Path, title: str, about: str, table: str, figures: dict) -> None:
     """Prints the table and writes <out>.json and <out>.md."""
     print(f"\n{table}")
-    replace_file(out.with_suffix(".json"), (json.dumps(figures, indent=1) + "\n").encode())
-    replace_file(out.with_suffix(".md"), f"# {title}\n\n{about}\n\n{table}\n".encode())
+    write(out, title, about, table, figures)

@@ -1,249 +1,222 @@
 """Random faults, one after another, in a robot that moves: does the arm hold each time, how soon, and does it go on afterwards?
 
-    python -m benchmarks.soak --minutes 60
+    python -m benchmarks.soak --minutes 60 [--trainer] [--seed 0] [--out docs/results/soak]
 
-Starts the simulated robot (`policytrim up`, async, a learned policy). Every round lays a scene, lets the policy move the arm and, after a
-random while, breaks something beneath the running processes: the emulated arm, its bus, a camera, the policy's process (stopped for a
-while), an exchange of the policy, one for a damaged checkpoint. The emulated arm is asked what it really does: it must come to
-rest and stay, with its motors on, never disabled or reset; or go on, where the fault is one that must not disturb. Then the
-cause is removed, the fault cleared, and the next round begins. Exit code 1 when any round went wrong. Ctrl-C ends it with the table.
+Starts the simulated robot (`policytrim up`, async, a learned policy, recorder and console). Every round lays a scene, lets the policy move
+the arm and, after a random while, breaks one of the cases of injections.py beneath the running processes (those of benchmarks/failsafes.py,
+without the damped stop, which only a power cycle ends): every case once, in random order, before any comes again. The emulated arm is asked
+what it really does: it must rest within the bound of the failsafe table, or go on, where the fault is one that must not disturb. Then the
+cause is removed, what was killed started again (`policytrim restart`), and the next round begins. `--trainer` trims a policy beside it,
+at the lowest priority. Memory (RSS) of every process and the lateness of setpoints are noted after every round, and the table is written:
+what was measured survives whatever ends the run. Exit code 1 when a round went wrong. Ctrl-C ends it with the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import signal
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.control_loop import ROOT, processes, running_system
-from benchmarks.results import circumstances, in_words, leave, markdown
-from benchmarks.swap import Watch
-from policytrim_ros.graph import runtime_dir
-from sim_bridge import realsense
-from sim_bridge.faults import inject
+from benchmarks.injections import GO_ON, POLICIES, SESSION, Bench, Case, WentWrong, once
+from benchmarks.results import circumstances, in_words, markdown, write
+from policytrim_ros.children import Aside
+from policytrim_ros.up import StartRefused, restart
+from sim_bridge.wall_clock import WallClock
 
-SESSION = "benchmark"
-STILL_S, STILL_RAD, MOVED_RAD = 0.1, 0.001, 0.003
-"""At rest: no joint moves further than STILL_RAD in STILL_S; held: not further than MOVED_RAD in half a second."""
-
-OWN_LIMITS = "beyond limits"
-"""The policy was held for what it asked itself, after its task was done perhaps: such a round says nothing about the fault."""
-
-POLICIES = ("piper-pi0-tiny", "tape-box-pi0-trimmed")
-HEAD = ("fault", "rounds", "went wrong", "noticed after p50 / max, s", "at rest after p50 / max, s", "what the operator was told")
+HEAD = ("fault", "failsafe", "rounds", "went wrong", "noticed after p50 / max, s", "at rest after p50 / max, s", "bound, s", "what was said")
+MEMORY_HEAD = ("process", "lives", "RSS at first, MB", "at last, MB", "largest, MB", "longest life, min", "MB an hour in it")
+SETTLES_S = 60.0  # a process takes its buffers and its libraries meanwhile
+LOST = 4  # rounds in a row that went wrong end the run
+RECIPE = "config/metaworld_trim.yaml"
 
 
-class WentWrong(RuntimeError):
-    """A round that did not end as it must."""
+class Memory:
+    """RSS of every process after every round: {name: [(minutes since the beginning, pid, MB)]}."""
+
+    def __init__(self):
+        self.rows: dict[str, list] = {}
+        self._began = time.monotonic()
+
+    def note(self, pids: dict[str, int]) -> None:
+        minutes = (time.monotonic() - self._began) / 60
+        for name, pid in pids.items():
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue  # it has ended
+            if "VmRSS" in status:
+                megabytes = int(status.split("VmRSS:")[1].split()[0]) / 1e3
+                self.rows.setdefault(name, []).append((round(minutes, 2), pid, round(megabytes, 1)))
+
+    def table(self) -> str:
+        """First and last of the run; the growth is that of the process that lived longest, after it has settled."""
+        rows = []
+        for name, seen in sorted(self.rows.items()):
+            lives: dict[int, list] = {}
+            for minutes, pid, megabytes in seen:
+                lives.setdefault(pid, []).append((minutes, megabytes))
+            longest = max(lives.values(), key=lambda life: life[-1][0] - life[0][0])
+            sizes = [megabytes for *_, megabytes in seen]
+            figures = (f"{sizes[0]:.0f}", f"{sizes[-1]:.0f}", f"{max(sizes):.0f}")
+            rows.append((name, len(lives), *figures, f"{longest[-1][0] - longest[0][0]:.1f}", growth(longest)))
+        return markdown(MEMORY_HEAD, rows)
 
 
-@dataclass
-class Fault:
-    """``within_s``: the arm must hold so soon; 0: it must go on moving."""
-
-    within_s: float
-    words: str = ""
-    rounds: int = 0
-    noticed: list = field(default_factory=list)
-    rested: list = field(default_factory=list)
-    wrong: list = field(default_factory=list)
-    told: str = ""
+def growth(life: list) -> str:
+    """Slope, MB an hour, of the line through ``life`` [(minutes, MB)] after SETTLES_S; '-' when that is less than five minutes."""
+    settled = np.array([row for row in life if row[0] >= life[0][0] + SETTLES_S / 60])
+    if len(settled) < 4 or settled[-1, 0] - settled[0, 0] < 5.0:
+        return "-"
+    return f"{60 * np.polyfit(settled[:, 0], settled[:, 1], 1)[0]:+.0f}"
 
 
-ARM = {
-    "mute": {}, "bus_off": {}, "stale_joints": {}, "zero_feedback": {}, "teach_mode": {}, "status": dict(code=10), "collision": dict(joint=2),
-    "stall": dict(joint=3), "joint_error": dict(joint=4), "comm_error": dict(joint=5), "undervoltage": dict(joint=1),
-}  # fmt: skip
-FAULTS = {f"arm: {name}": Fault(2.0) for name in ARM}
-FAULTS |= {
-    "arm: 5 % of frames lost": Fault(0.0),
-    "cameras unplugged": Fault(8.0, "camera stale"),
-    "front camera stalls": Fault(8.0, "'camera/front' is silent"),
-}
-FAULTS |= {"inference stopped": Fault(3.0, "'inference' is silent"), "operator hold": Fault(0.5)}
-FAULTS |= {"exchange of the policy": Fault(0.0), "exchange for a damaged checkpoint": Fault(0.0)}
+class Training:
+    """A real training beside the robot, at the lowest priority; started again when it is done."""
+
+    def __init__(self, folder: Path):
+        self._folder, self.starts, self.failures, self._child = folder, 0, [], None
+
+    def keep_up(self) -> None:
+        if self._child is not None and self._child.running:
+            return
+        if self._child is not None and (why := self._child.wait()):
+            self.failures.append(why)
+        if len(self.failures) < 3:
+            self.starts += 1
+            out = self._folder / f"training{self.starts}"
+            words = ["-m", "policytrim_ros.cli", "train", "trim", "--recipe", RECIPE, "--out", f"{out}/checkpoint", "--run", f"{out}/run"]
+            self._child = Aside([sys.executable, *words])
+
+    @property
+    def pids(self) -> dict[str, int]:
+        return {"training": self._child.pid} if self._child is not None else {}
+
+    def end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def words(self) -> str:
+        failed = f"; it FAILED: {'; '.join(self.failures)}" if self.failures else ""
+        return f"`policytrim train trim --recipe {RECIPE}` ran beside it at niceness 19, SCHED_IDLE, started {self.starts} times{failed}."
 
 
 class Soak:
-    def __init__(self, watch: Watch, damaged: Path):
-        self.watch, self.damaged = watch, damaged
-        self.bus = str(runtime_dir() / f"{SESSION}.can")
+    """What ran and what came of it."""
 
-    def truth(self) -> dict:
-        return inject(self.bus, "state")
+    def __init__(self, cases: dict[str, Case], training: Training | None):
+        self.cases, self.training, self.memory = cases, training, Memory()
+        self.rounds, self.wrong, self.late = 0, [], []
 
-    def round(self, name: str, rng) -> None:
-        """Begins a scene, breaks ``name``, sees what comes of it, mends it."""
-        fault, watch = FAULTS[name], self.watch
-        watch.begin()
-        watch.spin(float(rng.uniform(0.5, 3.0)))
-        before, began = self.truth(), time.monotonic()
+    def round(self, bench: Bench, name: str, pause_s: float) -> bool:
+        """One round of case ``name``; whether it went as it must."""
+        case, before = self.cases[name], len(self.wrong)
+        case.rounds += 1
+        self.rounds += 1
         try:
-            self.break_(name, rng)
-            if fault.within_s:
-                self.must_hold(fault, began, before)
-            else:
-                self.must_go_on(began)
-        finally:
-            self.mend(name)
+            once(bench, case, pause_s)
+        except (WentWrong, SystemExit, RuntimeError, OSError) as error:
+            case.wrong.append(str(error))
+            self.wrong.append(f"round {self.rounds}, {name}: {error}")
+        said = bench.watch.heard.pop("controller", [])
+        bench.watch.heard.clear()
+        self.late += [(float(d["lateness_p99_ms"]), float(d["lateness_max_ms"])) for d in said]
+        if self.training is not None:
+            self.training.keep_up()
+        self.memory.note(processes() | {"benchmark": os.getpid()} | (self.training.pids if self.training else {}))
+        return len(self.wrong) == before
 
-    def break_(self, name: str, rng) -> None:
-        kind, _, what = name.partition(": ")
-        if what in ARM:
-            inject(self.bus, what, **ARM[what])
-        elif kind == "arm":
-            inject(self.bus, "lost_frames", fraction=0.05)
-        elif name == "cameras unplugged":
-            for camera in ("front", "wrist"):
-                realsense.inject(SESSION, camera, "unplug")
-        elif name == "front camera stalls":
-            realsense.inject(SESSION, "front", "stall")
-        elif name == "inference stopped":
-            os.kill(processes()["inference"], signal.SIGSTOP)
-        elif name == "operator hold":
-            self.watch.order("controller/hold")
-        elif name == "exchange of the policy":
-            now = Path(self.watch.status["checkpoint"]).name
-            self.watch.swap(str(ROOT / "models" / POLICIES[now == POLICIES[0]]))
-        else:
-            refused_swap(self.watch, self.damaged)
+    def write(self, out: Path, head: dict) -> None:
+        about = f"{in_words(head)}: {head['minutes']:.1f} min, {self.rounds} rounds, {len(self.wrong)} went wrong, seed {head['seed']}.\n"
+        about += "".join(f"\n- {line}" for line in self.wrong)
+        about += f"\n\n{self.training.words()}" if self.training is not None else ""
+        if self.late:
+            p99, most = np.array(self.late).T
+            about += (
+                f"\n\nSetpoints late, by the controller's own windows of 5 s, one a second ({len(p99)}): p99 {np.median(p99):.2f} ms in the middle "
+                f"one, {p99.max():.2f} ms in the worst; at most {most.max():.1f} ms; more than 2 ms (p99) in {np.mean(p99 > 2.0):.1%} of them."
+            )
+        figures = {
+            name: dict(rounds=c.rounds, failsafe=c.failsafe, told_s=c.told, rests_s=c.rests, back_s=c.back, wrong=c.wrong, said=c.said)
+            for name, c in self.cases.items()
+        }
+        figures = {**head, "lateness_ms": self.late, "rss_mb": self.memory.rows, "faults": figures}
+        tables = f"{self.table()}\n\nMemory:\n\n{self.memory.table()}"
+        write(out, "Soak: random faults in a moving robot", about, tables, figures)
 
-    def must_go_on(self, began: float) -> None:
-        step = self.watch.consumed.next_step
-        self.watch.spin(1.0)
-        if not self.watch.state.startswith("moving") or self.watch.consumed.next_step <= step:
-            raise WentWrong(f"the arm does not go on: {self.watch.state}")
-
-    def must_hold(self, fault: Fault, began: float, before: dict) -> None:
-        watch = self.watch
-        while watch.state.startswith("moving"):
-            watch.spin(0.005)
-            if time.monotonic() - began > fault.within_s:
-                raise WentWrong(f"not noticed within {fault.within_s:g} s")
-        fault.noticed.append(time.monotonic() - began)
-        fault.told = watch.state
-        if fault.words not in watch.state:
-            raise WentWrong(f"another reason: {watch.state}")
-        while True:
-            here, at = self.truth()["position"], time.monotonic() - began
-            watch.spin(STILL_S)
-            if apart(self.truth()["position"], here) < STILL_RAD:
-                break
-            if at > fault.within_s + 2.0:
-                raise WentWrong("the arm does not come to rest")
-        fault.rested.append(at)
-        watch.spin(0.5)
-        after = self.truth()
-        if (moved := apart(after["position"], here)) > MOVED_RAD:
-            raise WentWrong(f"the arm moved by {moved:.4f} rad while it should hold")
-        unharmed(before, after)
-
-    def mend(self, name: str) -> None:
-        watch = self.watch
-        inject(self.bus, "clear")
-        for camera in ("front", "wrist"):
-            realsense.inject(SESSION, camera, "clear")
-        if (pid := processes().get("inference")) is not None:
-            os.kill(pid, signal.SIGCONT)
-        watch.spin(1.0 if name.startswith("arm") else 3.0)
-        watch.order("inference/run", False)
-        if watch.state.startswith("fault"):
-            watch.order("controller/clear_fault")
-        watch.order("controller/hold")
+    def table(self) -> str:
+        rows = []
+        for name, case in self.cases.items():
+            spans = (f"{np.median(v):.2f} / {max(v):.2f}" if v else "-" for v in (case.told, case.rests))
+            disturbs = case.failsafe not in ("", *GO_ON) or case.kills == "controller"
+            bound = f"{case.bound_s:g}" if case.bound_s else "-" if disturbs else "goes on"
+            said = case.said.replace(f"{ROOT}/", "").replace("|", "/").partition(";")[0]
+            rows.append((name, case.failsafe or "-", case.rounds, len(case.wrong), *spans, bound, said))
+        return markdown(HEAD, rows)
 
 
-def damaged_checkpoint(folder: Path) -> Path:
-    """A checkpoint in ``folder`` whose weights are cut off."""
-    damaged = folder / "damaged"
-    shutil.copytree(ROOT / "models" / POLICIES[1], damaged)
-    with open(damaged / "model.safetensors", "r+b") as file:
-        file.truncate(1000)
-    return damaged
-
-
-def refused_swap(watch: Watch, damaged: Path) -> None:
-    """Orders the exchange for ``damaged``; WentWrong unless it is refused for that and what spoke goes on."""
-    before = watch.status["checkpoint"]
+def recovered() -> None:
+    """Has `up` start what has died; nothing, when that does not run any more either."""
     try:
-        watch.swap(str(damaged))
-    except SystemExit as refusal:
-        if "changed or truncated" not in str(refusal) or watch.status["checkpoint"] != before:
-            raise WentWrong(f"a damaged checkpoint: {refusal}") from refusal
-    else:
-        raise WentWrong("a damaged checkpoint speaks")
-
-
-def unharmed(before: dict, after: dict) -> None:
-    """WentWrong unless the emulated arm's motors are on and nobody has disabled or reset it since ``before``."""
-    if not all(after["enabled"]) or (after["disables"], after["power_cuts"]) != (before["disables"], before["power_cuts"]):
-        raise WentWrong("a motor was disabled or the arm was reset")
-
-
-def apart(one, other) -> float:
-    """Largest difference of the six joints (rad)."""
-    return float(np.max(np.abs(np.array(one[:6]) - other[:6])))
-
-
-def table() -> str:
-    rows = []
-    for name, fault in FAULTS.items():
-        spans = (f"{np.median(values):.2f} / {max(values):.2f}" if values else "-" for values in (fault.noticed, fault.rested))
-        told = fault.told.partition(";")[0] if fault.within_s else "goes on"
-        rows.append((name, fault.rounds, len(fault.wrong), *spans, told))
-    return markdown(HEAD, rows)
+        restart(SESSION)
+    except StartRefused as error:
+        print(f"soak: {error}", flush=True)
 
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--seed", type=int, default=0, help="of faults and moments (0)")
+    parser.add_argument("--trainer", action="store_true", help="train beside it, at the lowest priority")
+    parser.add_argument("--only", nargs="+", default=[], help="only faults in whose names one of these is found")
     parser.add_argument("--out", type=Path, default=Path("docs/results/soak"))
     options = parser.parse_args(arguments)
-    load, rng, rounds, wrong, aside = os.getloadavg()[0], np.random.default_rng(options.seed), 0, [], []
-    end = time.monotonic() + 60 * options.minutes
+    head = circumstances("soak", os.getloadavg()[0], seed=options.seed)
+    rng, said = np.random.default_rng(options.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        damaged = damaged_checkpoint(Path(folder))
-        with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", "mode:=async"):
-            soak = Soak(Watch(), damaged)
-            soak.watch.spin(2.0)
-            queue: list[str] = []
+        folder = Path(folder)
+        clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
+        os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
+        up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
+        with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):
+            for name in clock.environment:
+                del os.environ[name]
+            bench = Bench(clock, said, folder)
+            bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
+            wanted = lambda name, case: case.failsafe != "damped stop" and any(word in name for word in options.only or [""])  # noqa: E731
+            cases = {name: case for name, case in bench.cases().items() if wanted(name, case)}
+            soak = Soak(cases, Training(folder) if options.trainer else None)
+            began, queue, lost = time.monotonic(), [], 0
+            soak.memory.note(processes() | {"benchmark": os.getpid()})
             try:
-                while time.monotonic() < end:
-                    queue = queue or list(rng.permutation(list(FAULTS)))  # every fault once before any comes again
+                if soak.training is not None:
+                    soak.training.keep_up()
+                while time.monotonic() < began + 60 * options.minutes and lost < LOST:
+                    queue = queue or list(rng.permutation(list(cases)))  # every fault once before any comes again
                     name = str(queue.pop())
-                    FAULTS[name].rounds += 1
-                    rounds += 1
-                    try:
-                        soak.round(name, rng)
-                    except (WentWrong, SystemExit) as error:
-                        if OWN_LIMITS in str(error):
-                            aside.append(name)
-                            continue
-                        FAULTS[name].wrong.append(str(error))
-                        wrong.append(f"round {rounds}, {name}: {error}")
-                    left = max(0.0, end - time.monotonic())
-                    print(
-                        f"round {rounds} {name}: {FAULTS[name].told or 'goes on'}; {len(wrong)} wrong, {left / 60:.1f} min left",
-                        flush=True,
-                    )
+                    right = soak.round(bench, name, float(rng.uniform(0.0, 3.0)))
+                    lost = 0 if right else lost + 1
+                    if not right:
+                        recovered()
+                    head["minutes"] = (time.monotonic() - began) / 60
+                    soak.write(options.out, head)
+                    left = options.minutes - head["minutes"]
+                    outcome = cases[name].said[:90] if right else f"WRONG: {soak.wrong[-1]}"
+                    print(f"round {soak.rounds} {name}: {outcome}; {len(soak.wrong)} wrong, {left:.1f} min left", flush=True)
             except KeyboardInterrupt:
                 print("soak: ended by the operator", flush=True)
-    head = circumstances("soak", load, rounds=rounds, seed=options.seed)
-    about = f"{in_words(head)}: {rounds} rounds, {len(wrong)} went wrong, {len(aside)} aside (the policy itself "
-    about += f"asked for what lies beyond the limits), seed {options.seed}.\n\n" + "\n".join(f"- {line}" for line in wrong)
-    figures = {
-        name: {"noticed_s": f.noticed, "rested_s": f.rested, "wrong": f.wrong, "told": f.told} for name, f in FAULTS.items()
-    }
-    leave(options.out, "Soak: random faults in a moving robot", about, table(), {**head, "faults": figures})
-    return 1 if wrong else 0
+            finally:
+                if soak.training is not None:
+                    soak.training.end()
+    print(f"\n{soak.table()}\n\n{soak.memory.table()}")
+    failed = soak.training is not None and bool(soak.training.failures)
+    return 1 if soak.wrong or failed or not soak.rounds else 0
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ class Watch(Probe):
         hear = self.node.create_subscription
         hear(String, "inference/status", lambda m: setattr(self, "status", json.loads(m.data)), LATCHED)
         hear(String, "controller/state", lambda m: setattr(self, "state", m.data), LATCHED)
-        hear(Int64MultiArray, "controller/consumed", lambda m: setattr(self, "consumed", Consumed.from_message(m)), 50)
+        hear(Int64MultiArray, "controller/consumed", lambda m: setattr(self, "consumed", Consumed.from_message(m)), 2)
         hear(JointState, "controller/setpoint", self._on_setpoint, 200)
         self._parameters = self.node.create_client(SetParameters, "inference/set_parameters")
 

@@ -76,6 +76,14 @@ class Aside:
             preexec_fn=lambda: (end_with_parent(signal.SIGKILL), step_aside(niceness)),
         )
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
     def wait(self, timeout_s: float | None = None) -> str:
         """Waits for its end, and kills it after ``timeout_s``; why it failed, in its own last words, or '' when it has not."""
         try:

@@ -60,5 +60,40 @@ def test_tasks_are_judged_apart_and_kept_from_one_run_to_the_next(tmp_path):
         through(directory, tasks=["hang_mug"])
 
 
+@pytest.fixture
+def passed(tmp_path):
+    """A checkpoint that has passed here, in mode async, with its own h, and its manifest."""
+    directory = saved(tmp_path, gentle())
+    through(directory, min_success=0.0)
+    return directory, checkpoint.read_manifest(directory)
+
+
+def test_what_passed_on_another_machine_is_tried_again_here(passed, monkeypatch):
+    directory, manifest = passed
+    assert staging.not_passed(directory, manifest, ["tape_box"], mode="async") == ""
+    monkeypatch.setattr(staging.platform, "node", lambda: "another")
+    assert "with the latency of machine" in (refusal := staging.not_passed(directory, manifest, ["tape_box"]))
+    assert "this is 'another'" in refusal and f"run `policytrim gate {directory} --task tape_box`" in refusal
+    assert staging.not_passed("ws://there:8000", manifest, ["tape_box"]) == "", "a server is another machine by design"
+
+
+def test_what_passed_in_another_mode_or_with_another_h_is_refused(passed):
+    directory, manifest = passed
+    with pytest.raises(staging.StagingError, match="passed the simulated twin in mode async, it is to run in mode rtc.*--mode rtc"):
+        staging.stage(directory, ROBOT, gate_needed=True, mode="rtc")
+    own = manifest["contract"]["execution_horizon"]
+    assert staging.not_passed(directory, manifest, [], horizon=own) == ""
+    refusal = staging.not_passed(directory, manifest, [], horizon=own - 1)
+    assert f"with h = {own}, it is to run with h = {own - 1}; leave horizon at 0" in refusal
+
+
+def test_a_policy_that_is_slower_than_the_twin_was_played_with_is_told(passed):
+    _, manifest = passed
+    assert staging.slower_than_gated(manifest, ["tape_box"], 0.05) == ""
+    assert "takes 80 ms (p99), the simulated twin of tape_box was passed with 50 ms" in staging.slower_than_gated(manifest, [], 0.08)
+    assert staging.slower_than_gated(manifest, ["flip_mug"], 0.08) == "", "it does not play that task"
+    assert staging.slower_than_gated({}, [], 0.08) == ""
+
+
 def test_latency_is_measured_on_this_machine():
     assert 0.0 < gate.measured_latency(gentle(), predictions=12) < 5.0

@@ -371,3 +371,14 @@ def test_any_sequence_of_orders_chunks_and_faults_keeps_the_limits_and_ends_in_h
 
 def test_names_of_the_joints_are_seven():
     assert len(JOINTS) == 7
+
+
+def test_a_late_chunk_is_told_once_as_the_path_slows_and_the_arm_goes_on_moving():
+    arm = Arm()
+    arm.go()
+    arm.play(follows=True)
+    arm.run(0.3)
+    assert arm.supervisor.lateness() == "", "nothing is late yet"
+    arm.run(0.5)
+    assert arm.supervisor.lateness().startswith("chunk late: slowed by 0.") and arm.state == "moving"
+    assert arm.supervisor.lateness() == "", "said again without a reason"

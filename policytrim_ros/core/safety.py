@@ -16,8 +16,9 @@ from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.motion import limited_step, stopping_speed
 from policytrim_ros.core.types import JOINTS
 
-HOLD, FAULT, REFUSE = "hold", "fault", "refuse"
-"""Decelerate and hold; the same, latched; motion is not touched: what was asked for is not done, and that is said."""
+SLOW, HOLD, FAULT, REFUSE = "slow", "hold", "fault", "refuse"
+"""Slow down along the path, and go on by itself; decelerate and hold; the same, latched; motion is not touched: what was asked for is
+not done, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,13 @@ FAILSAFES = {
     row.name: row
     for row in (
         Failsafe("operator hold", "controller/hold was called", HOLD, "call controller/go to move on", 1.0),
+        Failsafe(
+            "chunk late",
+            "the last two actions of a chunk play and the one that was to follow is not there",
+            SLOW,
+            "nothing at once: the path slows evenly to rest and goes on at full speed with the next chunk; when it comes again, look at "
+            "slack_ms of inference/status: a longer h or a faster policy",
+        ),
         Failsafe(
             "chunk starved",
             "no action left and no new chunk for chunk_timeout_s while moving",
@@ -311,7 +319,8 @@ def failsafe_table() -> str:
 if __name__ == "__main__":
     print(
         "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. `hold` and `fault`\n"
-        "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `refuse` does not\n"
+        "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `slow` keeps to the\n"
+        "path, slower, and ends by itself; the controller's diagnostics say WARN meanwhile. `refuse` does not\n"
         "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the\n"
         "same. Measured times: [results/failsafes.md](results/failsafes.md).\n"
     )

@@ -20,6 +20,9 @@ from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLim
 from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, PARK, READY, Chunk
 
 FROZEN_TRAVEL_RAD = 0.05
+LATE_S = 0.01
+"""Less slowing than this, one setpoint, is not worth a word."""
+
 UNCONFIGURED, HOLDING, MOVING, FAULTED = "unconfigured", "holding", "moving", "fault"
 
 
@@ -112,6 +115,7 @@ class Supervisor:
         self._damped = False
         self._old_failures = 0
         self._wall_ahead_s = None
+        self._waited_s = 0.0
 
     # ---- orders of the operator -------------------------------------------------------------------------------------
 
@@ -175,6 +179,12 @@ class Supervisor:
         self._damped = True
         self._streaming = False
         self._stop(FAULTED, "damped stop")
+
+    def lateness(self) -> str:
+        """The failsafe `chunk late` in words when the path was slower than the policy meant since the last call of this; else ''."""
+        before, self._waited_s = self._waited_s, self.executor.slowed_s
+        slower = self._waited_s - before
+        return f"chunk late: slowed by {slower:.2f} s; {FAILSAFES['chunk late'].advice}" if slower > LATE_S else ""
 
     # ---- data ---------------------------------------------------------------------------------------------------------
 

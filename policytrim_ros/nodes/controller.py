@@ -72,6 +72,7 @@ class Controller(Node):
         self._lock = threading.Lock()  # guards the supervisor; never held across a call into the SDK
         self._stop = threading.Event()
         self._lateness = collections.deque(maxlen=int(5 * self.config.setpoint_rate_hz))
+        self._hold_asked, self._to_braking = None, collections.deque(maxlen=200)  # s, from a hold's call to its first setpoint sent
         self._setpoint = None
         self._consumed_at = 0.0
         self._reported = self._published_state = None
@@ -129,10 +130,13 @@ class Controller(Node):
         health = self._health()
         with self._lock:
             self.supervisor.clock(time.time() - time.monotonic())
+            asked, self._hold_asked = self._hold_asked, None
             command = self.supervisor.tick(now, health)
             state = f"{self.supervisor.state}: {self.supervisor.reason}"
         if command.setpoint is not None:
             self.arm.send(command.setpoint, SPEED_PERCENT)
+            if asked is not None:
+                self._to_braking.append(time.monotonic() - asked)
         self._setpoint = (command.setpoint, command.velocity) if command.setpoint is not None else None
         if state != self._published_state:
             self._published_state = state
@@ -193,7 +197,10 @@ class Controller(Node):
         return "moving to the rest pose"
 
     def _hold(self) -> str:
+        asked = time.monotonic()
         with self._lock:
+            if self.supervisor.state == MOVING:
+                self._hold_asked = asked
             self.supervisor.hold()
             return f"{self.supervisor.state}: {self.supervisor.reason}"
 
@@ -286,13 +293,14 @@ class Controller(Node):
 
     def _publish_diagnostics(self) -> None:
         feedback = self.arm.feedback()
-        late = np.array(self._lateness) * 1000 if self._lateness else np.zeros(1)
+        lag = np.array(self._lateness) * 1000 if self._lateness else np.zeros(1)
         values = {
             "state": self.supervisor.state,
             "reason": self.supervisor.reason,
-            "lateness_p50_ms": f"{np.percentile(late, 50):.3f}",
-            "lateness_p99_ms": f"{np.percentile(late, 99):.3f}",
-            "lateness_max_ms": f"{late.max():.3f}",
+            "lateness_p50_ms": f"{np.percentile(lag, 50):.3f}",
+            "lateness_p99_ms": f"{np.percentile(lag, 99):.3f}",
+            "lateness_max_ms": f"{lag.max():.3f}",
+            **self._braking(),
             "send_failures": str(self.arm.send_failures),
             "firmware": self.arm.firmware or "unknown",
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
@@ -304,13 +312,15 @@ class Controller(Node):
             "slowed_s": f"{self.supervisor.executor.slowed_s:.3f}",
             "speed_scale": f"{self.supervisor.executor.speed_scale:g}",
         }
+        with self._lock:
+            late = self.supervisor.lateness()
         level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(
-            self.supervisor.state, DiagnosticStatus.OK
+            self.supervisor.state, DiagnosticStatus.WARN if late else DiagnosticStatus.OK
         )
         status = DiagnosticStatus(
             level=level,
             name="controller",
-            message=f"{self.supervisor.state}: {self.supervisor.reason}",
+            message=f"{self.supervisor.state}: {self.supervisor.reason}" + (f"; {late}" if late else ""),
             hardware_id=self.config.can_port,
             values=[KeyValue(key=k, value=v) for k, v in values.items()],
         )
@@ -319,6 +329,14 @@ class Controller(Node):
         self._diagnostics.publish(array)
         if self._published_state is not None:  # said again: a state must not be lost for whom one message was lost
             self._state.publish(String(data=self._published_state))
+
+    def _braking(self) -> dict[str, str]:
+        """How long the latest holds took from the service call until the first braking setpoint was on its way to the bus."""
+        taken = 1000 * np.array(self._to_braking)
+        if not len(taken):
+            return {}
+        figures = {"last": taken[-1], "p50": np.percentile(taken, 50), "p99": np.percentile(taken, 99)}
+        return {f"hold_to_braking_ms_{name}": f"{value:.2f}" for name, value in figures.items()}
 
     def close(self) -> None:
         """Decelerates and leaves the arm holding with its motors on."""

@@ -170,7 +170,7 @@ class Inference(Node):
             tasks=[self.config.task] if self.config.task else [],
         )
         say = self.get_logger().info
-        policy, weights = load(directory, robot, device=self.config.device, gate_needed=self.config.gate, say=say, **how)
+        policy, weights = load(directory, robot, device=self.config.device, gate_needed=self.config.gate, mode=self.config.mode, say=say, **how)
         with self._changed:
             self._generations.stage(directory, weights, policy)
         say(f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f}")

@@ -10,6 +10,7 @@ within the limits of the arm, close to what the manifest's own policy predicted)
 from __future__ import annotations
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -32,6 +33,10 @@ NICENESS = 10
 
 OVERHEAD = 2.0
 """Memory that loading takes, in sizes of the weights' file: the network and, for a moment, the tensors on their way into it."""
+
+
+LATE = 1.05
+"""A live latency up to so many times the gated one is that latency measured again."""
 
 
 class StagingError(ValueError):
@@ -74,16 +79,17 @@ def stage(
     device: str = "cpu",
     golden_needed: bool = False,
     gate_needed: bool = False,
+    mode: str = "",
     say=lambda text: None,
 ) -> tuple:
     """(policy, SHA-256 of its weights), ready. ``golden_needed``: refuse a checkpoint without golden observations;
-    ``gate_needed``: and one that has not passed the simulated twin for the robot's tasks.
+    ``gate_needed``: and one that has not passed the simulated twin for the robot's tasks, on this machine, with the robot's h, in ``mode``.
 
     ``say`` gets a sentence about memory and about the comparison. Raises StagingError or CheckpointError.
     """
     if is_remote(directory):
         policy, weights = _loaded(directory, robot, device)
-        if gate_needed and (refusal := not_passed(directory, policy.metadata, robot.tasks)):
+        if gate_needed and (refusal := not_passed(directory, policy.metadata, robot.tasks, mode=mode, horizon=robot.execution_horizon)):
             raise StagingError(refusal)
         say(f"{directory} answers; its weights are {weights[:12]}")
         return policy, weights
@@ -96,7 +102,7 @@ def stage(
         )
     policy, weights = _loaded(directory, robot, device)
     manifest = checkpoint.read_manifest(directory)
-    if gate_needed and (refusal := not_passed(directory, manifest, robot.tasks)):
+    if gate_needed and (refusal := not_passed(directory, manifest, robot.tasks, mode=mode, horizon=robot.execution_horizon)):
         raise StagingError(refusal)
     golden = checkpoint.golden_of(directory, manifest)
     if golden is None and golden_needed:
@@ -141,21 +147,39 @@ def compared(directory, policy: ChunkPolicy, golden) -> str:
     return f"{len(actions)} golden observations agree within {far:.1g} rad or m"
 
 
-def not_passed(directory, manifest, tasks) -> str:
+def not_passed(directory, manifest, tasks, *, mode: str = "", horizon: int = 0) -> str:
     """Why a robot does not take the checkpoint for ``tasks`` (none: all of its own), in one sentence; '' when it does.
 
-    The gate is ``policytrim gate``, whose result is in the manifest.
+    The gate is ``policytrim gate``, whose result is in the manifest. What passed is this machine in ``mode`` ('': any) with ``horizon``
+    (0: the checkpoint's own); a server's machine (`is_remote`) is not asked: there the latency is watched (`slower_than_gated`).
     """
     known = manifest.get("gate") or {}
     for task in tasks or manifest["tasks"]:
-        if not known.get(task, {}).get("passed"):
-            why = (
-                f"failed in the simulated twin ({known[task]['reason']})"
-                if task in known
-                else "was not tried in the simulated twin"
-            )
+        why, again = "", f"policytrim gate {directory} --task {task}" + (f" --mode {mode}" if mode else "")
+        if task not in known:
+            why = "was not tried in the simulated twin"
+        elif not known[task].get("passed"):
+            why = f"failed in the simulated twin ({known[task]['reason']})"
+        elif not is_remote(directory) and (there := known[task].get("machine")) != (here := platform.node()):
+            why = f"passed the simulated twin with the latency of machine '{there}', this is '{here}'"
+        elif mode and known[task].get("mode") != mode:
+            why = f"passed the simulated twin in mode {known[task].get('mode')}, it is to run in mode {mode}"
+        elif (tried := known[task].get("horizon")) != (wanted := horizon or manifest["contract"]["execution_horizon"]):
+            why = f"passed the simulated twin with h = {tried}, it is to run with h = {wanted}"
+            again = "" if horizon else again  # the gate plays the checkpoint's own h
+        if why:
+            advice = f"run `{again}`" if again else f"leave horizon at 0 for the checkpoint's own, or give it h = {horizon} first"
+            return f"{directory}: {task} {why}; {advice}, or set gate:=false at your own risk"
+    return ""
+
+
+def slower_than_gated(manifest, tasks, p99_s: float) -> str:
+    """A warning when inference takes longer (``p99_s``, measured live) than the simulated twin was played with; '' when it does not."""
+    for task, entry in (manifest.get("gate") or {}).items():
+        if (not tasks or task in tasks) and entry.get("passed") and p99_s > LATE * entry["latency_s"]:
             return (
-                f"{directory}: {task} {why}; run `policytrim gate {directory} --task {task}`, or set gate:=false at your own risk"
+                f"inference takes {1000 * p99_s:.0f} ms (p99), the simulated twin of {task} was passed with {1000 * entry['latency_s']:.0f} ms: "
+                "take load from this machine, or run `policytrim gate` again under it"
             )
     return ""
 
