@@ -48,12 +48,12 @@ def jpeg(seed: int) -> bytes:
 
 class MemoryCockpit:
     """`given`: the orders that were carried out, as (name, details, who). `gate`: while clear, `swap` and reports wait, and have
-    `entered`. `reported`: the reports that were asked for."""
+    `entered`. `reported`: the reports that were asked for. `noted`: what the server had kept."""
 
     def __init__(self, cameras=("front", "wrist")):
         self.given, self.gate, self.entered, self.drawn = [], threading.Event(), threading.Event(), 0
         self.gate.set()
-        self.reported = []
+        self.reported, self.noted = [], []
         self.pictures = {name: (jpeg(i), time.time()) for i, name in enumerate(cameras)}
         self._lock = threading.RLock()
         self._plan, self._rows, self._trial_since = {}, [], time.monotonic()
@@ -112,6 +112,9 @@ class MemoryCockpit:
             if self.now["session"] and self.now["session"]["id"] == session and self.now["session"]["blind"]:
                 raise Refused("the session is blind; lock it first")
         return f"<!doctype html><title>{session}</title><h1>Report of {session}</h1>" if html else f"# Report of {session}"
+
+    def note(self, kind, detail):
+        self.noted.append((kind, dict(detail)))
 
     def order(self, name, details, who):
         if name == "swap":

@@ -175,7 +175,8 @@ class Run:
             self.ended = run_session(self.rig, "s", spec, schedule(spec), store, self.desk, self.said.append)
         finally:
             store.close()
-            self.rows, self.events = read(out, "s"), read_sessions(out)[0]["events"]
+            self.rows, found = read(out, "s"), read_sessions(out)[0]["events"]
+            self.events = [event for event in found if event["kind"] == "canary"]
             self.canary = self.desk.seen(False)["canary"]
 
 

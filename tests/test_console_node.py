@@ -1,5 +1,6 @@
 """The console's cockpit in front of a system of one node: what an operator sees of sessions, and that what was done is answered as done."""
 
+import json
 import threading
 import time
 
@@ -7,14 +8,16 @@ import pytest
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 from stack import wait_for
+from std_msgs.msg import String
 from test_sessions import Disk
 from test_trials import FakeSystem, row
 
-from policytrim_ros.console.cockpit import Refused
+from policytrim_ros.console.cockpit import Malformed, Refused
 from policytrim_ros.console.glance import word
 from policytrim_ros.nodes import console as node_of_console
 from policytrim_ros.nodes import rig
 from policytrim_ros.nodes.console import Console, ConsoleConfig
+from policytrim_ros.nodes.messages import EVENTS, TRIAL_EVENT
 from policytrim_ros.nodes.rig import RosRig
 from policytrim_ros.nodes.scene import HandScene
 from policytrim_ros.trials import protocol
@@ -158,7 +161,7 @@ def test_the_operator_is_asked_to_move_the_target_while_that_is_due_and_the_mome
     here.until_phase("running")
     wait_for(lambda: words.append(word(here.state())["name"]) or (words[-1] == "running" and "disturb" in words), words)
     assert [name for i, name in enumerate(words) if words[i - 1 : i] != [name]] == ["running", "disturb", "running"]
-    (event,) = read_sessions(tmp_path)[0]["events"]
+    (event,) = [event for event in read_sessions(tmp_path)[0]["events"] if event["kind"] == "disturb"]
     assert (event["kind"], event["detail"]["trial"]) == ("disturb", 1) and event["detail"]["after_s"] >= 0.3
 
 
@@ -196,3 +199,60 @@ def test_a_session_that_is_resumed_asks_for_the_outcome_that_is_missing_also_whe
     here.order("label", outcome="failure", reason="")
     here.order("lock", session="blind", reason="")
     assert read_sessions(tmp_path)[0]["locked"]
+
+
+def test_every_order_is_in_the_record_with_who_gave_it_and_also_when_it_was_refused_and_is_told_on_a_topic(
+    system, cockpit, tmp_path, monkeypatch
+):
+    here, heard = begun(cockpit, monkeypatch), []
+    here.store.noted = heard.append
+    with pytest.raises(Refused, match="no trial is running"):
+        here.order("label", outcome="success", reason="")
+    here.order("go")
+    here.until_phase("running")
+    here.console.note("in control", {"who": "Li", "before": "Wu"})
+    here.order("hold")
+    events = read_sessions(tmp_path)[0]["events"]
+    kept = [(e["kind"], e["detail"].get("order"), e["detail"]["who"]) for e in events if e["kind"] != "disturb"]
+    kept = [one for one in kept if one[1] != "confirm"]  # was asked for until there was a scene
+    assert kept == [
+        ("start", None, "Li"),
+        ("confirm", None, "Li"),
+        ("refused", "label", "Li"),
+        ("go", None, "Li"),
+        ("in control", None, "Li"),
+        ("hold", None, "Li"),
+    ]
+    (refused,) = [e for e in events if e["detail"].get("order") == "label"]
+    assert refused["detail"]["why"].startswith("no trial is running") and refused["detail"]["outcome"] == "success"
+    assert [e["kind"] for e in heard if e["kind"] != "disturb"] == ["refused", "go", "in control", "hold"]
+
+
+def test_what_is_noted_is_published_as_json(cockpit):
+    here, heard = cockpit(), []
+    here.node.create_subscription(String, TRIAL_EVENT, heard.append, EVENTS)
+    here.serve()
+    here.store.noted = here.rig.tell_event
+    wait_for(lambda: here.store.note("s", "hold", who="Li") or heard, "nothing on trial/event")
+    event = json.loads(heard[0].data)
+    assert (event["session"], event["kind"], event["detail"]) == ("s", "hold", {"who": "Li"})
+
+
+def test_a_plan_that_makes_no_sense_is_malformed_and_begins_nothing(cockpit, tmp_path):
+    with pytest.raises(Malformed, match="expected a list"):
+        cockpit().order("start", plan={"arms": 5}, attended=True)
+    assert read_sessions(tmp_path) == []
+
+
+def test_a_session_that_goes_on_notes_what_has_changed_since(system, cockpit, tmp_path, monkeypatch):
+    monkeypatch.setattr(rig, "DESCRIBED_S", 0.1)
+    before = cockpit(by_hand=True)
+    before.store.begin("s", BLIND.as_dict(), {"commit": "of before", "simulated": False})
+    before.store.append(row(session="s", number=1))
+    before.store.append(row(session="s", number=2))
+    here = cockpit(by_hand=True)
+    here.serve()
+    here.order("resume", session="s", attended=True)
+    here.until_phase("complete")
+    (event,) = [e for e in read_sessions(tmp_path)[0]["events"] if e["kind"] == "resumed"]
+    assert event["detail"]["changed"]["commit"][0] == "of before" and "parameters of controller" in event["detail"]["missing"]

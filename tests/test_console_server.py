@@ -16,10 +16,12 @@ import aiohttp
 import pytest
 from console_cockpit import MemoryCockpit
 
-from policytrim_ros.console import glance, server
+from policytrim_ros.console import access, glance, server
 from policytrim_ros.console.access import GONE_S, Access, ConsoleError, Control, checked_name
 from policytrim_ros.console.cockpit import ORDERS, Malformed, Refused, checked
 from policytrim_ros.console.server import Server
+from policytrim_ros.core.config import ConfigError
+from policytrim_ros.trials.session import Session
 
 ANN, BOB = "a" * 32, "b" * 32
 TOKEN = "correct horse battery staple"
@@ -655,6 +657,57 @@ def test_a_camera_with_a_hostile_name_is_served_under_that_name(serve):
     wait_for_state(served)
     quoted = "".join(f"%{byte:02x}" for byte in name.encode())
     assert ask(served, "GET", f"/camera/{quoted}.jpg")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"arms": 5},
+        {"tasks": [[1]]},
+        {"settings": [{}]},
+        {"scenes": 10**400},
+        {"arms": [{"name": str(i)} for i in range(3000)], "scenes": 10_000},
+        {"arms": [{"name": "a\x1b[2J"}]},
+    ],
+)
+def test_a_plan_of_nonsense_is_answered_with_400_and_a_sentence(serve, cockpit, plan):
+    cockpit.do_start = lambda plan, attended, who: session_of(plan)
+    status, answer = order(serve(), "start", plan=plan)
+    assert status == 400 and answer["error"].startswith(("Session", "Arm"))
+
+
+def session_of(plan):
+    """As the console's node makes a session of a plan (nodes/console.py)."""
+    try:
+        return Session.from_mapping(plan)
+    except ConfigError as error:
+        raise Malformed(str(error)) from error
+
+
+def test_hand_overs_and_refused_orders_are_handed_to_the_record(serve, cockpit):
+    served = serve()
+    for client, who, path in ((ANN, "Ann", "ask"), (BOB, "Bob", "ask"), (BOB, "Bob", "give"), (ANN, "Ann", "give")):
+        post(served, f"/control/{path}", {"client": client, "who": who})
+    order(served, "go", client=ANN, who="Ann")
+    served.close()  # writes what is left
+    assert [(kind, detail.get("what", detail.get("order")), detail["who"]) for kind, detail in cockpit.noted] == [
+        ("control", "ask", "Ann"),
+        ("in control", None, "Ann"),
+        ("control", "ask", "Bob"),
+        ("refused", "give control", "Bob"),
+        ("control", "give", "Ann"),
+        ("in control", None, "Bob"),
+        ("refused", "go", "Ann"),
+    ]
+    assert cockpit.noted[-1][1]["why"] == "Bob is in control; ask for it"
+
+
+def test_tokens_of_any_length_are_compared_by_digests_of_one_length(monkeypatch):
+    compared = []
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda a, b: compared.append((len(a), len(b))) or a == b)
+    door = Access("0.0.0.0", TOKEN)
+    assert door.is_token(TOKEN) and not door.is_token("x") and not door.is_token("x" * 5000)
+    assert compared == [(32, 32)] * 3
 
 
 # ---- slow and many clients ------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from policytrim_ros.trials.session import Arm, Session, read_session, schedule
 from policytrim_ros.trials.store import FILE, Store, StoreError, history, read, read_sessions
 
 AB = [Arm("A", "models/a"), Arm("B", "models/b", 15)]
+EARLIER = [("XS27", 1001, "A"), ("BL79", 1001, "B"), ("F5M5", 1000, "B"), ("Y7BA", 1000, "A"), ("5LVY", 1002, "B"), ("KR5Y", 1002, "A")]
+"""What release 1 made of three scenes from seed 1000: code, seed and arm of each trial."""
 ONE = Session(arms=[Arm("A")], scenes=1, seed=10, block=0, timeout_s=5.0)
 
 
@@ -60,6 +62,35 @@ def test_a_code_says_nothing_about_the_arm_that_a_reader_could_learn():
     assert all(len(counts) > 20 for counts in first.values()) and "models" not in "".join(t.code for t in trials)
 
 
+def told(trials):
+    """What an operator who saw a session unblinded knows of it."""
+    return [(t.code, t.task, t.seed, t.arm.label) for t in trials]
+
+
+def test_a_blind_session_that_was_unblinded_tells_nothing_of_the_next_one_with_the_same_plan():
+    plan = Session(arms=AB, scenes=20)
+    first, second = plan.salted(), plan.salted()
+    assert not {t.code for t in schedule(first)} & {t.code for t in schedule(second)}
+    assert [t.arm.label for t in schedule(first)] != [t.arm.label for t in schedule(second)]
+    assert sorted((t.seed, t.arm.label) for t in schedule(first)) == sorted((t.seed, t.arm.label) for t in schedule(second))
+    assert first.salted().salt != first.salt and first.salted().salt != second.salt
+
+
+def test_a_salted_session_keeps_its_order_when_it_is_read_from_the_store_again(store, tmp_path):
+    begun = Session(arms=AB, scenes=5).salted()
+    store.begin("s", begun.as_dict(), {})
+    assert told(schedule(Session.from_mapping(read_sessions(tmp_path)[0]["spec"]))) == told(schedule(begun))
+
+
+def test_a_session_that_an_earlier_release_stored_keeps_its_order_and_its_codes():
+    stored = {"arms": [{"name": "A"}, {"name": "B"}], "scenes": 3, "seed": 1000}
+    assert [(t.code, t.seed, t.arm.label) for t in schedule(Session.from_mapping(stored))] == EARLIER
+
+
+def test_only_a_blind_session_draws_a_salt():
+    assert Session(blind=False).salted() == Session(blind=False) and "salt" not in Session().as_dict()
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
@@ -67,7 +98,7 @@ def test_a_code_says_nothing_about_the_arm_that_a_reader_could_learn():
         ({"arms": []}, "name at least one"),
         ({"arms": [{"checkpoint": "x/a"}, {"checkpoint": "y/a"}]}, "each once"),
         ({"arms": [{"chekpoint": "x"}]}, "chekpoint"),
-        ({"arms": "models/a"}, "expected names with values"),
+        ({"arms": "models/a"}, "Session.arms = 'models/a': expected a list"),
         ({"arms": [{"checkpoints": {"tape_box": "x"}}]}, "give this arm a name"),
         ({"arms": [{"name": "A", "checkpoints": ["x"]}]}, "expected task: directory"),
         ({"arms": [{"name": "A", "checkpoints": {"tape_box": ""}}]}, "expected task: directory"),
@@ -76,6 +107,21 @@ def test_a_code_says_nothing_about_the_arm_that_a_reader_could_learn():
         ({"tasks": ["../etc"]}, "names such as tape_box"),
         ({"stop": "sequential", "arms": [{"name": "A"}]}, "compares two arms"),
         ({"scense": 3}, "unknown key 'scense'"),
+        ({"arms": 5}, "Session.arms = 5: expected a list"),
+        ({"arms": [{"horizon": 10**400}]}, "Arm.horizon"),
+        ({"arms": [{"name": "a\x1b[2J"}]}, "printable"),
+        ({"arms": [{"name": "a" * 101}]}, "at most 100"),
+        ({"arms": [{"name": "A", "checkpoints": {"tape_box": "x\r"}}]}, "Arm.checkpoints"),
+        ({"arms": [{"checkpoint": "m" * 2001}]}, "Arm.checkpoint"),
+        ({"tasks": [[1]]}, "expected a list of names"),
+        ({"tasks": ["a" * 101]}, "Session.tasks"),
+        ({"settings": [{}]}, "expected a list of names"),
+        ({"scenes": 10**400}, "Session.scenes"),
+        ({"seed": float("inf")}, "Session.seed"),
+        ({"timeout_s": float("nan")}, "Session.timeout_s"),
+        ({"notes": "\x1b[2J"}, "Session.notes"),
+        ({"salt": "mine"}, "Session.salt"),
+        ({"arms": [{"name": str(i)} for i in range(3000)], "scenes": 10_000}, "30000000 trials are planned, 100000 are the most"),
     ],
 )
 def test_a_plan_that_cannot_be_carried_out_is_refused_with_the_key(changes, said):
@@ -202,6 +248,29 @@ def test_a_disk_that_fills_up_loses_no_trial_that_was_finished(tmp_path):
     store.append(row(seed=finished))
     store.close()
     assert len(read(tmp_path)) == finished + 1 and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 300_000
+
+
+def test_an_event_is_told_as_it_is_kept_and_also_when_the_disk_does_not_take_it(store, tmp_path):
+    told = []
+    store.noted = told.append
+    store.note("s", "hold", who="Li")
+    store.begin("s", {}, {})
+    assert [{**event, "session": "s"} for event in read_sessions(tmp_path)[0]["events"]] == told and told[0]["detail"] == {"who": "Li"}
+    store.close()
+    with pytest.raises(StoreError):
+        store.note("s", "hold", who="Wu")
+    assert told[1]["detail"] == {"who": "Wu"}
+
+
+def test_an_alarm_is_in_the_record_once(store, tmp_path):
+    store.begin("s", {}, {})
+    desk = Desk(store)
+    desk.session = "s"
+    for _ in range(2):
+        desk.alarm("the disk is nearly full")
+    assert [(e["kind"], e["detail"]) for e in read_sessions(tmp_path)[0]["events"]] == [
+        ("alarm", {"text": "the disk is nearly full"})
+    ]
 
 
 def test_rows_can_be_read_while_another_thread_writes(store, tmp_path):
@@ -424,7 +493,7 @@ def test_a_reason_that_names_a_checkpoint_is_kept_in_the_record_and_not_shown_to
     ended = run_session(Rig(), "s", plan, schedule(plan), store, desk, said.append)
     shown = (ended, said[0], desk.seen(True)["last"]["reason"], store.rows_of("s")[0].reason)
     assert all("(a policy) is not used, models/a-b stays" in text and "models/a " not in text for text in shown)
-    (event,) = read_sessions(tmp_path)[0]["events"]
+    (event,) = [event for event in read_sessions(tmp_path)[0]["events"] if event["kind"] != "alarm"]
     assert (event["kind"], event["detail"]["text"]) == ("reason", "models/a is not used, models/a-b stays")
     store.close()
 
@@ -440,7 +509,7 @@ def test_a_recording_that_is_not_whole_is_an_alarm_and_stays_in_the_record(tmp_p
     assert run_session(Rig(), "s", plan, schedule(plan), store, desk, lambda line: None) is None
     store.close()
     assert "the recording of trial 1 is not whole: recording failed: No space" in desk.seen(True)["alarms"][0]
-    (event,) = read_sessions(tmp_path)[0]["events"]
+    (event,) = [event for event in read_sessions(tmp_path)[0]["events"] if event["kind"] != "alarm"]
     assert event["kind"] == "recording" and event["detail"]["trial"] == 1 and "No space" in event["detail"]["reason"]
     assert read(tmp_path)[0].outcome == "success"
 

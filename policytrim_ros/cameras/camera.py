@@ -66,6 +66,10 @@ class Camera(Protocol):
         """Releases the device; may be called at any time and more than once."""
 
     @property
+    def device(self) -> str:
+        """What the device that was opened calls itself: its serial number, or its path; '' before `start`."""
+
+    @property
     def dropped(self) -> int:
         """Frames that the device took but that never arrived, from the gaps in its frame numbers."""
 

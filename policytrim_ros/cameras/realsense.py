@@ -61,7 +61,11 @@ class RealSenseCamera:
         self.width, self.height, self.fps, self.depth = width, height, fps, depth
         self._context = context if context is not None else rs.context()
         self._drops = DropCounter()
-        self._pipeline = None
+        self._pipeline, self._device_serial = None, ""
+
+    @property
+    def device(self) -> str:
+        return self._device_serial
 
     @property
     def dropped(self) -> int:

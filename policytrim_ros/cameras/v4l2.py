@@ -42,6 +42,10 @@ class V4l2Camera:
         self._open, self._capture = open_capture, None
         self.dropped = 0
 
+    @property
+    def device(self) -> str:
+        return self.path
+
     def start(self) -> None:
         if not os.path.exists(self.path):
             raise CameraError(f"camera {self.name}: no device '{self.path}'; see `ls /dev/v4l/by-id` for the cameras there are")

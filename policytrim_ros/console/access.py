@@ -38,8 +38,8 @@ class Access:
         self.cookie = hmac.new(token.encode(), b"cookie of the console", hashlib.sha256).hexdigest()
 
     def is_token(self, shown: str) -> bool:
-        """Whether ``shown`` is the token; takes equally long for every wrong one of its length."""
-        return hmac.compare_digest(_bytes(shown), self._token.encode())
+        """Whether ``shown`` is the token; takes equally long for every wrong one, whatever its length or its beginning."""
+        return hmac.compare_digest(hashlib.sha256(_bytes(shown)).digest(), hashlib.sha256(self._token.encode()).digest())
 
     def has_token(self, headers: Mapping[str, str], cookies: Mapping[str, str]) -> bool | None:
         """Whether a request shows the token, or needs none; None when it shows none at all."""

@@ -46,7 +46,11 @@ class Cockpit(Protocol):
         """Everything there is to be seen, as plain JSON values (docs/console.md); of a blind session nothing that tells its arms."""
 
     def order(self, name: str, details: Mapping[str, Any], who: str) -> str:
-        """Does one of ORDERS, whose details are complete and of the right types; returns a sentence, raises Refused."""
+        """Does one of ORDERS, whose details are complete and of the right types; returns a sentence, raises Refused, or Malformed
+        when a detail makes no sense."""
+
+    def note(self, kind: str, detail: Mapping[str, Any]) -> None:
+        """Keeps in the record what the server itself has done: who is in control, who asked for it, what it refused."""
 
     def picture(self, camera: str) -> tuple[bytes, float] | None:
         """Newest picture of a camera as JPEG, and its stamp in unix s; None before the first."""

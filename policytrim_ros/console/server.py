@@ -26,6 +26,7 @@ import asyncio
 import json
 import logging
 import math
+import queue
 import socket
 import struct
 import threading
@@ -95,6 +96,7 @@ class Server:
         self._cockpit, self._host, self._access = cockpit, host, Access(host, token)
         self.port, self.read_only = port, read_only
         self._control = Control()
+        self._holder, self._notes = "", queue.SimpleQueue()  # who was in control when that was last noted; events for the record
         self._state: dict[str, Any] = {}
         self._steady: Any = None
         self._published = 0.0
@@ -124,6 +126,7 @@ class Server:
             raise self._failure
         self._spawn(self._watch_state, "console_state")
         self._spawn(self._watch_pictures, "console_pictures")
+        self._spawn(self._write_notes, "console_notes")
         return self
 
     def close(self) -> None:
@@ -133,6 +136,7 @@ class Server:
         self._closing.set()
         self._asked.set()
         self._on_loop(self._end.set)
+        self._notes.put(None)
         for thread in self._threads:
             thread.join(5.0)
 
@@ -273,6 +277,7 @@ class Server:
 
     def _take(self, state: dict) -> None:
         """A new state; told at once when it differs in more than its clocks, or something moves."""
+        self._note_control()  # whoever was in control may have left
         self._state = state | {"control": self._control.seen(time.monotonic())}
         steady = _without_clocks(self._state)
         moves = state["word"]["name"] in ("running", "moving", "disturb")
@@ -395,13 +400,10 @@ class Server:
         body = checked_fields({"details": {}, **await _body(request)}, known, f"/order/{name[:40]}")
         who, details = checked_name(body["who"]), checked(name, body["details"])
         if name != "hold":
-            self._control.operate(checked_client(body["client"]), who, time.monotonic())
-            if name in self._busy:
-                raise Refused(f"'{name}' is already being carried out")
-            self._busy.add(name)
+            self._take_turn(name, checked_client(body["client"]), who)
         try:
             said = await self._in_thread(self._cockpit.order, name, details, who)
-        except Refused as error:
+        except (Refused, Malformed) as error:
             log.info("event=order name=%s who=%r refused=%r", name, who, str(error))
             raise
         finally:
@@ -410,13 +412,52 @@ class Server:
         log.info("event=order name=%s who=%r said=%r", name, who, said)
         return web.json_response({"said": said})
 
+    def _take_turn(self, name: str, client: str, who: str) -> None:
+        """Lets one order of each name through, of whoever is in control."""
+        try:
+            self._control.operate(client, who, time.monotonic())
+            if name in self._busy:
+                raise Refused(f"'{name}' is already being carried out")
+        except Refused as error:
+            log.info("event=order name=%s who=%r refused=%r", name, who, str(error))
+            self._note("refused", order=name, who=who, why=str(error))
+            raise
+        self._busy.add(name)
+        self._note_control()
+
+    def _note_control(self) -> None:
+        """Keeps in the record who is in control, when that has changed."""
+        holder = self._control.seen(time.monotonic())["holder"]
+        if holder != self._holder:
+            self._holder, before = holder, self._holder
+            log.info("event=in_control who=%r before=%r", holder, before)
+            self._note("in control", who=holder, before=before)
+
+    def _note(self, kind: str, **detail) -> None:
+        """Hands an event to the cockpit, in its order and without waiting for the disk."""
+        self._notes.put((kind, detail))
+
+    def _write_notes(self) -> None:
+        """Thread: until None comes."""
+        while (note := self._notes.get()) is not None:
+            try:
+                self._cockpit.note(*note)
+            except Exception:
+                log.exception("event=console_note_failed")
+
     async def _hand_over(self, request: web.Request) -> web.Response:
         known = {"who": (str, NEEDED), "client": (str, NEEDED)}
         body = checked_fields(await _body(request), known, "/control")
         who, client, now = checked_name(body["who"]), checked_client(body["client"]), time.monotonic()
         what = request.match_info["what"]
-        said = self._control.ask(client, who, now) if what == "ask" else getattr(self._control, what)(client, now)
+        try:
+            said = self._control.ask(client, who, now) if what == "ask" else getattr(self._control, what)(client, now)
+        except Refused as error:
+            self._note("refused", order=f"{what} control", who=who, why=str(error))
+            raise
         log.info("event=control what=%s who=%r said=%r", what, who, said)
+        self._note("control", what=what, who=who, said=said)
+        self._note_control()
         self._asked.set()
         return web.json_response({"said": said})
 

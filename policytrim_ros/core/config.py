@@ -45,7 +45,7 @@ class Config:
         known = {spec.name for spec in fields(cls)}
         for key in values:
             if key not in known:
-                raise ConfigError(f"{cls.__name__}: unknown key '{key}'; known keys: {', '.join(sorted(known))}")
+                raise ConfigError(f"{cls.__name__}: unknown key {str(key)[:100]!r}; known keys: {', '.join(sorted(known))}")
         return cls(**values)
 
 
@@ -57,7 +57,7 @@ def check_value(spec, value, owner: str) -> None:
         raise ConfigError(f"{where} = {value!r}: expected {type(default).__name__}")
     if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
         raise ConfigError(f"{where} = {value!r}: expected a number")
-    if isinstance(default, int) and isinstance(value, float) and value != int(value):
+    if isinstance(default, int) and isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{where} = {value!r}: expected a whole number")
     if isinstance(default, str) and not isinstance(value, str):
         raise ConfigError(f"{where} = {value!r}: expected text")
@@ -68,5 +68,5 @@ def check_value(spec, value, owner: str) -> None:
     for item in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(item, (int, float)) and not isinstance(item, bool):
             low, high = meta.get("low"), meta.get("high")
-            if not math.isfinite(item) or (low is not None and item < low) or (high is not None and item > high):
+            if (isinstance(item, float) and not math.isfinite(item)) or (low is not None and item < low) or (high is not None and item > high):
                 raise ConfigError(f"{where} = {value!r}: allowed range is {low} to {high} {meta.get('unit', '')}".rstrip())

@@ -180,7 +180,7 @@ class Stream:
         elif rate < 0.8 * self.node.config.fps:
             level, text = DiagnosticStatus.WARN, f"{rate:.1f} Hz instead of {self.node.config.fps} Hz"
         age = "never" if self._stamp is None else f"{now - self._stamp:.3f}"
-        figures = dict(rate_hz=f"{rate:.2f}", age_s=age, received=received, dropped=dropped, restarts=self._restarts)
+        figures = dict(rate_hz=f"{rate:.2f}", age_s=age, received=received, dropped=dropped, restarts=self._restarts, device=self.camera.device)
         values = [KeyValue(key=key, value=str(value)) for key, value in figures.items()]
         name = f"camera: {self.camera.name}"
         return DiagnosticStatus(level=level, name=name, message=text, hardware_id=self.identity, values=values)

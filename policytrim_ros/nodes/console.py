@@ -10,6 +10,7 @@ hold goes out at once, whatever the session is doing. On a real robot the node a
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.console.access import ConsoleError
-from policytrim_ros.console.cockpit import Refused
+from policytrim_ros.console.cockpit import Malformed, Refused
 from policytrim_ros.console.server import Server
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
@@ -36,7 +37,7 @@ from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, time_to_seconds
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
-from policytrim_ros.nodes.provenance import provenance
+from policytrim_ros.nodes.provenance import provenance, since
 from policytrim_ros.nodes.rig import ANSWER_S, ENABLE_S, INFERENCE, RigConfig, RosRig
 from policytrim_ros.nodes.scene import INSTRUCTIONS, HandScene
 from policytrim_ros.trials.canary import ROLLED_BACK
@@ -81,6 +82,7 @@ class Console:
         self.desk = Desk(store, attended=True, records=config.recorded, hands=not config.simulated, changed=self._tell)
         self._session = self._spec = None  # of the session that is conducted, or was the last
         self._wanted = None  # session and spec to be conducted next, and whether an operator says go
+        self._begun = ""  # the session that was started last
         self._conducting, self._ended, self._lock = False, "", threading.Lock()
         self._trainer: dict = {}
         self._pictures: dict[str, tuple[bytes, float]] = {}
@@ -117,8 +119,11 @@ class Console:
             self._session, self._spec, self.desk.attended = session, spec, attended
         try:
             self.rig.connect()
-            if session not in [known["id"] for known in self._sessions]:
+            found = next((found for found in read_sessions(self.store.path.parent) if found["id"] == session), None)
+            if found is None:
                 self.store.begin(session, spec.as_dict(), provenance(self.rig, spec))
+            else:
+                self.store.note(session, "resumed", **since(found, provenance(self.rig, spec)))
             self._list_sessions()
             rows = self.store.rows_of(session)  # of before a restart: its outcome is missing, or can be taken back
             self.desk.last = next((row for row in rows if row.outcome == UNLABELLED), rows[-1] if rows else None)
@@ -146,10 +151,16 @@ class Console:
 
     def _note(self, kind: str, **detail) -> None:
         """Keeps an event of the session; where the disk does not take it, an alarm: what has happened has happened."""
+        self._keep(self._session or "", kind, **detail)
+
+    def _keep(self, session: str, kind: str, **detail) -> None:
         try:
-            self.store.note(self._session, kind, **detail)
+            self.store.note(session, kind, **detail)
         except StoreError as error:
             self.desk.alarm(f"'{kind}' was done and is missing in the record: {error}")
+
+    def note(self, kind: str, detail: dict) -> None:
+        self._note(kind, **detail)
 
     def _note_disturbance(self) -> None:
         trial = self.desk.seen(blind=True)
@@ -313,18 +324,26 @@ class Console:
     def order(self, name: str, details: dict, who: str) -> str:
         if name not in self.ORDERS:
             raise Refused(f"no order '{name}'")
+        told = {key: value for key, value in details.items() if key not in ("plan", "session")}  # the record has them
+        session = details.get("session") or self._session or ""
         try:
             said = self.ORDERS[name](self, who=who, **details)
-        except (NotNow, RigError, StoreError, ConfigError) as error:
+        except ConfigError as error:
+            self._keep(session, "refused", order=name, who=who, why=str(error), **told)
+            raise Malformed(str(error)) from error
+        except (NotNow, RigError, StoreError) as error:
+            self._keep(session, "refused", order=name, who=who, why=str(error), **told)
             raise Refused(str(error)) from error
-        if self._session and name in ("hold", "undo", "label", "pause", "swap", "roll_back", "clear_fault"):
-            self._note(name, who=who, **details)
+        if name == "start":
+            session = self._begun
+        self._keep(session, name, who=who, **told)
         return said or name
 
     def _start(self, plan: dict, attended: bool, who: str) -> str:
-        spec = Session.from_mapping(plan)
+        spec = Session.from_mapping(plan).salted()
         session = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
         self._want(session, spec, attended)
+        self._begun = session
         return f"session {session} begins"
 
     def _resume(self, session: str, attended: bool, who: str) -> str:
@@ -457,8 +476,17 @@ def _meanwhile(condition, timeout_s: float) -> None:
         time.sleep(0.005)
 
 
+def log_to_stderr() -> None:
+    """Lets the server's lines (orders, hand-overs, failures) be read in the process's output."""
+    handler, log = logging.StreamHandler(), logging.getLogger("policytrim")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
 def main(args=None) -> int:
     """Serves until SIGINT or SIGTERM; returns the exit code."""
+    log_to_stderr()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     node = rclpy.create_node("console", enable_rosout=False)
     rig = store = server = console = scene = None
@@ -477,7 +505,7 @@ def main(args=None) -> int:
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, on_signal)
-        store = Store(config.out)
+        store = Store(config.out, noted=rig.tell_event)
         console = Console(node, config, rig, store, scene)
         server = Server(
             console, host=config.host, port=config.port, token=os.environ.get(TOKEN, ""), read_only=config.read_only

@@ -17,6 +17,12 @@ from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, Chunk
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 """For states: who comes late gets the last one."""
 
+TRIAL_EVENT = "trial/event"
+"""Topic of what was done in a session: String, JSON {"session", "at" (unix s), "kind", "detail"}, as the store keeps it."""
+
+EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+"""For what happens once, all of which counts."""
+
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 """For streams of which only the newest matters (images, joint states)."""
 

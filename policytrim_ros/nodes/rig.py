@@ -21,7 +21,7 @@ from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import READY
 from policytrim_ros.nodes.asking import HOLD, answer
-from policytrim_ros.nodes.messages import LATCHED, Consumed, positions_of
+from policytrim_ros.nodes.messages import EVENTS, LATCHED, TRIAL_EVENT, Consumed, positions_of
 from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.trials.protocol import Interrupted, RigError
 
@@ -33,10 +33,11 @@ LOADING_S = 180.0  # a large checkpoint, tried by a child of low priority on a b
 INFERENCE = "inference"
 DISCOVERY_S = 5.0  # how long nodes on one machine may take to hear each other
 WORLD_S = 3.0  # a simulated world is heard, or the scene is laid by hand: within this it is known which
-DESCRIBED_S = 2.0
+DESCRIBED_S = 4.0  # for one node, which may have started just now: until it is heard, and asked again
+DIAGNOSED_S = 2.5  # diagnostics come once a second
 WRITTEN_S = 5.0  # a recording is closed well within this
 DESCRIBED = ("controller", INFERENCE, "camera")
-"""Nodes whose parameters belong to the provenance of a session."""
+"""Nodes whose parameters belong to the provenance of a session; of a simulated one, the scene's, too."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class RosRig:
         node.create_subscription(String, "recorder/status", lambda m: setattr(self, "recorder", json.loads(m.data)), LATCHED)
         node.create_subscription(DiagnosticArray, "diagnostics", self._on_diagnostics, 20)
         self._trial = node.create_publisher(String, "trial/state", LATCHED)
+        self._event = node.create_publisher(String, TRIAL_EVENT, EVENTS)
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self._joints = Newest(node, JointState, {"measured": "joint_states"})
@@ -82,7 +84,7 @@ class RosRig:
         self._clients["inference/run"] = node.create_client(SetBool, "inference/run")
         for name in (config.scene_node, INFERENCE):
             self._clients[f"{name}/set_parameters"] = node.create_client(SetParameters, f"{name}/set_parameters")
-        for name in DESCRIBED:
+        for name in (*DESCRIBED, config.scene_node):
             self._clients[f"{name}/list_parameters"] = node.create_client(ListParameters, f"{name}/list_parameters")
             self._clients[f"{name}/get_parameters"] = node.create_client(GetParameters, f"{name}/get_parameters")
 
@@ -213,6 +215,10 @@ class RosRig:
         self._recording = trial["recording"]
         self._trial.publish(String(data=json.dumps(trial)))
 
+    def tell_event(self, event: dict) -> None:
+        """Publishes trial/event (nodes/messages.py)."""
+        self._event.publish(String(data=json.dumps(event)))
+
     def recorded(self) -> str:
         def closed():
             status = self.recorder
@@ -223,16 +229,29 @@ class RosRig:
         dropped = self.recorder.get("dropped", 0)
         return self.recorder.get("reason", "") or (f"{dropped} messages were dropped" if dropped else "")
 
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Nodes whose parameters belong to the provenance."""
+        return (*DESCRIBED, self.config.scene_node) if self.simulated else DESCRIBED
+
     def parameters(self, node: str) -> dict:
-        """All parameters of ``node``; {} when it does not answer."""
-        if node not in self._heard:
-            return {}
-        try:
-            names = self._answer(f"{node}/list_parameters", ListParameters.Request(), DESCRIBED_S).result.names
-            values = self._answer(f"{node}/get_parameters", GetParameters.Request(names=names), DESCRIBED_S).values
-        except RigError:
-            return {}
+        """All parameters of ``node``, which is waited for and asked again; {} when it tells none within DESCRIBED_S."""
+        end = time.monotonic() + DESCRIBED_S
+        self.wait(lambda: node in self._heard, DESCRIBED_S)
+        while node in self._heard and (left := end - time.monotonic()) > 0:
+            with suppress(RigError):
+                return self._parameters(node, min(left, DESCRIBED_S / 2))
+        return {}
+
+    def _parameters(self, node: str, timeout_s: float) -> dict:
+        names = self._answer(f"{node}/list_parameters", ListParameters.Request(), timeout_s).result.names
+        values = self._answer(f"{node}/get_parameters", GetParameters.Request(names=names), timeout_s).values
         return {name: plain(parameter_value_to_python(value)) for name, value in zip(names, values)}
+
+    def measured(self, part: str, key: str) -> str:
+        """What ``part`` says of ``key`` in its diagnostics, which are waited for; '' when it says nothing."""
+        self.wait(lambda: key in self.diagnostics.get(part, {}), DIAGNOSED_S)
+        return self.diagnostics.get(part, {}).get(key, "")
 
     def close(self) -> None:
         self._joints.close()

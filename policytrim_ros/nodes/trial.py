@@ -22,7 +22,7 @@ from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import heartbeat
-from policytrim_ros.nodes.provenance import provenance
+from policytrim_ros.nodes.provenance import provenance, since
 from policytrim_ros.nodes.rig import RigConfig, RosRig
 from policytrim_ros.trials.desk import Desk
 from policytrim_ros.trials.protocol import Interrupted, RigError, run_session
@@ -101,14 +101,21 @@ def session_of(config: TrialConfig, loaded: str) -> Session:
     )
 
 
-def open_session(store: Store, spec: Session, described) -> str:
-    """The session of ``store`` with just this plan that is not locked yet, or a new one; its name. ``described()``: its provenance."""
+def open_session(store: Store, spec: Session, described) -> tuple[str, Session]:
+    """The session of ``store`` with just this plan that is not locked yet, or a new one: its name, and the plan with its salt.
+
+    ``described(spec)``: its provenance; of a session that goes on, what has changed in it since is noted.
+    """
+    plan = replace(spec, salt="").as_dict()
     for found in reversed(read_sessions(store.path.parent)):
-        if found["spec"] == spec.as_dict() and found["locked"] is None:
-            return found["id"]
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-    store.begin(name, spec.as_dict(), described())
-    return name
+        stored = {name: value for name, value in found["spec"].items() if name != "salt"}
+        if stored == plan and found["locked"] is None:
+            spec = Session.from_mapping(found["spec"])
+            store.note(found["id"], "resumed", **since(found, described(spec)))
+            return found["id"], spec
+    name, spec = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}", spec.salted()
+    store.begin(name, spec.as_dict(), described(spec))
+    return name, spec
 
 
 def loose_trials(spec: Session, store: Store, repeat: bool) -> list[Trial]:
@@ -129,12 +136,12 @@ def main(args=None) -> int:
         heartbeat(node)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda received, _frame: setattr(rig, "stop_signal", received))
-        store = Store(config.out)
+        store = Store(config.out, noted=rig.tell_event)
         rig.connect()
         spec = session_of(config, rig.inference.get("checkpoint", ""))
         if config.repeat:
             spec = replace(spec, notes=f"repeated at {time.time()}")
-        session = open_session(store, spec, lambda: provenance(rig, spec))
+        session, spec = open_session(store, spec, lambda spec: provenance(rig, spec))
         whole = bool(config.plan or config.canary)  # what was tried in other sessions is no part of it
         shown = session if whole else ""
         trials = schedule(spec) if whole else loose_trials(spec, store, config.repeat)

@@ -115,6 +115,10 @@ class RemotePolicy:
             )
         return actions[None]
 
+    def close(self) -> None:
+        """Ends the connection; `predict` would open another."""
+        self._drop()
+
     def _drop(self) -> None:
         self._connection = None
         self._open_until_dropped.close()

@@ -59,6 +59,7 @@ def _of_the_session(spec: Session, rows, sessions, kind, compared: Sequence[Evid
         found.append("The session does not say whether its trials were real or simulated.")
     if open_ := [session["id"] for session in sessions if session["locked"] is None]:
         found.append(f"Session {', '.join(open_)} is not locked: trials and outcomes may still change.")
+    found += _of_the_provenance(sessions)
     short = [one for one in compared if one.n < spec.scenes]
     if short and spec.stop == "fixed":
         found.append(
@@ -73,6 +74,25 @@ def _of_the_session(spec: Session, rows, sessions, kind, compared: Sequence[Evid
         if not one.paired and one.n:
             found.append(f"{one.name}: {one.first} and {one.second} did not meet the same scenes; they are compared unpaired.")
     return found
+
+
+def _of_the_provenance(sessions) -> list[str]:
+    """What is not known of how a session was carried out, and what changed in its course."""
+    found = []
+    for session in sessions:
+        if missing := session["provenance"].get("missing"):
+            found.append(f"It is not known with what session {session['id']} was carried out: {', '.join(missing)}.")
+        for event in session.get("events", []):
+            if event["kind"] == "resumed" and (changed := event["detail"].get("changed")):
+                told = ", ".join(f"{path} ({_short(before)} -> {_short(now)})" for path, (before, now) in list(changed.items())[:8])
+                more = f" and {len(changed) - 8} more" if len(changed) > 8 else ""
+                found.append(f"Session {session['id']} was resumed with something changed: {told}{more}. Its trials are not all alike.")
+    return found
+
+
+def _short(value) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _of_the_arms(spec: Session, rows, strangers) -> list[str]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Callable
 
 from policytrim_ros.trials.canary import Canary
 from policytrim_ros.trials.session import Trial
-from policytrim_ros.trials.store import UNLABELLED, Row, Store
+from policytrim_ros.trials.store import UNLABELLED, Row, Store, StoreError
 
 BY_HAND = ("success", "failure", "invalid")
 LONGEST_REASON = 500
@@ -83,8 +84,12 @@ class Desk:
     def alarm(self, text: str) -> None:
         """Something that a person must know; it stays until it is read."""
         with self._lock:
+            new = text not in self.alarms
             self.alarms = [*(one for one in self.alarms if one != text), text][-10:]
         self._changed()
+        if new and self.store is not None:
+            with suppress(StoreError):  # the disk may be what the alarm is about
+                self.store.note(self.session, "alarm", text=text)
 
     def all_clear(self, text: str) -> None:
         """What the alarm ``text`` was about is over; nothing happens when there was none."""

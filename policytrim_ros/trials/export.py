@@ -85,7 +85,8 @@ def record(row: Row, session: dict | None) -> dict:
 
 
 def spec_sha256(spec: dict) -> str:
-    """What a plan is recognised by: SHA-256 of its JSON with sorted keys."""
+    """What a plan is recognised by: SHA-256 of its JSON with sorted keys, without the salt, which each session draws for itself."""
+    spec = {name: value for name, value in spec.items() if name != "salt"}
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 

@@ -4,7 +4,9 @@
 
 A cell is one task in one setting. In every cell each arm of the comparison meets the same scenes, so that outcomes are pairs. Scenes
 are taken in blocks; inside a block the trials are shuffled by the session's seed (permuted blocks): whatever drifts in an afternoon,
-light, wear, the operator, falls on all arms alike. An operator sees the code of a trial, which says nothing about its arm.
+light, wear, the operator, falls on all arms alike. An operator sees the code of a trial, which says nothing about its arm. Order and
+codes of a blind session are drawn from the seed and a salt, which is drawn when the session begins (`salted`) and kept with its plan: who
+knows the plan, or an earlier session of the same seed, knows nothing of this one.
 
 A canary session has two arms, incumbent and candidate, and each scene is met by one of them: in every block of `canary` trials one, at a
 place drawn from the seed, is the candidate's.
@@ -13,7 +15,8 @@ place drawn from the seed, is the candidate's.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
@@ -24,6 +27,8 @@ from policytrim_ros.core.config import Config, ConfigError
 from policytrim_ros.core.config import setting as option
 
 SETTINGS = ("standard", "dynamic")
+MOST_TRIALS = 100_000
+LONGEST_NAME, LONGEST_PATH, LONGEST_NOTES = 100, 2000, 10_000  # characters
 LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # none that is read for another
 
 
@@ -39,8 +44,13 @@ class Arm(Config):
     def __post_init__(self):
         super().__post_init__()
         own = self.checkpoints
+        _check_text("Arm.name", self.name, LONGEST_NAME)
+        _check_text("Arm.checkpoint", self.checkpoint, LONGEST_PATH)
         if not isinstance(own, dict) or not all(isinstance(text, str) and text for pair in own.items() for text in pair):
             raise ConfigError(f"Arm.checkpoints = {own!r}: expected task: directory, for one task or several")
+        for task, checkpoint in own.items():
+            _check_text("Arm.checkpoints", task, LONGEST_NAME)
+            _check_text("Arm.checkpoints", checkpoint, LONGEST_PATH)
         if own and not self.name:
             raise ConfigError(f"Arm.checkpoints = {own!r}: give this arm a name, it is more than one checkpoint")
 
@@ -61,7 +71,7 @@ class Session(Config):
     settings: list = option(["standard"], "settings of each task: standard, dynamic")
     arms: list = option([{}], "arms of the comparison, the baseline first, each with checkpoint and, if wanted, name and horizon")
     scenes: int = option(20, "scenes of each task and setting; every arm meets each of them", low=1, high=10_000)
-    seed: int = option(1000, "seed of the first scene, and of the order", low=0, high=2**31 - 1)
+    seed: int = option(1000, "seed of the first scene, and, with the salt of a blind session, of the order", low=0, high=2**31 - 1)
     block: int = option(2, "scenes whose trials are shuffled together; 0: nothing is shuffled", low=0, high=100)
     blind: bool = option(True, "nobody sees which arm a trial belongs to before the session is locked")
     margin: float = option(0.1, "success may be lower by this much and still count as not inferior", low=0.001, high=0.99)
@@ -79,18 +89,31 @@ class Session(Config):
         2.0, "dynamic setting on a robot: the operator moves the target this long after go", low=0.0, high=600.0
     )
     notes: str = option("", "whatever a reader should know")
+    salt: str = option("", "drawn when a blind session begins, not chosen: order and codes follow from it, too; empty: from the seed alone")
 
     def __post_init__(self):
+        if not isinstance(self.arms, (list, tuple)):
+            raise ConfigError(f"Session.arms = {_shown(self.arms)}: expected a list")
         object.__setattr__(self, "arms", [arm if isinstance(arm, Arm) else Arm.from_mapping(_mapping(arm)) for arm in self.arms])
         super().__post_init__()
+        for name in ("tasks", "settings"):
+            for text in getattr(self, name):
+                if not isinstance(text, str):
+                    raise ConfigError(f"Session.{name} = {_shown(getattr(self, name))}: expected a list of names")
+                _check_text(f"Session.{name}", text, LONGEST_NAME)
         labels = [arm.label for arm in self.arms]
         for name, values in (("tasks", self.tasks), ("settings", self.settings), ("arms", labels)):
             if not values or len(set(values)) != len(values):
-                raise ConfigError(f"Session.{name} = {values}: name at least one, and each once")
+                raise ConfigError(f"Session.{name} = {_shown(values)}: name at least one, and each once")
         if unknown := set(self.settings) - set(SETTINGS):
             raise ConfigError(f"Session.settings: '{sorted(unknown)[0]}' is none of {', '.join(SETTINGS)}")
-        if not all(isinstance(task, str) and task.isidentifier() for task in self.tasks):
-            raise ConfigError(f"Session.tasks = {self.tasks}: names such as tape_box")
+        if not all(task.isidentifier() for task in self.tasks):
+            raise ConfigError(f"Session.tasks = {_shown(self.tasks)}: names such as tape_box")
+        _check_text("Session.notes", re.sub(r"[\n\t]", " ", self.notes), LONGEST_NOTES)
+        if not re.fullmatch(r"(?:[0-9a-f]{32})?", self.salt):
+            raise ConfigError("Session.salt: is drawn when the session begins; leave it out")
+        if self.planned > MOST_TRIALS:
+            raise ConfigError(f"Session: {self.planned} trials are planned, {MOST_TRIALS} are the most; take fewer scenes, arms or tasks")
         if strange := {task for arm in self.arms for task in arm.checkpoints} - set(self.tasks):
             raise ConfigError(f"Session.arms: a checkpoint for {sorted(strange)[0]}, which is none of the tasks {self.tasks}")
         if self.stop == "sequential" and len(self.arms) != 2:
@@ -132,11 +155,15 @@ class Session(Config):
         """How many trials."""
         return len(self.cells) * self.scenes * (1 if self.canary else len(self.arms))
 
+    def salted(self) -> Session:
+        """The session as it begins: a blind one with a salt of its own, whatever salt its plan came with."""
+        return replace(self, salt=secrets.token_hex(16) if self.blind else "")
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, from which `from_mapping` makes the same session; without `canary` and `checkpoints` where there are none, as
-        releases before them."""
+        """Plain values, from which `from_mapping` makes the same session; without `canary`, `salt` and `checkpoints` where there are
+        none, as releases before them."""
         values = {**vars(self), "arms": [_without(vars(arm), "checkpoints") for arm in self.arms]}
-        return _without(values, "canary")
+        return _without(_without(values, "canary"), "salt")
 
 
 @dataclass(frozen=True)
@@ -155,9 +182,10 @@ class Trial:
 
 
 def schedule(session: Session) -> list[Trial]:
-    """All trials of ``session`` in their order; the same for the same session."""
-    draws = np.random.default_rng([session.seed, 1])
-    codes = _codes(session.planned, np.random.default_rng([session.seed, 2]))
+    """All trials of ``session`` in their order; the same for the same session, its salt included."""
+    salt = [int(session.salt, 16)] if session.salt else []
+    draws = np.random.default_rng([session.seed, 1, *salt])
+    codes = _codes(session.planned, np.random.default_rng([session.seed, 2, *salt]))
     order = _canary_order if session.canary else _shuffled_order
     met = [(task, setting, scene, arm) for task, setting in session.cells for scene, arm in order(session, draws)]
     return [
@@ -186,7 +214,7 @@ def read_session(path) -> Session:
     """The session that a YAML file describes; ConfigError names the file and what is wrong with it."""
     try:
         return Session.from_mapping(_mapping(yaml.safe_load(Path(path).read_text(encoding="utf-8"))))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -199,6 +227,16 @@ def _mapping(value) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise ConfigError(f"expected names with values, not {value!r}"[:200])
     return value
+
+
+def _check_text(where: str, text: str, longest: int) -> None:
+    """Refuses what would not fit into a table, or would not stay in its place on a terminal."""
+    if len(text) > longest or not text.isprintable():
+        raise ConfigError(f"{where} = {_shown(text)}: expected at most {longest} printable characters")
+
+
+def _shown(value) -> str:
+    return repr(value)[:200]
 
 
 def _codes(n: int, draws: np.random.Generator) -> list[str]:

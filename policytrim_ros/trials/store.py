@@ -3,7 +3,7 @@
     session   what was planned, and with what it was carried out (provenance); locked once, never changed otherwise
     trial     one row a finished trial: what it used
     label     its outcome; an undo and a new outcome are further rows, the latest counts
-    event     holds, hand-overs, alarms, notes
+    event     orders (who, what, refused or not), who is in control, alarms, notes
 
 A row is on the disk before `append` returns (WAL, synchronous=FULL): neither kill -9 nor a full disk loses a finished trial. The
 database itself refuses to change or delete trials and labels, and new labels of a locked session.
@@ -18,6 +18,7 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Callable
 
 from policytrim_ros.files import claim
 
@@ -181,9 +182,13 @@ def _reading(out):
 
 
 class Store:
-    """The one writer of a directory's trials; its methods may be called from several threads."""
+    """The one writer of a directory's trials; its methods may be called from several threads.
 
-    def __init__(self, out):
+    ``noted``: called with every event that is to be kept, also when the disk does not take it.
+    """
+
+    def __init__(self, out, noted: Callable[[dict], None] = lambda event: None):
+        self.noted = noted
         self.path = Path(out) / FILE
         self._lock = threading.Lock()
         try:
@@ -243,10 +248,10 @@ class Store:
         )
 
     def note(self, session: str, kind: str, **detail) -> None:
-        """Keeps an event of a session."""
-        self._do(
-            "INSERT INTO event (session, at, kind, detail) VALUES (?, ?, ?, ?)", (session, time.time(), kind, json.dumps(detail))
-        )
+        """Keeps an event of a session ('': of none)."""
+        at = time.time()
+        self.noted({"session": session, "at": at, "kind": kind, "detail": detail})
+        self._do("INSERT INTO event (session, at, kind, detail) VALUES (?, ?, ?, ?)", (session, at, kind, json.dumps(detail)))
 
     def lock(self, session: str, reason: str = "") -> None:
         """No trial and no label of ``session`` can be added from now on. StoreError while one has no outcome."""

@@ -365,6 +365,11 @@ function checkpoints(text) { // "directory", or one for each task: "tape_box=dir
   return { checkpoint: text };
 }
 
+// A seed of its own for each session: equal seeds lay equal scenes.
+function proposeSeed() {
+  $("start-seed").value = 1 + (crypto.getRandomValues(new Uint32Array(1))[0] % 999999);
+}
+
 const ticked = (id) => [...all(`#${id} input:checked`)].map((input) => input.value);
 
 $("start").addEventListener("submit", async (event) => {
@@ -390,7 +395,10 @@ $("start").addEventListener("submit", async (event) => {
     blind: $("start-blind").checked,
     notes: $("start-notes").value.trim(),
   };
-  if (await order("start", { plan, attended: $("start-attended").checked })) $("trial").scrollIntoView();
+  if (await order("start", { plan, attended: $("start-attended").checked })) {
+    proposeSeed();
+    $("trial").scrollIntoView();
+  }
 });
 
 $("swap").addEventListener("submit", (event) => {
@@ -435,6 +443,7 @@ await speak(localStorage.getItem("language"));
 explainKeys();
 addArm("baseline");
 addArm("trimmed");
+proposeSeed();
 $("lost").hidden = false;
 
 connect({
