@@ -26,6 +26,7 @@ from policytrim_ros.trials.clips import ClipError, clip
 from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.figures import interval_figure, time_figure
 from policytrim_ros.trials.page import SYMBOLS, Block, Claimed, Clip, Code, Grid, Listing, Page, Strip, Text
+from policytrim_ros.trials.repetition import PLAN, commands
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, Comparison
 from policytrim_ros.trials.store import Row, StoreError, history, read, read_sessions
@@ -348,25 +349,8 @@ def flat(value, path: str = "") -> list[tuple[str, str]]:
 
 
 def _commands(spec: Session, provenance: dict) -> Iterator[Block]:
-    yield Text("Save the plan above as session.yaml; the seeds in it give the same scenes and the same order.")
+    yield Text(f"Save the plan above as {PLAN}; the seeds in it give the same scenes and the same order.")
     yield Code("\n".join(commands(spec, provenance)))
-
-
-def commands(spec: Session, provenance: dict) -> list[str]:
-    """What was typed, where the provenance says so (its ``commands``), else what leads to the same session."""
-    if said := provenance.get("commands"):
-        return [str(line) for line in said]
-    first = spec.arms[0].checkpoint_for(spec.tasks[0])
-    checkpoint = f" checkpoint:={first}" if first else ""
-    hardware = (
-        " sim:=false can_port:=<port> cameras:=front=<serial>,wrist=<serial>" if provenance.get("simulated") is False else ""
-    )
-    commit = str(provenance.get("commit") or "unknown").removesuffix("-dirty")
-    return [
-        *([] if commit == "unknown" else [f"git checkout {commit}"]),
-        f"policytrim up{checkpoint} task:={spec.tasks[0]}{hardware}",
-        "policytrim trial plan:=session.yaml out:=trials   # in another terminal",
-    ]
 
 
 def _time(seconds: float) -> str:
