@@ -391,7 +391,7 @@ def canary_table(rows: list[dict]) -> str:
 def session_table(rows: list[dict]) -> str:
     """Sessions with an error, uncorrected and after Holm, and what is found of what is true."""
     head = ("B", "claim", "some cell wrong, uncorrected %", "some cell wrong, as reported %", "all cells together wrong %")
-    told = lambda value: "" if np.isnan(value) else percent(value)  # noqa: E731
+    told = lambda value: "" if value is None else percent(value)  # noqa: E731
     cells = [
         (r["world"], words, percent(r[f"{kind}_alone"]), percent(r[kind]), told(r[f"{kind}_overall"]), told(r[f"{kind}_found"]))
         for r in rows

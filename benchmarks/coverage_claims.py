@@ -123,12 +123,13 @@ def session_rows(draw) -> list[dict]:
     for name, bad in WORLDS.items():
         rng = np.random.default_rng(bad)
         said = [_errors(rng, bad, draw) for _ in range(SESSIONS)]
-        rows.append({"world": name, "sessions": SESSIONS, **{key: float(np.mean([one[key] for one in said])) for key in said[0]}})
+        shares = {key: None if said[0][key] is None else float(np.mean([one[key] for one in said])) for key in said[0]}
+        rows.append({"world": name, "sessions": SESSIONS, **shares})
     return rows
 
 
-def _errors(rng: np.random.Generator, bad: int, draw) -> dict[str, bool]:
-    """What one session says wrongly (keys: claim and family), and how much of what is true it finds."""
+def _errors(rng: np.random.Generator, bad: int, draw) -> dict[str, float | None]:
+    """What one session says wrongly (keys: claim and family), and how much of what is true it finds; None where nothing can be."""
     found = claims(PLAN, _played(rng, bad, draw))
     wrong = {}
     for kind in ("success", "time"):
@@ -136,9 +137,9 @@ def _errors(rng: np.random.Generator, bad: int, draw) -> dict[str, bool]:
         wrong[f"{kind}_alone"] = any(claim.p <= ALPHA for claim in cells[:bad])
         wrong[kind] = any(claim.verdict == SUPPORTED for claim in cells[:bad])
         good = cells[bad:]
-        wrong[f"{kind}_found"] = sum(claim.verdict == SUPPORTED for claim in good) / len(good) if good else float("nan")
+        wrong[f"{kind}_found"] = sum(claim.verdict == SUPPORTED for claim in good) / len(good) if good else None
         together = getattr(found.overall[0], kind)
-        wrong[f"{kind}_overall"] = together.verdict == SUPPORTED if bad == len(PLAN.cells) else float("nan")
+        wrong[f"{kind}_overall"] = together.verdict == SUPPORTED if bad == len(PLAN.cells) else None
     return wrong
 
 
