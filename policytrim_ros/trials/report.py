@@ -23,12 +23,13 @@ from policytrim_ros.trials import paper_table4
 from policytrim_ros.trials.canary import Canary
 from policytrim_ros.trials.claims import Claims, claims
 from policytrim_ros.trials.clips import ClipError, clip
+from policytrim_ros.trials.combination import kept
 from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.figures import interval_figure, time_figure
 from policytrim_ros.trials.page import SYMBOLS, Block, Claimed, Clip, Code, Grid, Listing, Page, Strip, Text
 from policytrim_ros.trials.repetition import PLAN, commands
 from policytrim_ros.trials.session import Session
-from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, Comparison
+from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUCCESS, SUPPORTED, Comparison
 from policytrim_ros.trials.store import Row, StoreError, history, read, read_sessions
 from policytrim_ros.trials.table import is_blind, lines
 
@@ -76,6 +77,7 @@ def report(out, session: str, paper: bool = True) -> Report:
     page = Page(f"Trials {session}")
     page.add("What these trials show", *_headline(found, rows, stated))
     page.add("What to know before believing it", *([Listing(stated.warnings)] if stated.warnings else []))
+    page.add("With the simulator's help", *_combined(kept(out, session, rows)))
     page.add("Cell by cell", *(_by_cell(stated) if stated.overall else ()))
     page.add("Results", *_results(rows, stated))
     page.add("Beside the paper", *(_paper(stated) if paper else ()))
@@ -158,6 +160,16 @@ def _by_cell(stated: Claims) -> Iterator[Claimed]:
     for cell in stated.cells:
         for comparison in cell.comparisons:
             yield from _claimed(comparison)
+
+
+def _combined(found: dict | None) -> Iterator[Block]:
+    if found:
+        for one in found["cells"]:
+            yield Claimed(one["verdict"], f"{SUCCESS}, {one['name']}:", one["sentence"])
+        yield Text(
+            f"By prediction-powered inference from the simulated sessions {', '.join(found['simulated_sessions'])}. These are the "
+            "claims of the robot's trials with less noise, beside those above and not further ones: believe the one that was decided on before."
+        )
 
 
 def _results(rows: Sequence[Row], stated: Claims) -> Iterator[Block]:
