@@ -36,6 +36,7 @@ pytestmark = [
     ),
 ]
 SCREENSHOTS = os.environ.get("POLICYTRIM_SCREENSHOTS", "")
+WINDOW = "1400,1400" if SCREENSHOTS else "1400,1000"
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def system(tmp_path):
 @pytest.fixture
 def browser():
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--lang=en"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={WINDOW}", "--lang=en"):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium")
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
@@ -102,6 +103,12 @@ class Operator:
         if SCREENSHOTS:
             self.browser.save_screenshot(str(Path(SCREENSHOTS) / f"console_{name}.png"))
 
+    def lay_over(self, percent: int) -> None:
+        """The wanted scene over the cameras' pictures, for a picture of it."""
+        if SCREENSHOTS:
+            self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, "#tiles img.wanted:not([hidden])"), 60)
+            self.fill("mix", percent)
+
     def start(self, arms, scenes: int) -> None:
         self.show("starting")
         rows = self.browser.find_elements(By.CSS_SELECTOR, "#arms > *")
@@ -111,7 +118,6 @@ class Operator:
             fields[0].send_keys(name)
             fields[1].send_keys(checkpoint)
         self.fill("start-scenes", scenes)
-        self.picture("start")
         self.order("start")
 
     def show(self, name: str) -> None:
@@ -130,13 +136,19 @@ def test_an_operator_carries_a_blind_session_out_in_a_browser_from_its_start_to_
     operator.until("READY")
     names = browser.find_element(By.TAG_NAME, "main").text
     assert "piper-pi0-tiny" not in names and "tape-box-pi0-trimmed" not in names, "the blind page names an arm"
+    operator.lay_over(60)
     operator.show("card")
     operator.picture("ready")
+    operator.press("l")
+    operator.picture("chinese")
+    operator.press("l")
+    operator.lay_over(0)
     operator.press("g")
     operator.until("RUNNING")
     operator.picture("running")
     operator.press(Keys.ESCAPE)
     operator.until("LABEL")
+    operator.picture("hold")
     operator.press("s")
     operator.until("READY")
     assert [(r.outcome, r.labelled_by) for r in read(tmp_path / "trials")] == [("success", "Li")]
