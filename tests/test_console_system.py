@@ -106,7 +106,7 @@ class Operator:
     def lay_over(self, percent: int) -> None:
         """The wanted scene over the cameras' pictures, for a picture of it."""
         if SCREENSHOTS:
-            self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, "#tiles img.wanted:not([hidden])"), 60)
+            self.wait(lambda: self.browser.find_elements(By.CSS_SELECTOR, "#tiles img.wanted:not([hidden])"), 180)
             self.fill("mix", percent)
 
     def start(self, arms, scenes: int) -> None:
