@@ -79,6 +79,7 @@ EXTRAS = {
         "scipy>=1.13",  # statistics to compare ours with
         "statsmodels>=0.14",  # the same, for rates and sample sizes
         "selenium>=4.20",  # drives a browser through the console
+        "rosbags>=0.11",  # reads recordings as ros2 bag files, by code that is not ours and not MCAP's
     ],
 }
 

@@ -1,16 +1,17 @@
-"""The console beside a moving arm: does the control loop become later while people look at the page?
+"""The console beside a moving arm: does the control loop become later while people look at the page, or while trials are recorded?
 
-    python -m benchmarks.console_load [--viewers 0 8 0 8] [--seconds 20] [--out docs/results/console_load]
+    python -m benchmarks.console_load [--viewers 0 8 0 16 0 32] [--recorded 0 8] [--seconds 20] [--out docs/results/console_load]
 
 Brings the whole simulated system up with its console, has a session carried out without an operator, and connects viewers, all in one
-process of their own, that take every state and every picture as the page does. Lateness is the setpoint thread's own, from the controller's
-diagnostics.
+process of their own, that take every state and every picture as the page does, each from an address of its own. Then the same with
+record:=true. Lateness is the setpoint thread's own, from the controller's diagnostics.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import statistics
@@ -22,25 +23,30 @@ import urllib.request
 from pathlib import Path
 
 import aiohttp
+from std_msgs.msg import String
 
 from benchmarks.control_loop import Probe, running_system
 from benchmarks.results import circumstances, in_words, leave, markdown
+from policytrim_ros.nodes.messages import LATCHED
 
 PORT = 8791
 URL = f"http://127.0.0.1:{PORT}"
-PLAN = dict(scenes=40, seed=3000, blind=False, arms=[dict(checkpoint="models/tape-box-pi0-trimmed")])
+PLAN = dict(scenes=1000, seed=3000, blind=False, arms=[dict(checkpoint="models/tape-box-pi0-trimmed")])
 HEAD = (
+    "recorded",
     "viewers",
+    "connections lost",
     "pictures/s each",
     "states/s each",
     "console, % of a core",
     "setpoints late: p50, p99 ms",
     "moving, % of the time",
+    "messages written/s, dropped",
 )
 
 
 async def look(seconds: float, viewers: int) -> dict:
-    """Pictures (of both cameras together) and states a second that each of ``viewers`` gets."""
+    """Pictures (of both cameras together) and states a second that each of ``viewers`` gets; connections that were lost."""
     counts = {"/ws": 0, "/pictures": 0}
 
     async def follow(session, path: str, number: int):
@@ -53,13 +59,18 @@ async def look(seconds: float, viewers: int) -> dict:
                 counts[path] += 1
                 await socket.send_str("next")
 
-    async with aiohttp.ClientSession() as session:
-        work = [asyncio.ensure_future(follow(session, path, n)) for n in range(viewers) for path in counts]
+    async with contextlib.AsyncExitStack() as stack:
+        work = []
+        for number in range(viewers):  # from so many machines, as far as the console can tell
+            connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{number + 2}", 0))
+            session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
+            work += [asyncio.ensure_future(follow(session, path, number)) for path in counts]
         await asyncio.sleep(seconds)
+        lost = sum(one.done() for one in work)  # the console has closed it, or never let it in
         for each in work:
             each.cancel()
         await asyncio.gather(*work, return_exceptions=True)
-    return {path: count / seconds / viewers for path, count in counts.items()}
+    return {path: count / seconds / viewers for path, count in counts.items()} | {"lost": lost}
 
 
 def order(name: str, **details) -> None:
@@ -79,33 +90,90 @@ def console_pid() -> int:
     return int(found.stdout.split()[0])
 
 
-def measure(probe: Probe, viewers: int, seconds: float) -> dict:
+class Listener(Probe):
+    """Hears the recorder, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.written: list[dict] = []
+        self.node.create_subscription(String, "recorder/status", lambda m: self.written.append(json.loads(m.data)), LATCHED)
+
+
+def measure(probe: Listener, viewers: int, seconds: float, recorded: bool) -> dict:
     """One stretch of time with so many viewers."""
     watching = None
     if viewers:
         line = [sys.executable, "-m", "benchmarks.console_load", "--look", str(seconds), str(viewers)]
         watching = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
         time.sleep(2.0)
-    pid, probe.heard = console_pid(), {}
+    pid, probe.heard, probe.written = console_pid(), {}, []
     began, before = time.monotonic(), cpu_s(pid)
     probe.spin(seconds - 2.0)
-    share = (cpu_s(pid) - before) / (time.monotonic() - began)
-    said = probe.heard["controller"]
-    seen = json.loads(watching.communicate()[0]) if watching else {"/ws": None, "/pictures": None}
+    took = time.monotonic() - began
+    share, said, written = (cpu_s(pid) - before) / took, probe.heard["controller"], list(probe.written)
+    seen = json.loads(watching.communicate()[0]) if watching else {"/ws": None, "/pictures": None, "lost": 0}
     return {
+        "recorded": recorded,
         "viewers": viewers,
         "pictures_hz": seen["/pictures"],
         "states_hz": seen["/ws"],
+        "lost": seen["lost"],
         "cpu": share,
         "late_p50_ms": statistics.median(float(one["lateness_p50_ms"]) for one in said),
         "late_p99_ms": statistics.median(float(one["lateness_p99_ms"]) for one in said),
         "moving": sum(one["state"] == "moving" for one in said) / len(said),
+        **(_written(written, took) if recorded else {}),
     }
+
+
+def _written(said: list[dict], took_s: float) -> dict:
+    """Of a stretch, in which one recording follows the other: messages a second, and those that were dropped or belong to one that failed."""
+    if not said or any(one["state"] == "failed" for one in said):
+        raise SystemExit(f"nothing was recorded: {said[-1:]}")
+    files: dict[str, list[dict]] = {}
+    for one in said:
+        files.setdefault(one["file"], []).append(one)
+    new = [max(one["messages"] for one in of_file) - min(one["messages"] for one in of_file) for of_file in files.values()]
+    return {"written_hz": sum(new) / took_s, "dropped": sum(max(one["dropped"] for one in of_file) for of_file in files.values())}
+
+
+def stretches(viewers: list[int], seconds: float, recorded: bool, command: list[str]) -> list[dict]:
+    """One system from its start to its end, with so many viewers in one stretch after the other; ``command`` gets its command line."""
+    found = []
+    with tempfile.TemporaryDirectory() as out:
+        line = ("console:=true", f"console_port:={PORT}", "mode:=async", f"out:={out}", f"record:={str(recorded).lower()}")
+        with running_system(*line) as said:
+            command.append(said)
+            probe = Listener()
+            order("start", plan=PLAN, attended=False)
+            probe.spin(15.0)
+            for each in viewers:
+                found.append(measure(probe, each, seconds, recorded))
+                print(found[-1], flush=True)
+            probe.close()
+    return found
+
+
+def row(one: dict) -> tuple:
+    """A line of the table."""
+    told = lambda value: "-" if value is None else f"{value:.1f}"  # noqa: E731
+    return (
+        "yes" if one["recorded"] else "no",
+        one["viewers"],
+        one["lost"],
+        told(one["pictures_hz"]),
+        told(one["states_hz"]),
+        f"{100 * one['cpu']:.0f}",
+        f"{one['late_p50_ms']:.2f}, {one['late_p99_ms']:.2f}",
+        f"{100 * one['moving']:.0f}",
+        f"{one['written_hz']:.0f}, {one['dropped']}" if one["recorded"] else "-",
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--viewers", type=int, nargs="+", default=[0, 8, 0, 8], help="viewers of each stretch")
+    parser.add_argument("--viewers", type=int, nargs="+", default=[0, 8, 0, 16, 0, 32], help="viewers of each stretch")
+    parser.add_argument("--recorded", type=int, nargs="*", default=[0, 8], help="the same of stretches that are recorded")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each stretch")
     parser.add_argument("--out", type=Path, default=Path("docs/results/console_load"))
     parser.add_argument("--look", nargs=2, help=argparse.SUPPRESS)
@@ -113,29 +181,13 @@ def main() -> None:
     if options.look:
         print(json.dumps(asyncio.run(look(float(options.look[0]), int(options.look[1])))))
         return
-    load, found = os.getloadavg()[0], []
-    with tempfile.TemporaryDirectory() as out:
-        with running_system("console:=true", f"console_port:={PORT}", "mode:=async", f"out:={out}") as said:
-            probe = Probe()
-            order("start", plan=PLAN, attended=False)
-            probe.spin(15.0)
-            for viewers in options.viewers:
-                found.append(measure(probe, viewers, options.seconds))
-                print(found[-1], flush=True)
-    rows = [
-        (
-            one["viewers"],
-            "-" if one["pictures_hz"] is None else f"{one['pictures_hz']:.1f}",
-            "-" if one["states_hz"] is None else f"{one['states_hz']:.1f}",
-            f"{100 * one['cpu']:.0f}",
-            f"{one['late_p50_ms']:.2f}, {one['late_p99_ms']:.2f}",
-            f"{100 * one['moving']:.0f}",
-        )
-        for one in found
-    ]
-    head = circumstances("console_load", load, system=said)
+    load, command, found = os.getloadavg()[0], [], []
+    for viewers, recorded in ((options.viewers, False), (options.recorded, True)):
+        if viewers:
+            found += stretches(viewers, options.seconds, recorded, command)
+    head = circumstances("console_load", load, system=command)
     about = f"{in_words(head)}. Viewers are one process on the same machine; a message of pictures holds those of both cameras that are new."
-    leave(options.out, "The console beside a moving arm", about, markdown(HEAD, rows), {**head, "stretches": found})
+    leave(options.out, "The console beside a moving arm", about, markdown(HEAD, map(row, found)), {**head, "stretches": found})
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.coverage [--runs 2000]
 
 Rates (Wilson, Clopper-Pearson, Newcombe unpaired and paired) and the sequential test are exact: every possible outcome with its
-probability. Times and prediction-powered inference are simulated (runs a cell; the standard error of a coverage of 95 % is 0.5
-points for 2000 runs). Needs scipy and matplotlib. Writes docs/results/statistics.md, .json and .png.
+probability. Times, prediction-powered inference, the canary and whole sessions are simulated (runs a cell; the standard error of a
+coverage of 95 % is 0.5 points for 2000 runs). Needs scipy and matplotlib. Writes docs/results/statistics.md, .json and .png.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from benchmarks.coverage_claims import CANARY_BLOCKS, CLAIM_RUNS, PLAN, SESSIONS, canary_rows, session_rows, time_claim_rows
 from benchmarks.results import circumstances, in_words, leave, markdown
 from policytrim_ros.core import prediction_powered, sample_size, statistics
 from policytrim_ros.core.sequential import evidence_above, evidence_below
@@ -242,6 +243,25 @@ def sequential_rows(runs: int) -> list[dict]:
     return rows
 
 
+SPEEDS = ((0.5, 0.5), (0.4, 0.4), (0.6, 0.4), (0.75, 0.25), (0.9, 0.1))
+"""P(B faster), P(A faster) among pairs in which both succeed."""
+
+
+def speed_rows() -> list[dict]:
+    """What `SpeedTest` says of each of SPEEDS: it is the paired test with a margin of nothing."""
+    found = sequential(0.0, list(SPEEDS))
+    return [
+        {
+            "b_faster": b,
+            "a_faster": a,
+            "faster": one["non_inferior"],
+            "slower": one["inferior"],
+            "mean_pairs": one["mean_pairs"],
+        }
+        for (b, a), one in zip(SPEEDS, found)
+    ]
+
+
 # ---- prediction-powered inference, simulated -------------------------------------------------------------------------
 
 
@@ -317,7 +337,11 @@ def sections(found: dict) -> list[tuple[str, str, str]]:
     return [
         ("Success rates", RATES_SHOW, rates),
         ("Times", TIMES_SHOW, times),
+        ("Claims about time", CLAIMS_SHOW, claims_table(found["time_claims"])),
         ("The sequential test", SEQUENTIAL_SHOWS, sequential_table(found["sequential"])),
+        ("The sequential test of time", SPEED_SHOWS, speed_table(found["speed"])),
+        ("The canary", CANARY_SHOWS, canary_table(found["canary"])),
+        ("Whole sessions", SESSIONS_SHOW, session_table(found["sessions"])),
         ("Real trials with the simulator's help", POWERED_SHOWS, powered_table(found["powered"])),
         (
             "The same for a paired difference",
@@ -338,6 +362,42 @@ def sequential_table(rows: list[dict]) -> str:
         peeked = percent(r["peeking"]) if "peeking" in r else ""
         cells.append((*case, *said, r["fixed"]["pairs"], percent(r["fixed"]["non_inferior"]), peeked))
     return markdown(head + beside, cells)
+
+
+def claims_table(rows: list[dict]) -> str:
+    """Coverage and wrong verdicts by size."""
+    cell = lambda r: f"{percent(r['coverage'])} / {percent(r['wrongly_faster'])}"  # noqa: E731
+    return by_size(rows, lambda r: f"{r['design']}, {r['times']}", cell)
+
+
+def speed_table(rows: list[dict]) -> str:
+    """What it said, and how soon."""
+    head = ("B faster", "A faster", "says faster %", "says slower %", "mean pairs")
+    cells = [
+        (f"{100 * r['b_faster']:.0f} %", f"{100 * r['a_faster']:.0f} %", percent(r["faster"]), percent(r["slower"]))
+        + (f"{r['mean_pairs']:.0f}",)
+        for r in rows
+    ]
+    return markdown(head, cells)
+
+
+def canary_table(rows: list[dict]) -> str:
+    """Both of its errors."""
+    rate = lambda r: "drifts, 50 to 95 %" if r["rate"] is None else f"{100 * r['rate']:.0f} %"  # noqa: E731
+    cells = [(f"1 in {r['every']}", rate(r), percent(r["worse"]), percent(r["as_good"])) for r in rows]
+    return markdown(("the candidate's", "incumbent", "says worse %", "says as good %"), cells)
+
+
+def session_table(rows: list[dict]) -> str:
+    """Sessions with an error, uncorrected and after Holm, and what is found of what is true."""
+    head = ("B", "claim", "some cell wrong, uncorrected %", "some cell wrong, as reported %", "all cells together wrong %")
+    told = lambda value: "" if value is None else percent(value)  # noqa: E731
+    cells = [
+        (r["world"], words, percent(r[f"{kind}_alone"]), percent(r[kind]), told(r[f"{kind}_overall"]), told(r[f"{kind}_found"]))
+        for r in rows
+        for kind, words in (("success", "not worse by the margin"), ("time", "faster"))
+    ]
+    return markdown((*head, "true ones found %"), cells)
 
 
 def powered_table(rows: list[dict]) -> str:
@@ -364,6 +424,22 @@ SEQUENTIAL_SHOWS = f"""\
 is just -margin, both verdicts are errors and each may be said in at most 5 % of sessions. Beside it the test with a number of
 pairs set before, for a power of 80 % if there is no difference (Newcombe's paired interval, 90 %); its last column is that
 test, wrongly, read after every pair from the 10th on and stopped when one likes what one sees."""
+
+CLAIMS_SHOW = f"""\
+Of the interval that decides a claim (`Evidence.change`): bootstrap or t, the wider on either side. Coverage at 95 % / how often a B
+that is just as fast is called faster where {100 * ALPHA:g} % are allowed, in %; {CLAIM_RUNS} runs a cell."""
+
+SPEED_SHOWS = f"""\
+`SpeedTest` with alpha = {ALPHA}, a look after every pair, stopped at its first verdict or after {MOST_PAIRS} pairs. Where B and A
+are faster equally often, both verdicts are errors."""
+
+CANARY_SHOWS = f"""\
+`CanaryTest` with alpha = {ALPHA} and a margin of 10 points, a look after every block, at most {CANARY_BLOCKS}. The candidate is worse by
+just the margin: both verdicts are errors, each may be said in at most 5 % of sessions. {2 * CLAIM_RUNS} sessions a row."""
+
+SESSIONS_SHOW = f"""\
+{SESSIONS} sessions a row of {len(PLAN.cells)} cells, {PLAN.scenes} scenes each, two arms, alpha = {ALPHA}, margin 10 points, through
+`trials.claims`; A succeeds in 90 %, times are the skewed ones. Wrong is a claim that is called supported and is not true."""
 
 POWERED_SHOWS = """\
 Coverage of 95 % intervals in %. The simulator repeats the robot's outcome in the given share of scenes and otherwise draws its
@@ -419,7 +495,11 @@ def main(arguments=None) -> int:
     parts = {
         "rates": rate_rows,
         "times": lambda: time_rows(options.runs),
+        "time_claims": lambda: time_claim_rows(TIMES, MEAN_A_S, MEAN_B_S, options.runs),
         "sequential": lambda: sequential_rows(options.runs),
+        "speed": speed_rows,
+        "canary": lambda: canary_rows(options.runs),
+        "sessions": lambda: session_rows(list(TIMES.values())[1]),
         "powered": lambda: powered_rows(options.runs),
         "powered_difference": lambda: powered_difference_rows(options.runs),
     }

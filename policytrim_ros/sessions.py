@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from policytrim_ros.trials.combination import combined
+from policytrim_ros.trials.combination import combined, keep
 from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.export import ExportError, export
 from policytrim_ros.trials.report import ReportError, write
@@ -83,8 +83,11 @@ def combine_trials(options) -> int:
     simulated = [seen(options.simulated, name) for name in options.simulated_session or [""]]
     spec, rows = Session.from_mapping(real["spec"]), read(options.out, real["id"])
     more = [row for found in simulated for row in read(options.simulated, found["id"])]
-    for cell in combined(spec, rows, more, [real, *simulated]):
+    found = combined(spec, rows, more, [real, *simulated])
+    for cell in found:
         print(f"{cell.name}, {cell.first} → {cell.second}: {cell.claim.verdict}\n  {cell.claim.sentence}")
+    path = keep(options.out, real["id"], found, rows, [one["id"] for one in simulated])
+    print(f"kept in {path}; `policytrim trials report --out {options.out} --session {real['id']}` shows it, too")
     return 0
 
 

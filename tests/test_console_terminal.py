@@ -263,6 +263,40 @@ def test_a_lost_server_is_shown_and_found_again(cockpit, sit):
         seat.shows("held by the operator", timeout_s=20)
 
 
+def test_sessions_stand_with_the_names_that_orders_want_and_a_report_is_saved_once_its_session_is_locked(served, cockpit, tmp_path, sit):
+    begin(cockpit)
+    seat = sit(served.url, before=f"import os; os.chdir({str(tmp_path)!r})")
+    seat.shows("Sessions:", "20261123-201500-ab12  tape_box  0  runs  Report: lock it first")
+    seat.press(":report\r")
+    seat.shows("the session is blind; lock it first")
+    assert not list(tmp_path.iterdir())
+    seat.press(":lock session=20261123-201500-ab12\r")
+    seat.shows("locked  :report session=20261123-201500-ab12")
+    seat.press(":report session=20261123-201500-ab12\r")
+    seat.shows(f"{tmp_path.name}/report-20261123-201500-ab12.md")
+    assert (tmp_path / "report-20261123-201500-ab12.md").read_text() == "# Report of 20261123-201500-ab12"
+    seat.press(":report session=../../etc/passwd\r")
+    seat.shows("no such session")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_request_for_control_is_kept_from_by_a_key(served, cockpit, sit):
+    holder = sit(served.url)
+    begin(cockpit)
+    holder.shows("READY")
+    holder.press("g")
+    holder.shows("You are in control")
+    other = sit(served.url)
+    other.shows("Ann is in control", "[t] Ask for control")
+    other.press("t")
+    holder.shows("Ann asks for control: give it", "[k] Keep it")
+    holder.press("k")
+    holder.shows("You are in control")
+    wait_for(lambda: served._state["control"]["asking"] == "")
+    assert served._state["control"]["holder"] == "Ann"
+    other.shows("Ask for control")
+
+
 def test_nothing_that_comes_from_elsewhere_steers_the_terminal(served, cockpit, sit):
     hostile = "\x1b]0;owned\x07\x1b[2J\u202eevil"
     begin(cockpit)
@@ -381,6 +415,19 @@ def test_without_a_terminal_it_is_a_line_for_each_change_and_orders_a_line_at_a_
     assert process.wait(10) == 0
 
 
+def test_who_reads_lines_is_told_of_new_sessions_and_of_who_asks_for_control(lines, cockpit, served):
+    process, until = lines
+    until("Nobody is in control")
+    begin(cockpit)
+    assert "20261123-201500-ab12 runs" in until("20261123-201500-ab12")
+    say(process, "g")
+    until("You are in control")
+    served._control.ask("f" * 32, "Bob", time.monotonic())
+    assert "[k] Keep it" in until("Bob asks for control")
+    say(process, "k")
+    until("You are in control")
+
+
 def test_a_card_is_one_line_for_who_reads_lines(lines, cockpit):
     process, until = lines
     begin(cockpit)
@@ -480,6 +527,23 @@ def test_a_blind_session_shows_no_figures_and_an_open_one_does():
         and "models" not in shown
         and "Bob is in control" in shown
     )
+
+
+def test_a_picture_grows_older_between_two_states():
+    cockpit = MemoryCockpit()
+    state = cockpit.state() | {"control": {"holder": "", "since_s": 0, "asking": ""}}
+    state |= {"word": glance.word(state), "cameras": [{"name": "front", "age_ms": 40}, {"name": "wrist", "age_ms": None}]}
+    for waited_s, ages in ((0.0, "front 40 ms, wrist –"), (1.5, "front 1540 ms, wrist –")):
+        assert any(ages in line for line in terminal.lines(state, {}, Words("en"), waited_s))
+
+
+def test_only_the_newest_sessions_are_listed_and_their_names_steer_nothing():
+    cockpit = MemoryCockpit()
+    state = cockpit.state() | {"control": {"holder": "", "since_s": 0, "asking": ""}}
+    known = dict(began=0, locked=True, blind=False, trials=2, tasks=["tape_box"])
+    state |= {"word": glance.word(state), "sessions": [known | {"id": f"s{number}\x1b"} for number in range(20)]}
+    shown = [line for line in terminal.lines(state, {}, Words("zh"), 0.0) if "tape_box" in line and "已锁定" in line]
+    assert len(shown) == terminal.LISTED and shown[0].lstrip().startswith("s0") and "\x1b" not in "".join(shown)
 
 
 @pytest.mark.parametrize("language, said", [("en", "RETURNED, the arm was held after 3"), ("zh", "已退回（机械臂被保持）")])

@@ -141,7 +141,7 @@ ALLOWED = {  # room: the other rooms it may import
     "arm": {"core"},
     "cameras": {"core"},
     "trials": {"core", "files", "children"},
-    "console": {"core"},
+    "console": {"core", "files"},
     "nodes": {"core", "policies", "training", "arm", "cameras", "trials", "console", "share", "files", "children"},
 }
 

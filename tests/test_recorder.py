@@ -7,10 +7,12 @@ import resource
 import signal
 
 import pytest
+import rclpy
 from mcap.reader import make_reader
 from mcap_ros2.decoder import DecoderFactory
 from rcl_interfaces.msg import ParameterEvent
 from rclpy.serialization import deserialize_message, serialize_message
+from rosbags.highlevel import AnyReader
 from sensor_msgs.msg import CompressedImage, JointState
 from stack import Operator, wait_for
 from std_msgs.msg import String
@@ -156,10 +158,18 @@ class Conductor(Operator):
         self._scene = self.node.create_publisher(String, "scene/state", LATCHED)
         self._joints = self.node.create_publisher(JointState, "joint_states", 10)
         self.pictures = self.node.create_publisher(CompressedImage, "front" + IMAGES, 10)
+        self.events = self.node.create_publisher(String, "trial/event", 10)
         self.node.create_subscription(String, "recorder/status", self._on_status, LATCHED)
 
     def _on_status(self, message):
         self.status = json.loads(message.data)
+
+    def is_camera(self, **parameters):
+        """Answers in the name of a camera node, too."""
+        self.camera = rclpy.create_node("camera", context=self._context)
+        for name, value in parameters.items():
+            self.camera.declare_parameter(name, value)
+        self._executor.add_node(self.camera)
 
     def says(self, state):
         self._state.publish(String(data=state))
@@ -230,6 +240,26 @@ def test_every_trial_is_a_file_that_holds_states_newest_picture_and_parameters_f
         assert [bytes(h.message.data) for h in recording.messages({"front" + IMAGES: CompressedImage})] == [b"a picture"]
         joints = [m for m in recording.messages({"joint_states": JointState}) if m.message == MESSAGE]
         assert len(joints) == 40
+
+
+@pytest.mark.integration
+def test_events_of_a_session_and_the_parameters_of_the_cameras_are_in_the_file(stack, conductor, tmp_path):
+    conductor.is_camera(serials=["0123", "0456"])
+    start(stack, tmp_path / "out")
+    conductor.wait_status("the recorder does not speak", lambda s: s["state"] == "idle")
+    conductor.trial("one", "running")
+    conductor.wait_status("it does not begin", lambda s: s["recording"] == "one")
+    conductor.until(lambda: conductor.events.get_subscription_count() > 0, "nobody listens to events")
+    conductor.events.publish(String(data='{"kind": "undo", "trial": 1}'))
+    conductor.joints(300)  # longer than the recorder waits before it asks again
+    conductor.trial("one", "done")
+    recording = Recording(conductor.wait_status("it does not end", lambda s: s["state"] == "idle")["file"])
+    assert [h.message.data for h in recording.messages({"trial/event": String})] == ['{"kind": "undo", "trial": 1}']
+    assert recording.parameters("camera")["serials"] == ["0123", "0456"]
+    with AnyReader([recording.path]) as bag:  # a reader of ros2 bag files that is not ours
+        heard = [(c.topic, bag.deserialize(raw, c.msgtype)) for c, _, raw in bag.messages()]
+    assert [message.data for topic, message in heard if topic == "/trial/event"] == ['{"kind": "undo", "trial": 1}']
+    assert [list(message.position) for topic, message in heard if topic == "/joint_states"] == [list(MESSAGE.position)] * 300
 
 
 @pytest.mark.integration

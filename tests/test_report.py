@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 import threading
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,13 +14,18 @@ from sensor_msgs.msg import CompressedImage
 from session_samples import TWO, failing, plan, row_of, rows_of, store_session
 from std_msgs.msg import String
 
+from policytrim_ros.arguments import from_text, texts
+from policytrim_ros.cli import parser_for
+from policytrim_ros.console.terminal import parsed
+from policytrim_ros.graph import LaunchArguments
 from policytrim_ros.nodes.recording import McapFile
 from policytrim_ros.trials import report as report_module
 from policytrim_ros.trials.clips import LAST_FRAME_S, ClipError, clip
 from policytrim_ros.trials.figures import curve
 from policytrim_ros.trials.page import SYMBOLS, Code, Grid, Page, Strip, Text, clean
 from policytrim_ros.trials.report import ReportError, report, write
-from policytrim_ros.trials.session import schedule
+from policytrim_ros.trials.repetition import commands
+from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.store import Store
 from policytrim_ros.trials.table import show
 
@@ -305,7 +311,7 @@ def test_provenance_is_told_with_the_weights_that_ran_and_the_parameters_folded(
     for words in ("camera_serials.front 0123", "firmware S-V1.6", "c" * 64, "trimmed" * 8, "controller.setpoint_rate_hz 100.0"):
         assert words in page.text
     assert page.tags.count("details") == 1 and "All 1 parameters" in page.text
-    assert "git checkout abc123\n" in made.html and "sim:=false" in made.html and "a robot" in page.text
+    assert "git checkout abc123   #" in made.html and "sim:=false" in made.html and "a robot" in page.text
 
 
 def test_the_plan_in_the_report_is_a_session_file(tmp_path):
@@ -319,12 +325,69 @@ def test_the_plan_in_the_report_is_a_session_file(tmp_path):
     assert read_session(tmp_path / "session.yaml") == spec
 
 
-def test_commands_that_were_typed_are_repeated_word_for_word(tmp_path):
+CHECKOUT, AFTERWARDS = "git checkout abc123", ["policytrim trials lock --out runs/x", "policytrim trials report --out runs/x"]
+CONSOLE = "policytrim console{}   # in another terminal: type  :start plan=@session.yaml  and say go for each trial"
+
+
+@pytest.mark.parametrize(
+    "typed, lines",
+    [
+        (
+            "policytrim up plan:=plans/mine.yaml record:=true out:=runs/x",
+            ["policytrim up plan:=session.yaml record:=true out:=runs/x"],
+        ),
+        (
+            "policytrim up mode:=async console:=true console_port:=0 out:=runs/x",
+            ["policytrim up mode:=async console:=true out:=runs/x", CONSOLE.format("")],
+        ),
+        (
+            "policytrim up sim:=false console:=true console_port:=9000 out:=runs/x",
+            [
+                "policytrim up sim:=false console:=true console_port:=9000 out:=runs/x",
+                CONSOLE.format(" --url http://127.0.0.1:9000"),
+            ],
+        ),
+        ("policytrim up trials:=5 seed:=7 out:=runs/x", ["policytrim up trials:=5 seed:=7 out:=runs/x"]),
+        (
+            "policytrim up 'cameras:=front=1,wrist=2' out:=runs/x",
+            [
+                "policytrim up cameras:=front=1,wrist=2 out:=runs/x",
+                "policytrim trials run session.yaml --out runs/x   # in another terminal",
+            ],
+        ),
+    ],
+    ids=["plan", "console", "console at a port", "trials", "neither"],
+)
+def test_the_commands_check_the_source_out_and_lead_from_the_saved_plan_to_the_report(tmp_path, typed, lines):
+    import html
+
     spec = plan(scenes=2)
-    made = reported(
-        tmp_path, spec, rows_of(spec), provenance={"simulated": True, "commands": ["policytrim up a:=1", "policytrim x"]}
-    )
-    assert "<pre>policytrim up a:=1\npolicytrim x</pre>" in made.html
+    provenance = {"simulated": True, "commit": "abc123", "commands": [typed]}
+    made = reported(tmp_path, spec, rows_of(spec), provenance=provenance)
+    code = html.unescape(re.findall(r"<pre>(.*?)</pre>", made.html, re.S)[-1])
+    assert code.split("\n") == [CHECKOUT, *lines, *AFTERWARDS]
+
+
+def test_commands_are_made_up_from_the_plan_where_nobody_knows_what_was_typed():
+    spec = plan(tasks=["hang_mug"])
+    system, *rest = commands(spec, {"simulated": True, "commit": "abc123-dirty"})[1:]
+    assert system == "policytrim up checkpoint:=models/a task:=hang_mug" and rest[0].startswith("policytrim trials run session.yaml")
+    found = commands(spec, {"simulated": False})
+    assert found[0].startswith("# the version") and "sim:=false" in found[1] and found[2] == CONSOLE.format("")
+    assert commands(spec, {"commit": "abc123-dirty"})[0] == "git checkout abc123   # and changes to it that were not committed"
+
+
+def test_every_command_of_a_report_is_understood_by_the_command_line(tmp_path):
+    (tmp_path / "session.yaml").write_text("scenes: 2\n")
+    for typed in ("policytrim up plan:=x.yaml out:=runs/x", "policytrim up console:=true console_port:=0 out:=runs/x"):
+        for line in commands(plan(), {"commit": "abc123", "commands": [typed]})[1:]:
+            words = shlex.split(line, comments=True)
+            options = parser_for(words[1:]).parse_args(words[1:])
+            if words[1] == "up":
+                from_text(LaunchArguments, texts(options, LaunchArguments))
+    said = CONSOLE.partition("type")[2].partition("and say")[0].strip()
+    name, details = parsed(said.removeprefix(":").replace("session.yaml", str(tmp_path / "session.yaml")))
+    assert name == "start" and Session.from_mapping(details["plan"]).scenes == 2
 
 
 # ---- time to success -------------------------------------------------------------------------------------------------------------

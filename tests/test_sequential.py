@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import integrate, special
 
 from policytrim_ros.core.sequential import (
     FASTER,
@@ -161,6 +162,43 @@ def test_a_policy_that_becomes_worse_during_the_session_contradicts_itself():
 def test_impossible_settings_are_refused(arguments):
     with pytest.raises(ValueError, match="outside"):
         PairedTest(*arguments)
+
+
+@pytest.mark.parametrize("wins, losses", [(0, 0), (5, 0), (0, 7), (6, 6), (12, 3), (20, 9)])
+def test_the_evidence_is_the_beta_mixture_of_the_literature(wins, losses):
+    """The mixture of all fractions in closed form, an incomplete beta function: Robbins (1970), Howard et al. (2021) for a fair coin."""
+    n = wins + losses
+    mixture = 2 ** (n + 1) * special.beta(wins + 1, losses + 1) * special.betainc(losses + 1, wins + 1, 0.5)
+    assert float(evidence_above(wins, 17, losses, 0.0)) == pytest.approx(mixture, rel=0.03)  # of which ours is a sum of 32 terms
+
+
+@pytest.mark.parametrize("counts, margin", [((4, 20, 1), 0.1), ((2, 15, 6), 0.2), ((0, 30, 0), 0.1)])
+def test_the_e_values_of_a_paired_test_are_the_integral_over_all_fractions(counts, margin):
+    wins, ties, losses = counts
+    test = PairedTest(margin).extend([ONLY_B] * wins + [BOTH] * ties + [ONLY_A] * losses)
+
+    def money(sign):
+        up, down = (wins, losses) if sign > 0 else (losses, wins)
+        fair = 1 - sign * margin  # what 1 + d is on average, seen from this side
+        play = lambda f: (1 - f + 2 * f / fair) ** up * (1 - f + f / fair) ** ties * (1 - f) ** down  # noqa: E731
+        return integrate.quad(play, 0, 1)[0]
+
+    assert (test.against_worse, test.against_not_worse) == (pytest.approx(money(1), rel=0.03), pytest.approx(money(-1), rel=0.03))
+
+
+@pytest.mark.parametrize("only_a, only_b", [(0.6, 0.1), (0.5, 0.0), (0.75, 0.25)])
+def test_every_course_of_five_pairs_counted_out_errs_no_more_often_than_alpha(only_a, only_b):
+    """B is worse by just the margin: whatever the test says is wrong. Each of the 3^5 courses is played, with its probability."""
+    chances = {ONLY_A: only_a, ONLY_B: only_b, BOTH: 1 - only_a - only_b}
+    said = {NON_INFERIOR: 0.0, INFERIOR: 0.0}
+    for course in itertools.product(chances, repeat=5):
+        test, weight, verdicts = PairedTest(0.5, alpha=0.4), math.prod(chances[pair] for pair in course), set()
+        for pair in course if weight else ():
+            test.add(*pair)
+            verdicts.add(NON_INFERIOR if test.verdict == SUPERIOR else test.verdict)
+        for verdict in verdicts & said.keys():
+            said[verdict] += weight
+    assert 0.02 < said[NON_INFERIOR] <= 0.4 and said[INFERIOR] <= 0.4
 
 
 def test_outcomes_that_are_none_are_refused():

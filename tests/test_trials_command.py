@@ -1,12 +1,16 @@
 """`policytrim trials ...` as it is typed."""
 
 import csv
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from session_samples import failing, plan, rows_of, store_session
 
 from policytrim_ros.cli import main
-from policytrim_ros.trials.store import read_sessions
+from policytrim_ros.trials.combination import keep
+from policytrim_ros.trials.report import report
+from policytrim_ros.trials.store import read, read_sessions
 
 
 @pytest.fixture
@@ -77,6 +81,23 @@ def test_simulated_sessions_of_one_policy_are_combined_together(robot, capsys):
     store_session(robot[-1], more, rows_of(more, session="s2"), "s2")
     assert main([*robot, "--simulated-session", "s1", "s2"]) == 0
     assert "20 real scenes and 110 further simulated ones" in capsys.readouterr().out
+
+
+def test_what_was_combined_stands_in_the_report_of_the_real_trials_until_an_outcome_changes(robot, capsys):
+    out = robot[3]
+    assert "With the simulator" not in report(out, "robot").markdown
+    assert main(robot) == 0 and "combined.json" in capsys.readouterr().out
+    made = report(out, "robot")
+    section = made.markdown.split("## With the simulator")[1].split("## ")[0]
+    assert "20 real scenes and 60 further simulated ones" in section and "sessions s1" in section
+    assert "60 further simulated ones" in made.html and "pooled" not in section
+    kept = Path(out) / "robot" / "combined.json"
+    kept.write_text(kept.read_text().replace('"cells"', '"shells"'))
+    assert "With the simulator" not in report(out, "robot").markdown
+    assert main(robot) == 0
+    rows = read(out, "robot")
+    keep(out, "robot", [], [replace(rows[0], outcome="failure"), *rows[1:]], ["s1"])  # as if it had been combined before
+    assert "With the simulator" not in report(out, "robot").markdown
 
 
 def test_an_unrelated_blind_session_does_not_keep_others_from_being_combined_and_a_chosen_one_does(robot, capsys):

@@ -12,6 +12,7 @@ import getpass
 import json
 import locale
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -21,7 +22,7 @@ import time
 import unicodedata
 from contextlib import suppress
 from typing import Any, Callable, Mapping
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 import yaml
@@ -29,6 +30,7 @@ import yaml
 from policytrim_ros.console.access import TOKEN, ConsoleError, checked_name
 from policytrim_ros.console.cockpit import ORDERS, Malformed
 from policytrim_ros.console.language import Words, keys, language_of
+from policytrim_ros.files import replace_file
 
 SILENCE_S = 3.0  # the server speaks at least every second
 ANSWER_S = 130.0
@@ -36,6 +38,11 @@ LONGEST_WAIT_S = 8.0
 LEAVE_S = 5.0
 REDRAW_S = 0.25
 REPAINT = "\x0c"  # Ctrl-L, as everywhere
+KEEP = "k"  # control, when somebody asks for it
+OWN_ORDERS = {"report": {"session": (str, "")}, "keep": {}}
+"""Typed as orders are, and done here: a report is saved where the terminal runs, of the newest session if none is named."""
+LISTED = 6
+"""Sessions that are shown, the newest."""
 TONES = {
     "danger": curses.COLOR_RED,
     "attention": curses.COLOR_YELLOW,
@@ -118,6 +125,17 @@ class Client:
             return False, None
 
 
+    async def report(self, session: str) -> tuple[bool, str | None]:
+        """The report of ``session`` in Markdown, or why there is none; None when nobody answered."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+            async with self._session.get(f"{self.url}/report/{quote(session, safe='')}.md", timeout=timeout) as answer:
+                text = await answer.text()
+                return answer.status == 200, text if answer.status == 200 else json.loads(text)["error"]
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError, KeyError):
+            return False, None
+
+
 class Seat:
     """What the operator does at a terminal: keys become orders, answers become a line to read."""
 
@@ -155,6 +173,8 @@ class Seat:
             self._ended.set()
         elif key == ":":
             self.prompt = "order"
+        elif key == KEEP:
+            self._later(self._post("/control/keep", ""))
         else:
             self._act(self._keys.get(key.lower() if len(key) == 1 else key))
 
@@ -199,6 +219,11 @@ class Seat:
             name, details = parsed(text)
         except Malformed as error:
             self.said = f"✖ {error}"
+            return
+        if name == "report":
+            self._later(self._report(**details))
+        elif name == "keep":
+            self.press(KEEP)
         else:
             self._order(name, **details)
 
@@ -215,6 +240,20 @@ class Seat:
             text = self.words.say("hold_lost" if name == "hold" else "not_delivered")
         self.said = f"{'✔' if done else '✖'} {text}"
 
+    async def _report(self, session: str = "") -> None:
+        known = (self.client.state or {}).get("sessions") or ()
+        session = session or (known[0]["id"] if known else "")
+        name = re.sub(r"[^\w.-]", "_", f"report-{session}.md")
+        self.said = f"… {self.words.say('sessions.report')} {session}"
+        done, text = await self.client.report(session)
+        if done:
+            try:
+                replace_file(name, text.encode())
+                text = f"{self.words.say('sessions.report')}: {os.path.abspath(name)}"
+            except OSError as error:
+                done, text = False, f"{name}: {error.strerror or error}"
+        self.said = f"{'✔' if done else '✖'} {self.words.say('not_delivered') if text is None else text}"
+
     def _later(self, work) -> None:
         """In a task of its own: no order waits behind another."""
         task = asyncio.ensure_future(work)
@@ -228,14 +267,15 @@ def parsed(text: str) -> tuple[str, dict[str, Any]]:
         name, *rest = shlex.split(text)
     except ValueError as error:
         raise Malformed(f"{text}: {error}") from error
-    if name not in ORDERS:
-        raise Malformed(f"unknown order '{name}'; orders: {', '.join(ORDERS)}")
+    orders = {**ORDERS, **OWN_ORDERS}
+    if name not in orders:
+        raise Malformed(f"unknown order '{name}'; orders: {', '.join(orders)}")
     details = {}
     for word in rest:
         key, given, value = word.partition("=")
-        if not given or key not in ORDERS[name]:
-            raise Malformed(f"order {name}: '{word}'; details: {', '.join(f'{key}=...' for key in ORDERS[name]) or 'none'}")
-        details[key] = _detail(ORDERS[name][key][0], key, value)
+        if not given or key not in orders[name]:
+            raise Malformed(f"order {name}: '{word}'; details: {', '.join(f'{key}=...' for key in orders[name]) or 'none'}")
+        details[key] = _detail(orders[name][key][0], key, value)
     return name, details
 
 
@@ -288,9 +328,8 @@ def headline(state: Mapping[str, Any], words: Words) -> tuple[str, str, str]:
 
 def lines(state: Mapping[str, Any], you: Mapping[str, Any], words: Words, waited_s: float) -> list[str]:
     """Everything below the word; ``waited_s``: how long ago the state was heard."""
-    return [
-        printable(one) for part in (_trial, _cameras, _policy, _comparison, _system) for one in part(state, words, waited_s)
-    ] + [_control(state["control"], you, words)]
+    said = [one for part in (_trial, _cameras, _policy, _comparison, _system) for one in part(state, words, waited_s)]
+    return [printable(one) for one in (*said, control(state["control"], you, words), *_sessions(state, words))]
 
 
 def _trial(state, words: Words, waited_s: float) -> list[str]:
@@ -346,7 +385,11 @@ def _canary(canary, words: Words) -> str:
 
 
 def _cameras(state, words: Words, waited_s: float) -> list[str]:
-    ages = [f"{one['name']} {_told(one['age_ms'], '.0f')} ms" for one in state.get("cameras") or ()]
+    older_ms = 1000 * waited_s
+    ages = [
+        f"{one['name']} {_told(None if one['age_ms'] is None else one['age_ms'] + older_ms, '.0f')} ms"
+        for one in state.get("cameras") or ()
+    ]
     return [f"{words.say('cameras.title')}: {', '.join(ages)}"] if ages else []
 
 
@@ -399,14 +442,33 @@ def _system(state, words: Words, waited_s: float) -> list[str]:
     return found
 
 
-def _control(control, you, words: Words) -> str:
+def _sessions(state, words: Words) -> list[str]:
+    """A line for each of the newest sessions, with the name that `resume`, `lock` and `report` want."""
+    say, known = words.say, state.get("sessions") or ()
+    found = []
+    for one in known[:LISTED]:
+        more = say("sessions.lock_first") if one["blind"] else f":report session={one['id']}"
+        tasks = ", ".join(one.get("tasks") or ())
+        found.append(f"  {one['id']}  {tasks}  {one['trials']}  {say(f'sessions.{_condition(one, state)}')}  {more}")
+    return [f"{say('sessions.title')}:", *found] if found else []
+
+
+def _condition(one: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+    """Of a session: locked, runs or open."""
+    now = state.get("session") or {}
+    return "locked" if one["locked"] else "runs" if now.get("running") and now.get("id") == one["id"] else "open"
+
+
+def control(now: Mapping[str, Any], you: Mapping[str, Any], words: Words) -> str:
+    """Who is in control, and what may be done about it."""
+    say = words.say
     if you.get("read_only"):
-        return words.say("read_only")
+        return say("read_only")
     if you.get("control"):
-        wanted = f"  [t] {words.say('control.give_to', name=printable(control['asking']))}" if control["asking"] else ""
-        return words.say("control.yours") + wanted
-    if control["holder"]:
-        return words.say("control.holder", name=printable(control["holder"])) + f"  [t] {words.say('control.ask')}"
+        asked = f"  [t] {say('control.give_to', name=now['asking'])}  [{KEEP}] {say('control.keep')}" if now["asking"] else ""
+        return say("control.yours") + asked
+    if now["holder"]:
+        return say("control.holder", name=now["holder"]) + f"  [t] {say('control.ask')}"
     return words.say("control.nobody")
 
 
@@ -487,7 +549,8 @@ class Screen:
             rest = lines(state, seat.client.you, words, time.monotonic() - seat.client.heard)
         if seat.help:
             rest = [f"{key if key != ' ' else words.say('key_space'):8} {words.say(f'key.{act}')}" for key, act in keys().items()]
-            rest += [words.say("help.typing"), f"{words.say('terminal.orders')}: {', '.join(ORDERS)}"]
+            rest += [f"{KEEP:8} {words.say('control.keep')}", words.say("help.typing")]
+            rest += [f"{words.say('terminal.orders')}: {', '.join((*ORDERS, *OWN_ORDERS))}"]
         bar = curses.A_BOLD | (curses.color_pair(1 + list(TONES).index(tone)) if curses.has_colors() else curses.A_REVERSE)
         for row, text in enumerate(("", "   " + (" ".join(word) if words.language == "en" else word), "")):
             self._put(row, text, bar, fill=columns)
@@ -517,7 +580,7 @@ class Lines:
     """Plain lines: one for every change of the word or of what was said; keys and orders come a line at a time."""
 
     def __init__(self, seat: Seat):
-        self._seat, self._told = seat, ("", "", "")
+        self._seat, self._told = seat, ("", "", "", "", "")
 
     async def read(self) -> None:
         """Passes lines on. The end of the input ends nothing: whoever reads a log goes on reading."""
@@ -537,14 +600,18 @@ class Lines:
 
     def show(self) -> None:
         seat = self._seat
-        if seat.client.state is None:
-            word, reason, scene = f"⚡ {seat.words.say('lost')}", "", ""
+        state = seat.client.state
+        if state is None:
+            word, reason, scene, holder, known = f"⚡ {seat.words.say('lost')}", "", "", "", ""
         else:
-            word, reason, _ = headline(seat.client.state, seat.words)
-            card = (seat.client.state.get("trial") or {}).get("card")
+            word, reason, _ = headline(state, seat.words)
+            card = (state.get("trial") or {}).get("card")
             word += f"  {printable(card['number'])} {printable(card['code'])}" if card else ""
-            scene = printable("; ".join(laid(seat.client.state.get("layout"), seat.words)[1:]))
-        now = (f"{word}  {reason}", scene, printable(seat.said))
+            scene = printable("; ".join(laid(state.get("layout"), seat.words)[1:]))
+            holder = printable(control(state["control"], seat.client.you, seat.words))
+            newest = (f"{one['id']} {seat.words.say(f'sessions.{_condition(one, state)}')}" for one in state.get("sessions") or ())
+            known = printable("; ".join(list(newest)[:LISTED]))
+        now = (f"{word}  {reason}", scene, holder, known, printable(seat.said))
         for text, before in zip(now, self._told):
             if text and text != before:
                 encoding = sys.stdout.encoding or "utf-8"

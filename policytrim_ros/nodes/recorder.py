@@ -5,7 +5,7 @@
 
 The recorder is never in the way of control: a full queue drops messages and counts them, a failed write (full disk) fails the
 recording, not the run. A file carries its name when it is complete; every file of a trial holds the latched states and the
-parameters of controller and inference from its beginning.
+parameters of controller, inference and camera from its beginning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MARGIN_S = 0.5
 """A file stays open so long after its trial: what was sent before the end has arrived by then."""
 
 TAKE_S = 0.05
-DESCRIBED = ("controller", "inference")
+DESCRIBED = ("controller", "inference", "camera")
 """Nodes whose parameters are written down."""
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*"
@@ -63,6 +63,7 @@ STREAMS = (  # topic, kind, how much the middleware keeps until it is taken
     ("inference/status", String, LATCHED_ALL),
     ("scene/state", String, LATCHED_ALL),
     ("trial/state", String, LATCHED_ALL),
+    ("trial/event", String, 200),
     ("diagnostics", DiagnosticArray, 200),
     ("/parameter_events", ParameterEvent, 200),
     ("/rosout", Log, 200),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Mapping, Sequence
 
 from policytrim_ros.core import prediction_powered
 from policytrim_ros.core.prediction_powered import Estimate
+from policytrim_ros.files import replace_file
 from policytrim_ros.trials.evidence import ClaimsError, Evidence, counted, simulated
 from policytrim_ros.trials.fixed import Tested, smallest_alpha, success_alone, tested
 from policytrim_ros.trials.protocol import pairs
@@ -111,3 +115,39 @@ class _Powered:
             sentence += f" {corrected}."
         claim = Claim(SUCCESS, verdict, sentence, gap, bound, found.p, found.adjusted)
         return Combined(data.name, data.first, data.second, claim, alone, shown.simulator_weight, len(self.same), len(self.more))
+
+
+# ---- kept for the report ---------------------------------------------------------------------------------------------------
+
+
+def kept_in(out, session: str) -> Path:
+    """Where the result of ``session`` lies, for its report."""
+    return Path(out) / session / "combined.json"
+
+
+def keep(out, session: str, found: Sequence[Combined], real_rows: Sequence[Row], simulated_sessions: Sequence[str]) -> Path:
+    """Writes ``found`` beside the trials of ``session``; a later result takes its place. OSError when that cannot be."""
+    cells = [
+        {"name": one.name, "first": one.first, "second": one.second, "verdict": one.claim.verdict, "sentence": one.claim.sentence}
+        for one in found
+    ]
+    values = {"simulated_sessions": list(simulated_sessions), "outcomes_sha256": _digest(real_rows), "cells": cells}
+    path = kept_in(out, session)
+    replace_file(path, (json.dumps(values, indent=1, ensure_ascii=False) + "\n").encode())
+    return path
+
+
+def kept(out, session: str, real_rows: Sequence[Row]) -> dict | None:
+    """What `keep` wrote for ``session``; None when there is nothing, or when outcomes have changed since."""
+    try:
+        values = json.loads(kept_in(out, session).read_text(encoding="utf-8"))
+        cells = [{name: str(cell[name]) for name in ("name", "first", "second", "verdict", "sentence")} for cell in values["cells"]]
+        sessions = [str(name) for name in values["simulated_sessions"]]
+        return {"cells": cells, "simulated_sessions": sessions} if values["outcomes_sha256"] == _digest(real_rows) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    """Changes with every outcome."""
+    return hashlib.sha256(json.dumps([(row.number, row.label, row.outcome) for row in rows]).encode()).hexdigest()

@@ -23,11 +23,13 @@ from policytrim_ros.trials import paper_table4
 from policytrim_ros.trials.canary import Canary
 from policytrim_ros.trials.claims import Claims, claims
 from policytrim_ros.trials.clips import ClipError, clip
+from policytrim_ros.trials.combination import kept
 from policytrim_ros.trials.evidence import ClaimsError
 from policytrim_ros.trials.figures import interval_figure, time_figure
 from policytrim_ros.trials.page import SYMBOLS, Block, Claimed, Clip, Code, Grid, Listing, Page, Strip, Text
+from policytrim_ros.trials.repetition import PLAN, commands
 from policytrim_ros.trials.session import Session
-from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUPPORTED, Comparison
+from policytrim_ros.trials.statements import CONTRADICTED, NOT_SUPPORTED, SUCCESS, SUPPORTED, Comparison
 from policytrim_ros.trials.store import Row, StoreError, history, read, read_sessions
 from policytrim_ros.trials.table import is_blind, lines
 
@@ -75,6 +77,7 @@ def report(out, session: str, paper: bool = True) -> Report:
     page = Page(f"Trials {session}")
     page.add("What these trials show", *_headline(found, rows, stated))
     page.add("What to know before believing it", *([Listing(stated.warnings)] if stated.warnings else []))
+    page.add("With the simulator's help", *_combined(kept(out, session, rows)))
     page.add("Cell by cell", *(_by_cell(stated) if stated.overall else ()))
     page.add("Results", *_results(rows, stated))
     page.add("Beside the paper", *(_paper(stated) if paper else ()))
@@ -157,6 +160,16 @@ def _by_cell(stated: Claims) -> Iterator[Claimed]:
     for cell in stated.cells:
         for comparison in cell.comparisons:
             yield from _claimed(comparison)
+
+
+def _combined(found: dict | None) -> Iterator[Block]:
+    if found:
+        for one in found["cells"]:
+            yield Claimed(one["verdict"], f"{SUCCESS}, {one['name']}:", one["sentence"])
+        yield Text(
+            f"By prediction-powered inference from the simulated sessions {', '.join(found['simulated_sessions'])}. These are the "
+            "claims of the robot's trials with less noise, beside those above and not further ones: believe the one that was decided on before."
+        )
 
 
 def _results(rows: Sequence[Row], stated: Claims) -> Iterator[Block]:
@@ -348,25 +361,8 @@ def flat(value, path: str = "") -> list[tuple[str, str]]:
 
 
 def _commands(spec: Session, provenance: dict) -> Iterator[Block]:
-    yield Text("Save the plan above as session.yaml; the seeds in it give the same scenes and the same order.")
+    yield Text(f"Save the plan above as {PLAN}; the seeds in it give the same scenes and the same order.")
     yield Code("\n".join(commands(spec, provenance)))
-
-
-def commands(spec: Session, provenance: dict) -> list[str]:
-    """What was typed, where the provenance says so (its ``commands``), else what leads to the same session."""
-    if said := provenance.get("commands"):
-        return [str(line) for line in said]
-    first = spec.arms[0].checkpoint_for(spec.tasks[0])
-    checkpoint = f" checkpoint:={first}" if first else ""
-    hardware = (
-        " sim:=false can_port:=<port> cameras:=front=<serial>,wrist=<serial>" if provenance.get("simulated") is False else ""
-    )
-    commit = str(provenance.get("commit") or "unknown").removesuffix("-dirty")
-    return [
-        *([] if commit == "unknown" else [f"git checkout {commit}"]),
-        f"policytrim up{checkpoint} task:={spec.tasks[0]}{hardware}",
-        "policytrim trial plan:=session.yaml out:=trials   # in another terminal",
-    ]
 
 
 def _time(seconds: float) -> str:
