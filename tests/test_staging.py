@@ -116,3 +116,29 @@ def test_golden_observations_are_recorded_in_the_simulator(saved):
     assert golden.observation.images["front"].shape == (2, 18, 32, 3)
     assert not np.array_equal(golden.observation.state[0], golden.observation.state[1]), "the arm has not moved in between"
     assert json.loads(json.dumps(manifest))["files"][GOLDEN]
+
+
+@pytest.mark.parametrize(
+    "stage_on, device, free, where",
+    [
+        ("auto", "cuda", 1e6, "cuda"),
+        ("auto", "cuda", 0.01, "cpu"),
+        ("device", "cuda", 0.01, "cuda"),
+        ("cpu", "cuda", 1e6, "cpu"),
+        ("auto", "cpu", 0.01, "cpu"),
+    ],
+)
+def test_a_candidate_is_staged_on_the_cpu_where_both_do_not_fit_on_the_device(saved, monkeypatch, stage_on, device, free, where):
+    monkeypatch.setattr(staging, "free_mb", lambda device: free)
+    assert staging.place(saved, device, stage_on) == where
+
+
+def test_what_is_free_is_asked_again_before_the_parent_loads(saved, monkeypatch):
+    class Child:
+        stdout, returncode, stderr = "said\nsha\n", 0, ""
+
+    monkeypatch.setattr(staging.subprocess, "run", lambda *a, **k: Child)
+    monkeypatch.setattr(staging, "free_mb", lambda device: 0.01)
+    monkeypatch.setattr(checkpoint, "load", lambda *a, **k: pytest.fail("it was loaded"))
+    with pytest.raises(StagingError, match="only 0 MB are free"):
+        staging.tried(saved, ROBOT)

@@ -15,8 +15,10 @@ What a policy is does not matter here; nothing is loaded, and time plays no part
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from policytrim_ros.core.latency import Latency
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Generation:
     policy: Any
     proved: bool = True
     """Whether it had proved itself when it last spoke."""
+    latency: Latency = field(default_factory=Latency)
+    """How long its chunks take; it is known before it speaks, and again when it comes back."""
 
 
 class NothingToReturnTo(RuntimeError):
@@ -41,15 +45,15 @@ class Generations:
     def __init__(self, keep: int = 1, probation: int = 50):
         self.keep, self.probation = keep, probation
         self.current: Generation | None = None
-        self.waiting: tuple[str, str, Any] | None = None
+        self.waiting: tuple[str, str, Any, Latency] | None = None
         self.previous: list[Generation] = []  # the newest last
         self.unproved = 0  # chunks that the current one has to send until it has proved itself
         self.good: Generation | None = None  # the last one that had
         self._count = 0
 
-    def stage(self, checkpoint: str, weights_sha256: str, policy) -> None:
+    def stage(self, checkpoint: str, weights_sha256: str, policy, latency: Latency | None = None) -> None:
         """``policy`` takes over at the next `switch`; one that waited already is forgotten."""
-        self.waiting = checkpoint, weights_sha256, policy
+        self.waiting = checkpoint, weights_sha256, policy, latency or Latency()
 
     def switch(self) -> Generation | None:
         """The generation that speaks from now on, or None when none waits."""
@@ -60,10 +64,10 @@ class Generations:
             self.previous = [*self.previous, before][-self.keep :] if self.keep else []
         return self._begin(*self.waiting, self.probation if self.current is not None else 0)
 
-    def _begin(self, checkpoint: str, weights_sha256: str, policy, unproved: int) -> Generation:
+    def _begin(self, checkpoint: str, weights_sha256: str, policy, latency: Latency, unproved: int) -> Generation:
         self._count += 1
         self.waiting, self.unproved = None, unproved
-        self.current = Generation(self._count, checkpoint, weights_sha256, policy)
+        self.current = Generation(self._count, checkpoint, weights_sha256, policy, latency=latency)
         if unproved == 0:
             self.good = self.current
         return self.current
@@ -93,4 +97,4 @@ class Generations:
         if not self.previous:
             raise NothingToReturnTo("no earlier generation is kept")
         back = self.previous.pop()
-        return self._begin(back.checkpoint, back.weights_sha256, back.policy, 0 if back.proved else self.probation)
+        return self._begin(back.checkpoint, back.weights_sha256, back.policy, back.latency, 0 if back.proved else self.probation)

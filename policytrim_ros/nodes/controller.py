@@ -56,6 +56,16 @@ class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
     )
 
 
+def following(due: float, now: float, period: float) -> tuple[float, int]:
+    """(the deadline after ``due``, deadlines that pass without a tick) for a tick that comes at ``now`` (s).
+
+    After a long pause of the machine there is no burst of old deadlines: they are missed.
+    """
+    if now <= due + 2 * period:
+        return due + period, 0
+    return now + period, int((now - due) / period)
+
+
 class Controller(Node):
     """See the module. ``fatal`` is set when the node cannot go on."""
 
@@ -73,6 +83,7 @@ class Controller(Node):
         self._stop = threading.Event()
         self._lateness = collections.deque(maxlen=int(5 * self.config.setpoint_rate_hz))
         self._hold_asked, self._to_braking = None, collections.deque(maxlen=200)  # s, from a hold's call to its first setpoint sent
+        self._ticks_missed = 0  # deadlines without a setpoint since the node started
         self._setpoint = None
         self._consumed_at = 0.0
         self._reported = self._published_state = None
@@ -97,7 +108,7 @@ class Controller(Node):
             target=self._at_rate,
             name="setpoints",
             daemon=True,
-            args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append),
+            args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append, self._missed),
         )
         # the states are not spoken by a ROS timer: it would wake the whole executor 200 times a second
         self._speaker = threading.Thread(
@@ -110,7 +121,10 @@ class Controller(Node):
 
     # ---- the setpoint thread --------------------------------------------------------------------------------------
 
-    def _at_rate(self, rate_hz: float, act, note_lateness=lambda seconds: None) -> None:
+    def _missed(self, count: int) -> None:
+        self._ticks_missed += count
+
+    def _at_rate(self, rate_hz: float, act, note_lateness=lambda seconds: None, note_missed=lambda count: None) -> None:
         """Calls ``act(now)`` at absolute deadlines until the node ends; an error ends the process, which says why."""
         period = 1.0 / rate_hz
         due = time.monotonic() + period
@@ -119,9 +133,8 @@ class Controller(Node):
                 time.sleep(max(0.0, due - time.monotonic()))
                 now = time.monotonic()
                 note_lateness(now - due)
-                due += period
-                if now > due + period:  # after a long pause of the machine: no burst of old deadlines
-                    due = now + period
+                due, missed = following(due, now, period)
+                note_missed(missed)
                 act(now)
         except Exception as error:  # the arm holds its last setpoint
             self.fatal = f"thread {threading.current_thread().name} stopped: {type(error).__name__}: {error}"
@@ -301,6 +314,7 @@ class Controller(Node):
             "lateness_p99_ms": f"{np.percentile(lag, 99):.3f}",
             "lateness_max_ms": f"{lag.max():.3f}",
             **self._braking(),
+            "ticks_missed": str(self._ticks_missed),
             "send_failures": str(self.arm.send_failures),
             "firmware": self.arm.firmware or "unknown",
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",

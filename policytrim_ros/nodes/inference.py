@@ -41,7 +41,8 @@ from trajectory_msgs.msg import JointTrajectory
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
-from policytrim_ros.core.horizon import HorizonGuard, disagreement
+from policytrim_ros.core.horizon import HorizonGuard, SceneChange, disagreement, spread, tracking_error
+from policytrim_ros.core.latency import Handover, Latency, still_takes
 from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, Chunk
@@ -59,8 +60,8 @@ from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.policies import staging
-from policytrim_ros.policies.policy import Observation
-from policytrim_ros.policies.remote import RemoteError
+from policytrim_ros.policies.policy import Observation, repeated
+from policytrim_ros.policies.remote import RemoteError, RemotePolicy
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,20 @@ class InferenceConfig(Config):
         high=3.0,
         unit="rad",
     )
+    tracking_limit_rad: float = setting(
+        0.0, "halve h when a joint is farther from its setpoint at a look (0: never)", low=0.0, high=3.0, unit="rad"
+    )
+    motion_limit: float = setting(
+        0.0, "halve h when more of a picture changes than the arm explains, as a share of it (0: never)", low=0.0, high=1.0
+    )
+    spread_samples: int = setting(
+        0, "samples of every look in one batch, by which spread_rad is known (0: one, and it is not); the first is played", low=0, high=64
+    )
+    spread_limit_rad: float = setting(
+        0.0, "halve h when the samples differ by more at the last action that is executed (0: never)", low=0.0, high=3.0, unit="rad"
+    )
     shortest_horizon: int = setting(2, "h is not cut below this", low=1, high=100)
+    least_slack_s: float = setting(0.05, "less slack than this is a warning (async, rtc)", low=-1.0, high=5.0, unit="s")
     denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
     task: str = setting("", "the task that the checkpoint must have been made for; empty: any")
     instruction: str = setting(
@@ -102,6 +116,11 @@ class InferenceConfig(Config):
     threads: int = setting(1, "torch threads", low=1, high=32)
     seed: int = setting(0, "seed of the sampler's noise", low=0, high=2**31 - 1)
     device: str = setting("cpu", "torch device of the policy: cpu, cuda, cuda:1")
+    stage_on: str = setting(
+        staging.AUTO,
+        "where a new checkpoint is made ready: on `device`, on the cpu (it moves when it speaks), or auto: on the cpu where both do not fit",
+        choices=staging.PLACES,
+    )
     gate: bool = setting(False, "refuse a checkpoint that has not passed the simulated twin for the task (`policytrim gate`)")
     keep_generations: int = setting(1, "earlier policies that stay in memory, to come back at once", low=0, high=8)
     probation_chunks: int = setting(
@@ -111,6 +130,13 @@ class InferenceConfig(Config):
         "", "file with the checkpoint that a process started again begins with; empty: always with `checkpoint`"
     )
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
+
+
+WATCH_S = 0.02
+"""How often slack is looked at: a warning must come before the arm slows."""
+
+STATUS_S = 0.1
+"""How often inference/status is published while the policy runs."""
 
 
 class Inference(Node):
@@ -128,10 +154,16 @@ class Inference(Node):
         self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
         self._running, self._stop = False, threading.Event()
-        self._latency = collections.deque(maxlen=200)
-        self._slack = self._tail = None  # s, of the latest look; rad, disagreement of its chunk with the one before
+        self._slack, self._late = None, False  # s, now; whether it is less than the least
+        self._scores = {}  # of the latest look, see HorizonGuard
+        self._scene = None  # what has changed since the look before; None: nobody asks
+        self._thinks_since = None  # when the running prediction began, monotonic s
+        self._ages = collections.deque(maxlen=200), collections.deque(maxlen=200)  # s, of the oldest picture: at a look, at its chunk
+        self._handover = Handover()
+        self._said_at = 0.0  # when the status was published
         self._before = None  # the chunk before: generation, first control step, all H actions
         self._wanted = self._complaint = ""  # checkpoint that is being loaded; why something is not as it should be
+        self._loading_news, self._status = "", None
         self._news, self._exchanges = "", 0  # the latest of the generations, in words; exchanges that have come to an end
         self._arrivals: dict[str, collections.deque] = {}
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
@@ -152,10 +184,11 @@ class Inference(Node):
         self.create_service(SetBool, "inference/run", self._on_run)
         self.create_service(Trigger, "inference/roll_back", self._on_roll_back)
         self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
+        self.create_timer(WATCH_S, self._watch, clock=STEADY)
         self.add_on_set_parameters_callback(self._on_parameters)
         self._publish_status()
-        self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
-        self._worker.start()
+        self._worker = self._abandoned = None
+        self._put_to_work()
 
     # ---- generations -----------------------------------------------------------------------------------------------
 
@@ -170,10 +203,28 @@ class Inference(Node):
             tasks=[self.config.task] if self.config.task else [],
         )
         say = self.get_logger().info
-        policy, weights = load(directory, robot, device=self.config.device, gate_needed=self.config.gate, mode=self.config.mode, say=say, **how)
+        how |= dict(stage_on=self.config.stage_on, gate_needed=self.config.gate, mode=self.config.mode)
+        policy, weights = load(directory, robot, device=self.config.device, say=self._say_loading, **how)
+        took = staging.latencies(
+            policy,
+            robot,
+            steps=self.config.denoising_steps or None,
+            guided=self.config.mode == RTC,
+            samples=self._samples(policy),
+        )
         with self._changed:
-            self._generations.stage(directory, weights, policy)
-        say(f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f}")
+            self._generations.stage(directory, weights, policy, Latency(took))
+        say(
+            f"loaded checkpoint={directory} family={policy.family} load_s={time.monotonic() - began:.1f} "
+            f"latency_ms={1000 * max(took):.0f}"
+        )
+
+    def _say_loading(self, text: str) -> None:
+        """What staging says is in the log, and in the status until the exchange is over."""
+        self.get_logger().info(text)
+        self._loading_news = text
+        if self._status is not None:
+            self._publish_status()
 
     def _stage_first(self) -> str:
         """Loads the checkpoint to begin with: the last good one of a process before, or the one of the parameter; news of the former."""
@@ -219,9 +270,9 @@ class Inference(Node):
             horizon = self._replanner.horizon = self.config.horizon or contract.execution_horizon
             unguided = self.config.mode == RTC and not generation.policy.guided
             mode = self._replanner.mode = ASYNC if unguided else self.config.mode
-            self._guard = HorizonGuard(horizon, self.config.shortest_horizon, self.config.tail_limit_rad)
-            self._latency.clear()
-            self._news = news
+            self._guard = HorizonGuard(horizon, self.config.shortest_horizon, self._limits(generation.policy))
+            self._scene = SceneChange() if self.config.motion_limit else None
+            self._handover, self._news = Handover(), news
             if not self._instruction and len(contract.instructions) == 1:
                 self._instruction = contract.instructions[0]
         if horizon != contract.execution_horizon:
@@ -235,6 +286,20 @@ class Inference(Node):
             f"speaks checkpoint={generation.checkpoint} generation={generation.number} H={contract.prediction_horizon} "
             f"h={horizon} mode={mode}"
         )
+
+    def _limits(self, policy) -> dict[str, float]:
+        """What cuts h: score -> limit."""
+        config = self.config
+        return dict(
+            tail=config.tail_limit_rad,
+            tracking=config.tracking_limit_rad,
+            motion=config.motion_limit,
+            spread=config.spread_limit_rad if self._samples(policy) > 1 else 0.0,
+        )
+
+    def _samples(self, policy) -> int:
+        """Rows of a batch; a policy on another machine takes one observation at a time."""
+        return 1 if policy.family == RemotePolicy.family else max(1, self.config.spread_samples)
 
     def _on_parameters(self, parameters) -> SetParametersResult:
         for parameter in parameters:
@@ -275,7 +340,7 @@ class Inference(Node):
             refusal = f"{directory} is not used, {self._generations.current.checkpoint} stays: {error}"
             self.get_logger().error(refusal)
         with self._changed:
-            self._wanted = ""
+            self._wanted = self._loading_news = ""
             if refusal:
                 self._news, self._exchanges = refusal, self._exchanges + 1
             self._changed.notify_all()
@@ -288,8 +353,7 @@ class Inference(Node):
         except NothingToReturnTo as error:
             response.success, response.message = False, f"{error}; set the parameter checkpoint instead"
             return response
-        self._speaks(generation, "rolled back by the operator")
-        self._publish_status()
+        self._returns(generation, "rolled back by the operator")
         response.success, response.message = True, f"generation {generation.number}: {generation.checkpoint}"
         return response
 
@@ -300,8 +364,17 @@ class Inference(Node):
         if generation is not None:
             news = f"{culprit.checkpoint} was taken back on probation: {why}"
             self.get_logger().error(news)
-            self._speaks(generation, news)
-            self._publish_status()
+            self._returns(generation, news)
+
+    def _returns(self, generation: Generation, news: str) -> None:
+        """An earlier generation speaks again, and looks at once: the plan of the other one plays on meanwhile."""
+        self._speaks(generation, news)
+        with self._changed:
+            self._hurry = True
+            if self._thinks_since is not None and threading.current_thread() is not self._worker:
+                self._put_to_work()  # nobody waits for a prediction that is not played
+            self._changed.notify_all()
+        self._publish_status()
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
@@ -361,14 +434,27 @@ class Inference(Node):
 
     # ---- the worker --------------------------------------------------------------------------------------------------
 
+    def _put_to_work(self) -> None:
+        """Starts a worker; the one before ends with the prediction that it is at."""
+        self._abandoned, self._thinks_since, self._hurry = self._worker, None, self._worker is not None
+        self._worker = threading.Thread(target=self._work, name="policy", daemon=True)
+        self._worker.start()
+
+    @property
+    def _at_work(self) -> bool:
+        """Whether this thread is the worker."""
+        return threading.current_thread() is self._worker
+
     def _work(self) -> None:
+        torch.set_num_threads(self.config.threads)  # each thread's own setting
         try:
-            while not self._stop.is_set():
+            while self._at_work and not self._stop.is_set():
                 observed = self._wait_for_turn()
                 if observed is not None:
                     self._infer(*observed)
         except Exception as error:  # without a worker nothing is predicted: the process must end and say why
-            self.fatal = f"prediction stopped: {type(error).__name__}: {error}"
+            if self._at_work:
+                self.fatal = f"prediction stopped: {type(error).__name__}: {error}"
 
     def _wait_for_turn(self):
         """Blocks until the policy should look; returns what it sees, or None to ask again."""
@@ -378,11 +464,13 @@ class Inference(Node):
             if not self._running or consumed is None or not self._controller_state.startswith("moving"):
                 self._replanner.reset()  # a new go begins with a new plan
                 self._before = None
-                rests, looks = True, False
+                rests, looks, self._hurry = True, False, False
             else:
-                looks = self._replanner.turn(consumed.next_step, consumed.queued, consumed.playing, self._p99(), time.monotonic())
-                rests = False
-        if (looks or rests) and self._generations.waiting:
+                turn = self._replanner.turn(
+                    consumed.next_step, consumed.queued, consumed.playing, self._expected(), time.monotonic()
+                )
+                rests, looks = False, turn or (self._hurry and self._replanner.mode != SYNC)
+        if self._generations.waiting and (rests or looks and self._takes_over(consumed)):
             self._switch()
             self._publish_status()
         if not looks:
@@ -390,8 +478,16 @@ class Inference(Node):
         with self._changed:
             return self._observe(self._consumed)
 
+    def _takes_over(self, consumed: Consumed) -> bool:
+        """Whether the generation that waits makes this look, or the one that speaks once more for a longer plan."""
+        if self._replanner.mode == SYNC or not consumed.playing:
+            return True
+        waits = self._generations.waiting[-1]
+        return self._handover.takes_over(self._replanner.slack(consumed.next_step, waits.p99))
+
     def _observe(self, consumed: Consumed):
-        """(images, state (14,), instruction, first control step, stamp, plan), or None while something is missing."""
+        """(images, when the oldest was taken, state (14,), instruction, first control step, stamp, plan), or None while something is
+        missing."""
         now, images = time.monotonic(), {}
         cameras = self._generations.current.policy.contract.cameras
         for camera in cameras:
@@ -410,11 +506,11 @@ class Inference(Node):
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
-        stamp = min(self._newest[camera.name][1] for camera in cameras)
+        stamp = min((self._newest[camera.name][1] for camera in cameras), default=time.time())
+        oldest = min((self._newest[camera.name][0] for camera in cameras), default=now)
         first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
-        if self.config.mode != SYNC and consumed.playing:
-            self._slack = self._replanner.slack(consumed.next_step, self._p99())
-        return images, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
+        self._hurry = False
+        return images, oldest, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
 
     def _plan(self, first: int, playing: bool):
         """In mode rtc what is left of the plan that plays for a chunk that begins at ``first``; else, and at rest, None. It may be the plan
@@ -429,62 +525,149 @@ class Inference(Node):
             self.get_logger().warning(text)
         self._complaint = text
 
-    def _infer(self, images, state, instruction, first, stamp, plan) -> None:
-        began, generation = time.monotonic(), self._generations.current
+    def _infer(self, images, oldest, state, instruction, first, stamp, plan) -> None:
+        generation = self._generations.current
+        self._settle(generation)
+        with self._changed:
+            if not self._at_work or generation is not self._generations.current:
+                return
+            began = self._thinks_since = time.monotonic()
+            self._ages[0].append(began - oldest)
         try:
-            actions = self._predict(generation.policy, images, state, instruction, plan)
+            samples = self._predict(generation.policy, images, state, instruction, plan)
         except RemoteError as error:
-            self._complain(str(error))
+            if self._at_work:
+                self._complain(str(error))
             return
-        doubt = implausible(actions)
-        if doubt:
+        finally:
+            with self._changed:
+                if self._at_work:
+                    self._thinks_since = None
+        with self._changed:
+            if not self._running or generation is not self._generations.current:  # stopped, or rolled back meanwhile
+                return
+        if doubt := implausible(samples[0]):
             self.get_logger().error(f"the policy's chunk is not sent: {doubt}")
             self._complain(f"the policy predicts nonsense: {doubt}")
             self._trouble(f"its chunk was not sent: {doubt}")
             return
+        motion = self._scene.look(images, state) if self._scene else None
         with self._changed:
-            if not self._running or generation is not self._generations.current:  # stopped, or rolled back meanwhile
+            if not self._running or generation is not self._generations.current:
                 return
-            self._latency.append(time.monotonic() - began)
+            now = time.monotonic()
+            generation.latency.add(now - began)
+            self._ages[1].append(now - oldest)
             self._calls += 1
             self._chunk_id += 1
-            self._trust(generation.number, first, actions)
-            trimmed = actions[: self._replanner.trim(len(actions), self._p99())]
+            self._trust(generation.number, first, samples, tracking=tracking_error(state), motion=motion)
+            trimmed = samples[0][: self._replanner.trim(len(samples[0]), self._expected())]
             chunk = Chunk(
                 trimmed, generation.number, self._chunk_id, first, self.config.control_rate_hz, follows=self.config.mode != SYNC
             )
-            self._replanner.sent(first, len(chunk.positions), time.monotonic())
+            self._replanner.sent(first, len(chunk.positions), now)
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))
         self._publish_status()
 
-    def _trust(self, generation: int, first: int, actions: np.ndarray) -> None:
-        """Compares the chunk with the one before and sets how much of it is executed."""
+    def _settle(self, generation: Generation) -> None:
+        """A policy that was made ready on the CPU, or had to make room there, comes to the device before it looks."""
+        if staging.lies_on(generation.policy) in (None, self.config.device):
+            return
+        if self._abandoned is not None:
+            self._abandoned.join()  # it may still compute with one that has to go
+        began, others = time.monotonic(), [other.policy for other in self._generations.previous]
+        if staging.settle(generation.policy, self.config.device, others):
+            self.get_logger().info(f"moved generation={generation.number} to={self.config.device} s={time.monotonic() - began:.2f}")
+
+    def _trust(self, generation: int, first: int, samples: np.ndarray, **scores) -> None:
+        """Compares the chunk with the one before, and its samples with each other, and sets how much of it is executed."""
+        actions = samples[0]
         before, self._before = self._before, (generation, first, actions)
         same = before is not None and before[0] == generation
-        self._tail = disagreement(before[2], before[1], actions, first) if same else None
-        was, self._replanner.horizon = self._replanner.horizon, self._guard.judge(self._tail)
-        if self._replanner.horizon != was:
-            self.get_logger().warning(
-                f"h {was} -> {self._replanner.horizon} chunk={self._chunk_id} tail_rad={self._tail:.3f} limit={self.config.tail_limit_rad}"
-            )
+        scores["tail"] = disagreement(before[2], before[1], actions, first) if same else None
+        scores["spread"] = spread(samples, self._replanner.trim(len(actions), self._expected()) - 1)
+        was, cuts, self._scores = self._replanner.horizon, self._guard.cuts, scores
+        now = self._replanner.horizon = self._guard.judge(**scores)
+        if now != was:
+            why = self._guard.because if self._guard.cuts > cuts else "calm again"
+            self.get_logger().warning(f"h {was} -> {now} chunk={self._chunk_id} because={why}")
 
     def _predict(self, policy, images, state, instruction, plan) -> np.ndarray:
-        """One chunk (H, 7) of absolute actions."""
-        pictures = {name: image[None] for name, image in images.items()}
-        observation = Observation(pictures, state[None], [instruction], committed=[plan] if plan else None)
-        return policy.predict(observation, seeds=[self.config.seed + self._chunk_id], steps=self.config.denoising_steps or None)[
-            0
-        ]
+        """Chunks (k, H, 7) of absolute actions, of which the first is to be played."""
+        rows = self._samples(policy)
+        observation = Observation({name: image[None] for name, image in images.items()}, state[None], [instruction])
+        seeds = [self.config.seed + self._chunk_id + 1_000_000 * row for row in range(rows)]
+        return policy.predict(repeated(observation, rows, plan), seeds=seeds, steps=self.config.denoising_steps or None)
 
     # ---- reports ------------------------------------------------------------------------------------------------------
 
     def _p99(self) -> float:
-        return self._percentile(99) if self._latency else 0.1
+        return self._generations.current.latency.p99
 
-    def _percentile(self, q: float) -> float:
-        return float(np.percentile(self._latency, q)) if self._latency else 0.0
+    def _expected(self) -> float:
+        """What the next chunk takes (s), whoever makes it: while a generation waits, the slower of the two."""
+        waiting = self._generations.waiting
+        return max(self._p99(), waiting[-1].p99) if waiting else self._p99()
+
+    def _watch(self) -> None:
+        """Says slack as it is now, and warns before the arm slows."""
+        now = time.monotonic()
+        with self._changed:
+            self._slack = self._slack_at(now)
+            late, self._late = self._late, self._slack is not None and self._slack < self.config.least_slack_s
+            due = self._running and now - self._said_at >= STATUS_S
+        if self._late and not late:
+            self.get_logger().warning(f"slack_ms={1000 * self._slack:.0f} chunk={self._chunk_id + 1}", throttle_duration_sec=1.0)
+            self._publish_diagnostics()
+        elif due:
+            self._publish_status()
+
+    def _slack_at(self, now: float) -> float | None:
+        """Seconds for which the plan still plays when the chunk is there that is being predicted, or would be from now on; None where
+        nothing is played or no chunk is to follow. Of a plan that has run out it is what it was last."""
+        consumed = self._consumed
+        if not self._running or self._replanner.mode == SYNC or consumed is None or not self._controller_state.startswith("moving"):
+            return None
+        if not consumed.playing:
+            return self._slack
+        period = 1.0 / CONTROL_RATE_HZ
+        running = None if self._thinks_since is None else now - self._thinks_since
+        rest = max(0.0, period - (now - self._stepped_at))  # of the action that plays
+        return self._replanner.slack(consumed.next_step, still_takes(self._p99(), running, period)) + rest
+
+    @property
+    def _said(self) -> str:
+        """What is not as it should be."""
+        if self._complaint or not self._late:
+            return self._complaint
+        return f"{self._slack * 1000:.0f} ms of the plan are left when the next chunk comes (p99): a longer h or a faster policy"
+
+    def _measures(self) -> dict:
+        """What status and diagnostics both tell, rounded; None: unknown."""
+
+        def ms(seconds):
+            return None if seconds is None else round(1000 * float(seconds), 1)
+
+        def rounded(name):
+            return None if self._scores.get(name) is None else round(self._scores[name], 4)
+
+        latency, (looks, chunks) = self._generations.current.latency, (list(ages) for ages in self._ages)
+        return dict(
+            latency_ms_p50=ms(latency.percentile(50)),
+            latency_ms_p99=ms(latency.p99),
+            slack_ms=ms(self._slack),
+            look_age_ms_p50=ms(np.percentile(looks, 50) if looks else None),
+            look_age_ms_p95=ms(np.percentile(looks, 95) if looks else None),
+            observation_age_ms_p50=ms(np.percentile(chunks, 50) if chunks else None),
+            observation_age_ms_p95=ms(np.percentile(chunks, 95) if chunks else None),
+            tail_rad=rounded("tail"),
+            tracking_rad=rounded("tracking"),
+            motion=rounded("motion"),
+            spread_rad=rounded("spread"),
+            cut_because=self._guard.because,
+        )
 
     def _publish_status(self) -> None:
         with self._changed:
@@ -493,6 +676,7 @@ class Inference(Node):
                 generation=generations.current.number,
                 checkpoint=generations.current.checkpoint,
                 weights_sha256=generations.current.weights_sha256,
+                loading_news=self._loading_news,
                 loading=self._wanted or (generations.waiting[0] if generations.waiting else ""),
                 earlier=[generation.checkpoint for generation in generations.previous],
                 probation=generations.unproved,
@@ -501,29 +685,21 @@ class Inference(Node):
                 horizon=self._guard.longest,
                 horizon_now=self._replanner.horizon,
                 cuts=self._guard.cuts,
-                tail_rad=None if self._tail is None else round(self._tail, 4),
                 mode=self._replanner.mode,
                 calls=self._calls,
-                latency_ms_p50=round(self._percentile(50) * 1000, 2),
-                latency_ms_p99=round(self._percentile(99) * 1000, 2),
-                slack_ms=None if self._slack is None else round(self._slack * 1000, 1),
+                **self._measures(),
                 running=self._running,
-                complaint=self._complaint,
+                complaint=self._said,
             )
+            self._said_at = time.monotonic()
         self._remember()
         self._status.publish(String(data=json.dumps(values)))
 
     def _publish_diagnostics(self) -> None:
         self._publish_status()
-        values = {
-            "calls": self._calls,
-            "latency_ms_p50": f"{self._percentile(50) * 1000:.1f}",
-            "latency_ms_p99": f"{self._percentile(99) * 1000:.1f}",
-            "horizon": self._replanner.horizon,
-            "mode": self._replanner.mode,
-            "tail_rad": "unknown" if self._tail is None else f"{self._tail:.3f}",
-            "slack_ms": "unknown" if self._slack is None else f"{self._slack * 1000:.0f}",
-        }
+        with self._changed:
+            values = {"calls": self._calls, "horizon": self._replanner.horizon, "mode": self._replanner.mode}
+            values |= {name: "unknown" if value is None else value for name, value in self._measures().items()}
         for camera, arrivals in self._arrivals.items():
             seen = np.array(arrivals)
             if len(seen) > 1:
@@ -531,16 +707,12 @@ class Inference(Node):
                 values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (
                     f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99])
                 )
-        late = self._slack is not None and self._slack < 0 and self._running
-        if late and not self._complaint:  # before the arm has to wait: the plan is shorter than the policy is slow
-            self._complaint = (
-                f"the plan ends {-self._slack * 1000:.0f} ms before the next chunk (p99): a longer h or a faster policy"
-            )
-        level = DiagnosticStatus.WARN if self._complaint else DiagnosticStatus.OK
+        said = self._said
+        level = DiagnosticStatus.WARN if said else DiagnosticStatus.OK
         status = DiagnosticStatus(
             level=level,
             name="inference",
-            message=self._complaint or ("running" if self._running else "ready"),
+            message=said or ("running" if self._running else "ready"),
             values=[KeyValue(key=k, value=str(v)) for k, v in values.items()],
         )
         array = DiagnosticArray(status=[status])

@@ -32,7 +32,7 @@ class BadMessage(ValueError):
 
 
 def chunk_to_message(chunk: Chunk, stamp: Time) -> JointTrajectory:
-    """``stamp``: ROS time of the newest image that the policy saw."""
+    """``stamp``: ROS time of the oldest image that the policy saw."""
     message = JointTrajectory(joint_names=list(JOINTS))
     message.header.stamp = stamp
     message.header.frame_id = (

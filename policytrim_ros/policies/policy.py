@@ -77,6 +77,17 @@ def blank(contract: Contract, size: tuple[int, int] | None = None) -> Observatio
     return Observation(images, np.zeros((1, STATE), np.float32), [contract.instructions[0]], objects)
 
 
+def repeated(seen: Observation, rows: int, plan: Commitment | None = None) -> Observation:
+    """``seen`` (one row) so many times, each with ``plan`` to go on from."""
+    return Observation(
+        {name: np.repeat(pictures, rows, axis=0) for name, pictures in seen.images.items()},
+        np.repeat(seen.state, rows, axis=0),
+        list(seen.instruction) * rows,
+        None if seen.objects is None else np.repeat(seen.objects, rows, axis=0),
+        [plan] * rows if plan else None,
+    )
+
+
 @dataclass(frozen=True)
 class Inputs:
     """An observation as tensors, B rows: what every network of the project begins with.

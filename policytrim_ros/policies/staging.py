@@ -10,26 +10,35 @@ within the limits of the arm, close to what the manifest's own policy predicted)
 from __future__ import annotations
 
 import json
+import os
 import platform
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from policytrim_ros.children import end_with_parent, free_memory_mb, step_aside
+from policytrim_ros.core.commitment import Commitment
 from policytrim_ros.core.contract import Contract, implausible, is_remote, mismatches
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.golden import FAR
-from policytrim_ros.policies.policy import ChunkPolicy, blank
+from policytrim_ros.policies.policy import ChunkPolicy, blank, repeated
 from policytrim_ros.policies.remote import RemoteError, RemotePolicy
 
-WARM_UPS = 3
+WARM_UPS = MEASURED = 3
 NICENESS = 10
-"""Of the child: not the lowest, or a busy machine would never let it come to an end."""
+"""Of the child, and of the thread that loads: not the lowest, or a busy machine would never let them come to an end."""
+
+AUTO, CPU, DEVICE = "auto", "cpu", "device"
+PLACES = AUTO, CPU, DEVICE
+"""Where a checkpoint is made ready: on the policy's device, on the CPU, or there only where both do not fit on the device."""
 
 OVERHEAD = 2.0
 """Memory that loading takes, in sizes of the weights' file: the network and, for a moment, the tensors on their way into it."""
@@ -43,11 +52,13 @@ class StagingError(ValueError):
     """A checkpoint cannot take over; one sentence: which, what is wrong, what to do."""
 
 
-def tried(directory, robot: Contract, *, device: str = "cpu", say=lambda text: None, **needs: bool) -> tuple:
+def tried(directory, robot: Contract, *, device: str = "cpu", stage_on: str = DEVICE, say=lambda text: None, **needs: bool) -> tuple:
     """`stage`, for a process that must not be disturbed: every check is made in a child at low priority first.
 
     A checkpoint that eats all memory or brings a library down takes the child along and nothing else; its words are the refusal.
+    Then memory is looked at once more, and a thread at low priority loads it here.
     """
+    device = device if is_remote(directory) else place(directory, device, stage_on)
     order = {"directory": str(directory), "robot": robot.to_dict(), "device": device, **needs}
     child = subprocess.run(
         [sys.executable, "-m", __spec__.name, json.dumps(order)],
@@ -66,7 +77,9 @@ def tried(directory, robot: Contract, *, device: str = "cpu", say=lambda text: N
         guess = ", for want of memory perhaps" if child.returncode == -signal.SIGKILL else ""
         words = (child.stderr.strip().splitlines() or ["no words"])[-1]
         raise StagingError(f"{directory}: the process that tried it ended with {child.returncode}{guess}: {words}")
-    policy, weights = _loaded(directory, robot, device)
+    if not is_remote(directory):  # the child has given back what it had; others may have taken it
+        _room(directory, device, say)
+    policy, weights = aside(lambda: _loaded(directory, robot, device))
     if weights != last:
         raise StagingError(f"{directory}: other weights lie there than those that were tried; ask again")
     return policy, weights
@@ -77,6 +90,7 @@ def stage(
     robot: Contract,
     *,
     device: str = "cpu",
+    stage_on: str = DEVICE,
     golden_needed: bool = False,
     gate_needed: bool = False,
     mode: str = "",
@@ -85,7 +99,8 @@ def stage(
     """(policy, SHA-256 of its weights), ready. ``golden_needed``: refuse a checkpoint without golden observations;
     ``gate_needed``: and one that has not passed the simulated twin for the robot's tasks, on this machine, with the robot's h, in ``mode``.
 
-    ``say`` gets a sentence about memory and about the comparison. Raises StagingError or CheckpointError.
+    ``stage_on``: where, see PLACES; `settle` brings the policy to ``device`` when it is to speak. ``say`` gets a sentence about
+    memory and about the comparison. Raises StagingError or CheckpointError.
     """
     if is_remote(directory):
         policy, weights = _loaded(directory, robot, device)
@@ -93,13 +108,8 @@ def stage(
             raise StagingError(refusal)
         say(f"{directory} answers; its weights are {weights[:12]}")
         return policy, weights
-    need, free = needed_mb(directory), free_mb(device)
-    say(f"{directory} needs about {need:.0f} MB of memory on {device}, {free:.0f} MB are free")
-    if need > free:
-        raise StagingError(
-            f"{directory}: needs about {need:.0f} MB of memory on {device}, only {free:.0f} MB are free; "
-            "end something, or keep fewer earlier generations (keep_generations)"
-        )
+    device = place(directory, device, stage_on)
+    _room(directory, device, say)
     policy, weights = _loaded(directory, robot, device)
     manifest = checkpoint.read_manifest(directory)
     if gate_needed and (refusal := not_passed(directory, manifest, robot.tasks, mode=mode, horizon=robot.execution_horizon)):
@@ -113,6 +123,58 @@ def stage(
     if golden is not None:
         say(f"{directory}: {compared(directory, policy, golden)}")
     return policy, weights
+
+
+def place(directory, device: str, stage_on: str) -> str:
+    """The device on which ``directory`` is made ready for ``device``."""
+    if stage_on == AUTO:
+        return device if device == "cpu" or needed_mb(directory) <= free_mb(device) else "cpu"
+    return "cpu" if stage_on == CPU else device
+
+
+def _room(directory, device: str, say) -> None:
+    """Says what loading needs and what is free; StagingError when it does not fit."""
+    need, free = needed_mb(directory), free_mb(device)
+    say(f"{directory} needs about {need:.0f} MB of memory on {device}, {free:.0f} MB are free")
+    if need > free:
+        raise StagingError(
+            f"{directory}: needs about {need:.0f} MB of memory on {device}, only {free:.0f} MB are free; "
+            "end something, or keep fewer earlier generations (keep_generations)"
+        )
+
+
+def lies_on(policy) -> str | None:
+    """The device of ``policy``; None of one on another machine."""
+    return str(policy.device) if isinstance(policy, ChunkPolicy) else None
+
+
+def settle(policy, device: str, others) -> bool:
+    """Brings ``policy`` to ``device`` where it lies elsewhere, after ``others``, which do not speak, have gone to the CPU; whether it did.
+
+    Nobody may be predicting with any of them.
+    """
+    if lies_on(policy) in (None, device) or torch.device(device) == policy.device:
+        return False
+    for other in others:
+        if other is not policy and lies_on(other) not in (None, "cpu"):
+            other.to("cpu")
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    policy.to(device)
+    warm_up(policy)
+    return True
+
+
+def aside(work):
+    """What ``work()`` answers or raises, from a thread at low priority (NICENESS, where the system has that for threads)."""
+    threads = torch.get_num_threads()
+
+    def lower():
+        torch.set_num_threads(threads)  # each thread's own setting
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(NICENESS, os.getpriority(os.PRIO_PROCESS, 0)))
+
+    with ThreadPoolExecutor(1, "loader", initializer=lower) as pool:
+        return pool.submit(work).result()
 
 
 def _loaded(directory, robot: Contract, device: str) -> tuple:
@@ -189,6 +251,21 @@ def warm_up(policy: ChunkPolicy) -> None:
     seen = blank(policy.contract)
     for _ in range(WARM_UPS):
         policy.predict(seen, seeds=[0])
+
+
+def latencies(policy, robot: Contract, *, steps: int | None = None, guided: bool = False, samples: int = 1) -> tuple[float, ...]:
+    """Seconds of MEASURED predictions as ``robot`` will ask for them: pictures of its size, with a plan to go on from when ``guided``,
+    ``samples`` rows. RemoteError as `predict`."""
+    camera = robot.cameras[0] if robot.cameras else None
+    seen = blank(policy.contract, (camera.width, camera.height) if camera else None)
+    plan = Commitment(np.zeros((policy.contract.prediction_horizon, 7)), 1) if guided and policy.guided else None
+    seen = repeated(seen, samples, plan)
+    took = []
+    for seed in range(MEASURED + 1):
+        began = time.monotonic()
+        policy.predict(seen, seeds=[seed + row for row in range(samples)], steps=steps)
+        took.append(time.monotonic() - began)
+    return tuple(took[1:])  # the first of a new size of pictures is slow
 
 
 def needed_mb(directory) -> float:

@@ -302,7 +302,7 @@ class _Desk:
         cameras = tuple(camera.name for camera in contract.cameras)
         look = perturbed(looking_with(policy, row.denoising_steps), row)
         rest = dict(rebuild=True, guarded=contract.moves_joints)
-        conditions = Conditions(row.mode, row.latency_s, row.action_noise_rad, row.hide_target, **rest)
+        conditions = Conditions(row.mode, row.latency_s, row.action_noise_rad, row.hide_target, **rest, **cuts(row))
         starts = (Start(seed, row.horizon) for seed in seeds)
         options = dict(cameras=cameras, object_slots=contract.object_slots)
         if self.bench.backend == "cpu":
@@ -363,6 +363,12 @@ class _Desk:
             except (ValueError, RuntimeError) as error:  # a setting that the task lacks, no CUDA device, no renderer
                 raise EvaluationError(f"the environment for {key[0]} {key[1]} cannot be made: {error}") from error
         return self._envs[:count]
+
+
+def cuts(row: Evaluation) -> dict:
+    """What of `Conditions` says when the horizon is cut."""
+    limits = ("tail", row.tail_limit_rad), ("tracking", row.tracking_limit_rad), ("motion", row.motion_limit)
+    return dict(cut_limits=tuple(pair for pair in limits if pair[1]), shortest_horizon=row.shortest_horizon)
 
 
 def looking_with(policy, denoising_steps: int = 0) -> Look:
@@ -433,6 +439,9 @@ def note(report) -> str:
         r["blur_px"] and f"blur {r['blur_px']} px",
         r["occlusion"] and f"occlusion {100 * r['occlusion']:.0f} %",
         r["shift_px"] and f"shift {r['shift_px']} px",
+        r.get("tail_limit_rad") and f"tail limit {r['tail_limit_rad']} rad",
+        r.get("tracking_limit_rad") and f"tracking limit {r['tracking_limit_rad']} rad",
+        r.get("motion_limit") and f"motion limit {r['motion_limit']}",
         r["action_noise_rad"] and f"action noise {r['action_noise_rad']} rad",
         r["instruction"] and f'told "{r["instruction"]}"',
     ]
@@ -554,7 +563,7 @@ def add_arguments(parser) -> None:
     )
     row = parser.add_argument_group("rows (several values where it says so: every combination is a row)")
     for spec in fields(Evaluation):
-        name = {"latency_s": "latency", "action_noise_rad": "action-noise"}.get(spec.name, spec.name.replace("_", "-"))
+        name = {"latency_s": "latency", "action_noise_rad": "action-noise", "tail_limit_rad": "tail-limit", "tracking_limit_rad": "tracking-limit"}.get(spec.name, spec.name.replace("_", "-"))
         row.add_argument(f"--{name}", dest=f"row_{spec.name}", **_option(spec))
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of the first episode")
     parser.add_argument(
@@ -636,8 +645,11 @@ def run(args) -> int:
 
 
 def same(report: dict, key: dict) -> bool:
-    """Whether ``report`` is that of the row with this `identity`."""
-    return all(report.get(name) == value for name, value in key.items())
+    """Whether ``report`` is that of the row with this `identity`. A report from before there was a setting was made with its default."""
+    return all(report.get(name, _DEFAULTS.get(name)) == value for name, value in key.items())
+
+
+_DEFAULTS = json.loads(json.dumps({spec.name: spec.default for spec in fields(Evaluation)}))
 
 
 def _line_label(r) -> str:

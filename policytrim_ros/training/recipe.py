@@ -177,6 +177,16 @@ class Evaluation(Config):
         high=200,
         unit="px",
     )
+    tail_limit_rad: float = option(
+        0.0, "halve h when a chunk differs from the tail of the one before by more, until they agree (0: never)", low=0, high=3, unit="rad"
+    )
+    tracking_limit_rad: float = option(
+        0.0, "halve h when a joint is farther from its setpoint at a look (0: never)", low=0, high=3, unit="rad"
+    )
+    motion_limit: float = option(
+        0.0, "halve h when more of a picture changes than the arm explains, as a share of it (0: never)", low=0, high=1
+    )
+    shortest_horizon: int = option(2, "h is not cut below this", low=1, high=100)
     action_noise_rad: float = option(0.0, "standard deviation of noise on every played joint target", low=0, high=0.5, unit="rad")
     instruction: str = option("", "what the policy is told in place of the task's own sentence (empty: the task's own)")
     demonstrator: str = option(

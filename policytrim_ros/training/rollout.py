@@ -30,6 +30,7 @@ import numpy as np
 from policytrim_ros.core.commitment import Commitment
 from policytrim_ros.core.contract import implausible
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused
+from policytrim_ros.core.horizon import HorizonGuard, SceneChange, disagreement, tracking_error
 from policytrim_ros.core.replanning import SYNC, Replanner
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import CONTROL_RATE_HZ, Chunk
@@ -72,7 +73,8 @@ class Conditions:
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
     after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
     and joints (core/safety.py): it does not follow a target beyond them, and one beyond the tolerance, at which the
-    controller would hold until an operator comes, is a failure.
+    controller would hold until an operator comes, is a failure. ``cut_limits``: what cuts the horizon below a start's own, not below
+    ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
     """
 
     mode: str = SYNC
@@ -82,6 +84,8 @@ class Conditions:
     rebuild: bool = False
     limit: int = 0
     guarded: bool = False
+    cut_limits: tuple[tuple[str, float], ...] = ()
+    shortest_horizon: int = 2
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,8 @@ class EpisodeResult:
     its chunk skipped on arrival, actions of its chunk played); refused: chunks that could not be played (NaN, beyond any
     arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
     arm, which ended the episode ('' when it would not); seam_rad: mean over the chunks that took over of how far (largest
-    joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything).
+    joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything);
+    cuts: how often the horizon was cut.
     """
 
     seed: int
@@ -109,6 +114,7 @@ class EpisodeResult:
     moved_m: float
     held: str = ""
     seam_rad: float | None = None
+    cuts: int = 0
 
 
 class Player:
@@ -123,6 +129,8 @@ class Player:
         self._executor = ChunkExecutor(rate_hz)
         self._executor.start(setpoint, 0.0)
         self._replanner = Replanner(conditions.mode, start.horizon, rate_hz)
+        self._trust = HorizonGuard(start.horizon, conditions.shortest_horizon, dict(conditions.cut_limits))
+        self._scene = SceneChange()
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
@@ -159,10 +167,12 @@ class Player:
         """The control step that a chunk begins with that is looked for now: what is seen is this step's beginning."""
         return self._replanner.first(self._executor.next_step, self._executor.playing, 0.0)
 
-    def hear(self, actions: np.ndarray) -> None:
-        """The chunk (H, 7) that the policy answered to what it saw in this control step. Nonsense is not played, as on the robot."""
+    def hear(self, actions: np.ndarray, seen=None) -> None:
+        """The chunk (H, 7) that the policy answered to what it saw in this control step (``seen``, as from `view`). Nonsense is not
+        played, as on the robot."""
         chunk, number = None, len(self.looks)
         if implausible(actions) is None:
+            self._judge(actions, seen)
             count = self._replanner.trim(len(actions), self._latency_s)
             chunk = Chunk(actions[:count], GENERATION, number, self._first, self._executor.rate_hz)
         self._coming = (self.control_steps + self._delay, chunk, actions)
@@ -170,6 +180,19 @@ class Player:
         if not self._delay:
             self._deliver()
             self._executor.advance(self._now)
+
+    def _judge(self, actions: np.ndarray, seen) -> None:
+        """Sets how much of the chunk is executed."""
+        limits, scores = self._trust.limits, {}
+        if not limits:
+            return
+        if "tail" in limits and self._before:
+            scores["tail"] = disagreement(self._before[1], self._before[0], actions, self._first)
+        if "tracking" in limits:
+            scores["tracking"] = tracking_error(seen[1])
+        if "motion" in limits:
+            scores["motion"] = self._scene.look(seen[0], seen[1])
+        self._replanner.horizon = self._trust.judge(**scores)
 
     def _deliver(self) -> None:
         (_, chunk, actions), self._coming = self._coming, None
@@ -229,6 +252,7 @@ class Player:
             moved_m,
             self.held,
             round(float(np.mean(self._seams)), 5) if self._seams else None,
+            self._trust.cuts,
         )
 
 
@@ -269,8 +293,8 @@ def play(
             views = [view(lane.env, cameras, object_slots) for lane in waiting]
             seen = observation(views, [lane.player.committed for lane in waiting])
             chunks = look(seen, [lane.player.look_seed for lane in waiting])
-            for lane, chunk in zip(waiting, chunks):
-                lane.player.hear(chunk)
+            for lane, chunk, row in zip(waiting, chunks, views):
+                lane.player.hear(chunk, row)
         lanes = []
         for lane in waiting:
             if lane.step():
@@ -361,8 +385,9 @@ def _play_batch(vec, batch, look, conditions, cameras, object_slots):
                 for lane in waiting
             ]
             seen = observation(views, [players[lane].committed for lane in waiting])
-            for lane, chunk in zip(waiting, look(seen, [players[lane].look_seed for lane in waiting])):
-                players[lane].hear(chunk)
+            chunks = look(seen, [players[lane].look_seed for lane in waiting])
+            for lane, chunk, row in zip(waiting, chunks, views):
+                players[lane].hear(chunk, row)
         for lane, player in running.items():
             targets[lane] = player.target
         results = vec.step(targets)

@@ -1,0 +1,69 @@
+"""How long a policy takes for a chunk, whether the plan lasts so long, and when a policy that waits may look for the first time.
+
+Time is an argument (s); nothing here measures it.
+"""
+
+from __future__ import annotations
+
+import collections
+
+import numpy as np
+
+WINDOW = 200
+ENOUGH = 20
+"""Chunks of its own after which what a policy was expected to take counts no more."""
+
+UNKNOWN_S = 0.1
+"""What a policy is taken to need of which nothing is known."""
+
+
+class Latency:
+    """Seconds from a look to its chunk, of one policy: the newest WINDOW of them, and ``expected`` ones, measured before it
+    spoke, until there are ENOUGH."""
+
+    def __init__(self, expected=()):
+        self._expected = tuple(float(seconds) for seconds in expected)
+        self._measured: collections.deque = collections.deque(maxlen=WINDOW)
+        self._p99 = None  # it is asked for at every turn
+
+    def add(self, seconds: float) -> None:
+        self._measured.append(seconds)
+        self._p99 = None
+
+    def percentile(self, q: float) -> float:
+        """The ``q``-th percentile (s); UNKNOWN_S when nothing is known."""
+        known = [*self._measured, *(self._expected if len(self._measured) < ENOUGH else ())]
+        return float(np.percentile(known, q)) if known else UNKNOWN_S
+
+    @property
+    def p99(self) -> float:
+        if self._p99 is None:
+            self._p99 = self.percentile(99)
+        return self._p99
+
+
+def still_takes(p99_s: float, running_s: float | None, period_s: float) -> float:
+    """Seconds until a chunk is there whose prediction has run for ``running_s`` (None: it has not begun).
+
+    What is overdue may take as long again as it is late, and one control step (``period_s``) more.
+    """
+    if running_s is None:
+        return p99_s
+    late = running_s - p99_s
+    return late + period_s if late > 0 else -late
+
+
+class Handover:
+    """When a policy that waits takes over while the plan plays: at a look that leaves it time enough, whatever it takes itself.
+
+    Where the plan is too short for it, the one that speaks looks once more, for a longer plan (`Replanner.trim` with the latency of
+    the one that waits); after that look it takes over in any case.
+    """
+
+    def __init__(self):
+        self._stretched = False
+
+    def takes_over(self, slack_s: float) -> bool:
+        """Whether the one that waits looks now; ``slack_s``: how long the plan still plays when its chunk arrives."""
+        self._stretched = slack_s < 0 and not self._stretched
+        return not self._stretched

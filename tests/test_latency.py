@@ -1,0 +1,117 @@
+"""How long a chunk takes, live slack, and a policy that takes over without letting the plan run out, on a virtual clock."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policytrim_ros.core.executor import ChunkExecutor
+from policytrim_ros.core.latency import ENOUGH, UNKNOWN_S, Handover, Latency, still_takes
+from policytrim_ros.core.replanning import Replanner
+from policytrim_ros.core.types import Chunk
+
+RATE, DT = 20.0, 0.005
+
+
+def test_what_was_measured_before_a_policy_speaks_counts_until_there_is_enough_of_its_own():
+    latency = Latency((0.3, 0.34))
+    assert latency.p99 == pytest.approx(0.34, abs=0.001) and Latency().p99 == UNKNOWN_S
+    for _ in range(ENOUGH - 1):
+        latency.add(0.05)
+    assert latency.p99 > 0.3
+    latency.add(0.05)
+    assert latency.p99 == pytest.approx(0.05)
+
+
+def test_what_is_overdue_takes_ever_longer():
+    assert [still_takes(0.2, running, 0.05) for running in (None, 0.0, 0.15)] == pytest.approx([0.2, 0.2, 0.05])
+    assert still_takes(0.2, 0.21, 0.05) == pytest.approx(0.06) and still_takes(0.2, 0.5, 0.05) == pytest.approx(0.35)
+
+
+def test_a_policy_takes_over_where_the_plan_lasts_or_after_one_look_of_the_old_one():
+    handover = Handover()
+    assert handover.takes_over(0.0)
+    assert [handover.takes_over(-0.1) for _ in range(4)] == [False, True, False, True]
+
+
+class Exchange:
+    """Inference and executor: an old policy, then at ``at`` seconds a new one waits. As the node does, look by look."""
+
+    def __init__(self, old_s, new_s, at=3.0, H=30, h=12, known=True, seconds=6.0):
+        self.executor, self.replanner, self.handover = ChunkExecutor(RATE), Replanner("async", h, RATE), Handover()
+        self.executor.start(np.zeros(7), 0.0)
+        self.latency, waits = Latency((old_s,)), None
+        takes, coming, began, calls = old_s, None, 0.0, 0
+        self.switched_at = None
+        for tick in range(round(seconds / DT)):
+            now = tick * DT
+            if coming and now >= coming[0]:
+                count = self.replanner.trim(H, max(self.latency.p99, waits.p99) if waits else self.latency.p99)
+                self.replanner.sent(coming[1], count, now)
+                chunk = np.full((count, 7), 0.001 * calls)
+                self.executor.accept(Chunk(chunk, 1 + bool(self.switched_at), calls, coming[1], RATE, True))
+                self.latency.add(takes)
+                coming = None
+            before = self.executor.next_step
+            point = self.executor.tick(now)
+            began = now if point.next_step != before else began
+            if waits is None and self.switched_at is None and now >= at:
+                waits = Latency((new_s,) if known else ())
+            if coming:
+                continue
+            expected = max(self.latency.p99, waits.p99) if waits and known else self.latency.p99
+            if not self.replanner.turn(point.next_step, point.queued, point.playing, expected, now):
+                continue
+            if waits and (not known or self.handover.takes_over(self.replanner.slack(point.next_step, waits.p99))):
+                self.latency, waits, takes, self.switched_at = waits, None, new_s, now
+            calls += 1
+            coming = now + takes, self.replanner.first(point.next_step, point.playing, now - began)
+
+
+@pytest.mark.parametrize("phase", [3.0, 3.07, 3.14, 3.215])
+@pytest.mark.parametrize("old_s, new_s", [(0.02, 0.09), (0.02, 0.2), (0.02, 0.34), (0.34, 0.02), (0.09, 0.4)])
+def test_a_slow_successor_finds_a_plan_that_lasts_until_its_first_chunk(old_s, new_s, phase):
+    played = Exchange(old_s, new_s, phase)
+    assert played.executor.generation == 2 and played.switched_at < phase + 1.5
+    assert played.executor.stalls == 0 and played.executor.slowed_s < 0.03
+
+
+def test_a_slow_successor_of_which_nothing_was_measured_let_the_arm_rest():
+    """Before, it was taken to need 0.1 s and its first look was chosen by the latency of the one before."""
+    assert Exchange(0.02, 0.34, known=False).executor.stalls > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.01, 0.4), st.floats(0.01, 0.4), st.floats(2.0, 3.0), st.integers(10, 14))
+def test_whatever_the_two_latencies_are_an_exchange_leaves_no_rest(old_s, new_s, at, h):
+    played = Exchange(old_s, new_s, at, h=h, seconds=5.0)
+    assert played.executor.generation == 2 and played.executor.stalls == 0
+
+
+@pytest.mark.parametrize("late_s", [0.02, 0.1, 0.3])
+def test_slack_warns_when_the_path_begins_to_slow_at_the_latest_when_a_prediction_is_slower_than_ever(late_s):
+    """The plan of a policy of 0.2 s; then a prediction that takes ``late_s`` more."""
+    executor, replanner, p99 = ChunkExecutor(RATE), Replanner("async", 5, RATE), 0.2
+    executor.start(np.zeros(7), 0.0)
+    replanner.sent(0, 12, 0.0)
+    executor.accept(Chunk(np.zeros((12, 7)), 1, 1, 0, RATE, True))
+    looked = warned = slowed = None
+    began, quiet = 0.0, []
+    for tick in range(300):
+        now, before = tick * DT, executor.next_step
+        executor.tick(now)
+        began = now if executor.next_step != before else began
+        if looked is None and replanner.turn(executor.next_step, executor.queued, executor.playing, p99, now):
+            looked = now
+        if looked is not None and now >= looked + p99 + late_s:
+            break
+        running = None if looked is None else now - looked
+        slack = replanner.slack(executor.next_step, still_takes(p99, running, 1 / RATE)) + max(0.0, 1 / RATE - (now - began))
+        if slack < 0.05 and warned is None:
+            warned = now
+        quiet += [slack] if running is not None and running <= p99 else []
+        if executor.slowed_s > 0 and slowed is None:
+            slowed = now
+    assert min(quiet) >= 0.05, "it warned of a prediction that was in time"
+    if late_s >= 0.1:
+        assert warned is not None and warned <= slowed + DT + 1e-9
