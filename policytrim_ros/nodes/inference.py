@@ -632,7 +632,7 @@ class Inference(Node):
             return None
         if not consumed.playing:
             return self._slack
-        period = 1.0 / CONTROL_RATE_HZ
+        period = 1.0 / self.config.control_rate_hz
         running = None if self._thinks_since is None else now - self._thinks_since
         rest = max(0.0, period - (now - self._stepped_at))  # of the action that plays
         return self._replanner.slack(consumed.next_step, still_takes(self._p99(), running, period)) + rest
