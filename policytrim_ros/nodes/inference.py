@@ -273,6 +273,7 @@ class Inference(Node):
             self._guard = HorizonGuard(horizon, self.config.shortest_horizon, self._limits(generation.policy))
             self._scene = SceneChange() if self.config.motion_limit else None
             self._handover, self._news = Handover(), news
+            self._passed = staging.record_of(generation.checkpoint, generation.policy) if self.config.gate else {}
             if not self._instruction and len(contract.instructions) == 1:
                 self._instruction = contract.instructions[0]
         if horizon != contract.execution_horizon:
@@ -640,8 +641,10 @@ class Inference(Node):
     @property
     def _said(self) -> str:
         """What is not as it should be."""
-        if self._complaint or not self._late:
+        if self._complaint:
             return self._complaint
+        if not self._late:
+            return staging.slower_than_gated(self._passed, [self.config.task] if self.config.task else [], self._p99())
         return f"{self._slack * 1000:.0f} ms of the plan are left when the next chunk comes (p99): a longer h or a faster policy"
 
     def _measures(self) -> dict:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import policytrim_ros
 from policytrim_ros.core.contract import is_remote
-from policytrim_ros.nodes.rig import DESCRIBED, RosRig
+from policytrim_ros.nodes.rig import RosRig
 from policytrim_ros.training.version import commit
 from policytrim_ros.trials.session import Arm, Session
 

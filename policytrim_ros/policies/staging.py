@@ -235,6 +235,14 @@ def not_passed(directory, manifest, tasks, *, mode: str = "", horizon: int = 0) 
     return ""
 
 
+def record_of(directory, policy) -> dict:
+    """The manifest of a policy that was made ready, which holds its record of the gate; {} when it lies there no more."""
+    try:
+        return policy.metadata if is_remote(directory) else checkpoint.read_manifest(directory)
+    except checkpoint.CheckpointError:
+        return {}
+
+
 def slower_than_gated(manifest, tasks, p99_s: float) -> str:
     """A warning when inference takes longer (``p99_s``, measured live) than the simulated twin was played with; '' when it does not."""
     for task, entry in (manifest.get("gate") or {}).items():
