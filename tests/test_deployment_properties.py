@@ -46,7 +46,7 @@ class Deployment:
     def start_inference(self):
         self.generations = Generations(keep=2, probation=5)
         self.generations.stage("first", "sha", None), self.generations.switch()
-        self.replanner, self.guard = Replanner(self.mode, 6, RATE_HZ), HorizonGuard(6, 2, limit_rad=0.1, calm=2)
+        self.replanner, self.guard = Replanner(self.mode, 6, RATE_HZ), HorizonGuard(6, 2, {"tail": 0.1}, calm=2)
         self.began, self.disagreement, self.coming = self.now, 0.0, None
 
     # ---- the policy's side, as in the inference node
@@ -62,7 +62,7 @@ class Deployment:
         if not self.replanner.turn(executor.next_step, executor.queued, playing, self.latency_s, self.now):
             return None
         self.generations.switch()
-        self.replanner.horizon = self.guard.judge(self.disagreement)
+        self.replanner.horizon = self.guard.judge(tail=self.disagreement)
         assert 2 <= self.replanner.horizon <= 6
         first = self.replanner.first(executor.next_step, playing, self.now - self.began)
         count = self.replanner.trim(PREDICTED, self.latency_s)
