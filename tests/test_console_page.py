@@ -204,8 +204,9 @@ def test_an_operator_runs_a_blind_session_from_its_start_to_its_report(page):
     seen.word("READY")
     (name, details, who) = cockpit.given[0]
     assert (name, who, details["attended"]) == ("start", "Li", True)
-    assert 1 <= details["plan"].pop("seed") <= 999_999  # drawn anew for each session
-    assert details["plan"] == dict(
+    plan = dict(details["plan"])
+    assert 1 <= plan.pop("seed") <= 999_999  # drawn anew for each session
+    assert plan == dict(
         tasks=["tape_box", "flip_mug"], settings=["standard", "dynamic"], scenes=2, margin=0.1, alpha=0.05, block=2, canary=0, disturb_s=2, timeout_s=60, stop="fixed",
         blind=True, notes="", arms=[dict(name="baseline", checkpoint="", horizon=0), dict(name="trimmed", checkpoint="models/a b", horizon=0)],
     )  # fmt: skip
