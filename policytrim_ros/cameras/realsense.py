@@ -61,7 +61,7 @@ class RealSenseCamera:
         self.width, self.height, self.fps, self.depth = width, height, fps, depth
         self._context = context if context is not None else rs.context()
         self._drops = DropCounter()
-        self._pipeline, self._device_serial = None, ""
+        self._pipeline, self._device_serial, self._delivered = None, "", None
 
     @property
     def device(self) -> str:
@@ -90,6 +90,7 @@ class RealSenseCamera:
         self._intrinsics = _intrinsics(color.get_intrinsics())
         self._clock = DeviceClock()
         self._drops.restart()
+        self._delivered = None
         self._heard = time.monotonic()
         self._pipeline, self._device_serial = pipeline, serial
 
@@ -100,15 +101,15 @@ class RealSenseCamera:
         while True:
             color, frames = self._wait(end)
             arrival, system = time.monotonic(), time.time()
-            if color:
+            if color and color.get_frame_number() != self._delivered:  # a late stream's old frame comes again in the next set
                 break
-        self._heard = arrival
-        self._drops.see(color.get_frame_number())
+        self._heard, self._delivered = arrival, color.get_frame_number()
+        self._drops.see(self._delivered)
         return Frame(
             color=_copy(color),
             depth=self._aligned(frames) if depth and self.depth else None,
             stamp=self._stamp(color, arrival, system),
-            number=color.get_frame_number(),
+            number=self._delivered,
             intrinsics=self._intrinsics,
         )
 
