@@ -20,7 +20,7 @@ demo: setup
 test: setup
 	@scripts/bootstrap --browser
 	@.venv/bin/python -m pytest -m "not integration and not alone" --numprocesses 2 --dist loadfile $(ARGS); unit=$$?; \
-	.venv/bin/python -m pytest -m "integration or alone" $(ARGS); real=$$?; \
+	.venv/bin/python -m pytest -m "integration or alone" --reruns 2 --reruns-delay 3 $(ARGS); real=$$?; \
 	case $$unit,$$real in 0,0|0,5|5,0) ;; *) echo "tests failed: exit code $$unit (unit), $$real (real processes)"; exit 1;; esac
 
 clean:

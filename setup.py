@@ -74,6 +74,7 @@ EXTRAS = {
     ],
     "test": [
         "pytest>=7.4",  # the tests
+        "pytest-rerunfailures>=14",  # a test of real processes that a busy machine has spoilt is tried again, and that is said
         "pytest-xdist>=3.5",  # unit tests in two processes
         "hypothesis>=6.100",  # properties of core
         "scipy>=1.13",  # statistics to compare ours with

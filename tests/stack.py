@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import real_time
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
@@ -42,10 +43,10 @@ def wait_for(condition, what, timeout_s: float = ANSWER_S, between=lambda: time.
 class Stack:
     """Processes of one test, in a ROS domain of their own, with their output in ``folder``."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, domain: int = 0):
         self.folder = Path(folder)
         self.socket = str(self.folder / "can")
-        self.domain = 50 + os.getpid() % 50  # above 101 the ports of a domain meet those that Linux hands out
+        self.domain = domain or 50 + os.getpid() % 50  # above 101 the ports of a domain meet those that Linux hands out
         self.environment = dict(
             os.environ,
             ROS_DOMAIN_ID=str(self.domain),
@@ -71,6 +72,7 @@ class Stack:
         wait_for(lambda: "ready on" in self.log("emulator"), f"the emulated arm serves no bus: {self.log('emulator')}")
 
     def start_controller(self, **parameters) -> subprocess.Popen:
+        real_time.needed()
         return self.start(
             "controller", "policytrim_ros.nodes.controller", can_interface="piper_hub", can_port=self.socket, **parameters
         )

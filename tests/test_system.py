@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import real_time
 from sensor_msgs.msg import JointState
 from stack import ROOT, Operator, Stack, wait_for
 from std_msgs.msg import Int64MultiArray, String
@@ -33,6 +34,7 @@ class System(Stack):
         self.socket = str(runtime_dir() / f"{SESSION}.can")
 
     def up(self, name: str, *arguments: str) -> subprocess.Popen:
+        real_time.needed()
         line = [sys.executable, "-m", "policytrim_ros.cli", "up", f"session:={SESSION}", *arguments]
         with open(self.folder / f"{name}.log", "w") as log:
             self.processes[name] = subprocess.Popen(line, cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
