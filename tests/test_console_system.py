@@ -3,7 +3,6 @@
 POLICYTRIM_SCREENSHOTS=<directory> keeps a picture of each stage (the pictures of the console in docs/images were made so).
 """
 
-import json
 import os
 import re
 import shutil
@@ -15,13 +14,10 @@ from pathlib import Path
 
 import pytest
 from console_client import Client, url_in
-from rosbags.highlevel import AnyReader
 from stack import ROOT, wait_for
 from stack import Operator as RosOperator
 from test_system import System
 
-from policytrim_ros.nodes.messages import Consumed
-from policytrim_ros.nodes.recording import Recording
 from policytrim_ros.trials.store import history, read, read_sessions
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -139,9 +135,10 @@ def test_an_operator_carries_a_blind_session_out_in_a_browser_from_its_start_to_
     operator.lay_over(60)
     operator.show("card")
     operator.picture("ready")
-    operator.press("l")
-    operator.picture("chinese")
-    operator.press("l")
+    if SCREENSHOTS:
+        operator.press("l")
+        operator.picture("chinese")
+        operator.press("l")
     operator.lay_over(0)
     operator.press("g")
     operator.until("RUNNING")
@@ -182,32 +179,6 @@ def test_an_operator_carries_a_blind_session_out_in_a_browser_from_its_start_to_
     recordings = sorted(path.name for path in (tmp_path / "trials").rglob("*.mcap*"))
     assert recordings == ["trial-0001.mcap", "trial-0002.mcap"]
     assert "is not whole" not in log.read_text()
-    for number in (1, 2):
-        assert_holds_everything(next((tmp_path / "trials").rglob(f"trial-000{number}.mcap")))
-
-
-def assert_holds_everything(path: Path) -> None:
-    """A recording of a trial by itself, read by code that is not ours: who did what, seen by which cameras, under which parameters."""
-    with AnyReader([path]) as bag:
-        said = {}
-        for channel, _, raw in bag.messages():
-            said.setdefault(channel.topic.lstrip("/"), []).append(bag.deserialize(raw, channel.msgtype))
-    topics = {"joint_states", "chunk", "diagnostics", "inference/status", "scene/state", "trial/state", "trial/event"}
-    topics |= {f"controller/{name}" for name in ("setpoint", "consumed", "state")}
-    topics |= {f"{camera}/color/image_raw/compressed" for camera in ("front", "wrist")}
-    assert topics <= set(said), topics - set(said)
-    for camera in ("front", "wrist"):
-        pictures = said[f"{camera}/color/image_raw/compressed"]
-        assert len(pictures) > 5 and all(bytes(one.data[:2]) == b"\xff\xd8" for one in pictures)
-    sent = {tuple(re.findall(r"generation=(\d+) chunk=(\d+)", one.header.frame_id)[0]) for one in said["chunk"]}
-    consumed = [Consumed.from_message(one) for one in said["controller/consumed"]]
-    executed = {(str(one.generation), str(one.chunk_id)) for one in consumed if one.playing}
-    assert executed and executed <= sent, executed - sent
-    assert all(json.loads(one.data)["kind"] for one in said["trial/event"])
-    assert any(status.name.startswith("controller") for one in said["diagnostics"] for status in one.status)
-    recording = Recording(path)
-    assert recording.parameters("controller")["can_interface"] and recording.parameters("inference")["mode"] == "async"
-    assert len(recording.parameters("camera")["serials"]) == 2
 
 
 def test_a_killed_console_means_hold_and_a_new_one_goes_on_with_the_session(system, tmp_path):
