@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.control_loop import ROOT, running_system
-from benchmarks.injections import POLICIES, Bench, Case, WentWrong, once
+from benchmarks.control_loop import ROOT
+from benchmarks.injections import Bench, Case, WentWrong, once, running_bench
 from benchmarks.results import circumstances, in_words, leave, markdown
 from policytrim_ros.children import LOWEST, step_aside
-from sim_bridge.wall_clock import WallClock
 
 HEAD = (
     "injected",
@@ -83,17 +82,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--only", nargs="+", default=[], help="only faults in whose names one of these is found")
     parser.add_argument("--out", type=Path, default=Path("docs/results/failsafes"))
     options = parser.parse_args(arguments)
-    load, said, wrong, under_load = os.getloadavg()[0], [], [], {}
+    load, wrong, under_load = os.getloadavg()[0], [], {}
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
-        os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
-        up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
-        with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):
-            for name in clock.environment:
-                del os.environ[name]
-            bench = Bench(clock, said, folder)
-            bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
+        with running_bench(folder) as bench:
             cases = {n: c for n, c in bench.cases().items() if not options.only or any(word in n for word in options.only)}
             for name, case in cases.items():
                 for _ in range(1 if case.kills or case.failsafe in ("damped stop", "disk full") else options.rounds):

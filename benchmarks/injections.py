@@ -1,6 +1,7 @@
 """What the benchmarks of faults break in the running system, which failsafe must answer, and how that is seen: failsafes.py and soak.py.
 
-    bench.cases() -> {name: Case}; once(bench, name, case): the policy moves the arm, the case is broken, watched and mended
+    with running_bench(folder) as bench:
+        bench.cases() -> {name: Case}; once(bench, case): the policy moves the arm, the case is broken, watched and mended
 
 Nothing is asked of the product that an operator could not ask: the emulated arm says what it really does.
 """
@@ -13,9 +14,10 @@ import resource
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 import can
 import numpy as np
@@ -24,7 +26,7 @@ from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from benchmarks.control_loop import ROOT, processes
+from benchmarks.control_loop import ROOT, processes, running_system
 from benchmarks.swap import Watch
 from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.core.types import READY, Chunk
@@ -355,6 +357,21 @@ class Bench:
             raise WentWrong(f"{spoke} spoke, now {watch.status['checkpoint']}: {watch.status['news']}")
         case.said += f"; then: {watch.status['news']}" if self.tried else ""
         self.tried = ""
+
+
+@contextmanager
+def running_bench(folder: Path) -> Iterator[Bench]:
+    """The simulated robot, moved by the first of POLICIES, with recorder and console, and a clock that can be set; ended afterwards."""
+    said: list[str] = []
+    clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
+    os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
+    up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
+    with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):
+        for name in clock.environment:
+            del os.environ[name]
+        bench = Bench(clock, said, folder)
+        bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
+        yield bench
 
 
 def once(bench: Bench, case: Case, pause_s: float = 0.0) -> None:

@@ -22,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.control_loop import ROOT, processes, running_system
-from benchmarks.injections import GO_ON, POLICIES, SESSION, Bench, Case, WentWrong, once
+from benchmarks.control_loop import ROOT, processes
+from benchmarks.injections import GO_ON, SESSION, Bench, Case, WentWrong, once, running_bench
 from benchmarks.results import circumstances, in_words, markdown, write
 from policytrim_ros.children import Aside
 from policytrim_ros.up import StartRefused, restart
-from sim_bridge.wall_clock import WallClock
 
 HEAD = ("fault", "failsafe", "rounds", "went wrong", "noticed after p50 / max, s", "at rest after p50 / max, s", "bound, s", "what was said")
 MEMORY_HEAD = ("process", "lives", "RSS at first, MB", "at last, MB", "largest, MB", "longest life, min", "MB an hour in it")
@@ -178,17 +177,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/results/soak"))
     options = parser.parse_args(arguments)
     head = circumstances("soak", os.getloadavg()[0], seed=options.seed)
-    rng, said = np.random.default_rng(options.seed), []
+    rng = np.random.default_rng(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
-        os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
-        up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
-        with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):
-            for name in clock.environment:
-                del os.environ[name]
-            bench = Bench(clock, said, folder)
-            bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
+        with running_bench(folder) as bench:
             wanted = lambda name, case: case.failsafe != "damped stop" and any(word in name for word in options.only or [""])  # noqa: E731
             cases = {name: case for name, case in bench.cases().items() if wanted(name, case)}
             soak = Soak(cases, Training(folder) if options.trainer else None)

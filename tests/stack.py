@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ class Stack:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+@contextmanager
+def arm_with_controller(folder: Path, **parameters):
+    """A `Stack` of the emulated arm and a controller with ``parameters``; ended afterwards."""
+    running = Stack(folder)
+    try:
+        running.start_emulator()
+        running.start_controller(**parameters)
+        yield running
+    finally:
+        running.close()
 
 
 class Beside:

@@ -5,7 +5,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import Pose
 from sensor_msgs.msg import JointState
-from stack import Operator, Stack
+from stack import Operator, arm_with_controller
 from std_msgs.msg import Bool
 
 from policytrim_ros.core.kinematics import forward
@@ -16,13 +16,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def stack(tmp_path):
-    running = Stack(tmp_path)
-    try:
-        running.start_emulator()
-        running.start_controller(agilex_topics="true", chunk_timeout_s="20.0")
+    with arm_with_controller(tmp_path, agilex_topics="true", chunk_timeout_s="20.0") as running:
         yield running
-    finally:
-        running.close()
 
 
 def test_a_lab_script_moves_the_arm_by_agilex_names_and_a_partial_list_moves_nothing(stack):

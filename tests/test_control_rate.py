@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from stack import Operator, Stack
+from stack import Operator, arm_with_controller
 
 from policytrim_ros.core.types import READY
 
@@ -11,13 +11,8 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def stack(tmp_path):
-    running = Stack(tmp_path)
-    try:
-        running.start_emulator()
-        running.start_controller(control_rate_hz="30.0", chunk_timeout_s="20.0")
+    with arm_with_controller(tmp_path, control_rate_hz="30.0", chunk_timeout_s="20.0") as running:
         yield running
-    finally:
-        running.close()
 
 
 def test_a_chunk_of_thirty_actions_a_second_is_played_at_that_rate_and_one_of_twenty_is_refused(stack):
