@@ -361,7 +361,7 @@ def flat(value, path: str = "") -> list[tuple[str, str]]:
 
 
 def _commands(spec: Session, provenance: dict) -> Iterator[Block]:
-    yield Text(f"Save the plan above as {PLAN}; the seeds in it give the same scenes and the same order.")
+    yield Text(f"Save the plan above as {PLAN}; its seed gives the same scenes, and the same order unless it is blind: then that is drawn anew.")
     yield Code("\n".join(commands(spec, provenance)))
 
 
