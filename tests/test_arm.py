@@ -19,6 +19,8 @@ from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.types import READY
 from sim_bridge.can_hub import FRAME, Hub
 
+pytestmark = pytest.mark.alone  # the emulated arm moves in real time
+
 HEALTHY = dict(ctrl_mode=1, arm_status=0, err_code=0, driver_bits=[0x40] * 6, gripper_bits=0xC0)
 
 
