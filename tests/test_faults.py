@@ -50,7 +50,7 @@ def clock(stack):
 @pytest.fixture
 def operator(stack):
     """An operator beside a controller that holds at the ready pose; whatever a test broke is mended afterwards."""
-    if stack.processes["controller"].poll() is not None:
+    if "controller" not in stack.processes or stack.processes["controller"].poll() is not None:
         stack.start_controller(**REQUIRED)
     made = Operator(stack, BEATS)
     made.ready()
