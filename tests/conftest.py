@@ -18,27 +18,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
 
 
-def pytest_sessionstart(session):
-    session.config.pulse = None  # runs from the first test of running processes on
+BEGAN = pytest.StashKey[real_time.Processor]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if item.config.pulse is None and item.get_closest_marker("integration"):
-        item.config.pulse = real_time.Pulse(item.config._tmp_path_factory.getbasetemp())
-
-
-def pytest_sessionfinish(session):
-    if session.config.pulse:
-        session.config.pulse.close()
+    item.stash[BEGAN] = real_time.Processor.now()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    if report.failed and item.get_closest_marker("integration") and (why := item.config.pulse.slow_since(call.start)):
-        report.outcome = "skipped"
-        report.longrepr = (str(item.path), item.location[1], f"Skipped: {why}; it failed: {call.excinfo.exconly()[:500]}")
+    if report.failed and item.get_closest_marker("integration"):
+        if why := real_time.excuse(item.stash[BEGAN], real_time.Processor.now()):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1], f"Skipped: {why}; it failed: {call.excinfo.exconly()[:500]}")
     return report
 
 
