@@ -18,15 +18,15 @@ from typing import NamedTuple
 import pytest
 
 MUCH = 0.1
-"""Share of the wanted time that may be stolen."""
+"""Share of all time, of all processors, that may be stolen: of a busy machine, not of the little that an idle one wants."""
 
 LATE_MS, LISTEN_S, KEPT_S = 15.0, 5.0, 20.0
 
 
 class Processor(NamedTuple):
-    """Time of all processors since the machine started, in ticks of the kernel: what was wanted, and what of it was stolen."""
+    """Time of all processors since the machine started, in ticks of the kernel: all of it, and what was stolen."""
 
-    wanted: int
+    passed: int
     stolen: int
 
     @classmethod
@@ -35,12 +35,12 @@ class Processor(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> "Processor":
-        user, nice, system, _idle, _waiting, interrupts, soft, stolen, *_ = map(int, text.partition("\n")[0].split()[1:])
-        return cls(user + nice + system + interrupts + soft + stolen, stolen)
+        ticks = [int(word) for word in text.partition("\n")[0].split()[1:9]]  # user, nice, system, idle, iowait, irq, softirq, steal
+        return cls(sum(ticks), ticks[-1])
 
     def lost_until(self, now: "Processor") -> float:
-        """Share of the time wanted since then that was stolen."""
-        return (now.stolen - self.stolen) / max(1, now.wanted - self.wanted)
+        """Share of the time since then that was stolen."""
+        return (now.stolen - self.stolen) / max(1, now.passed - self.passed)
 
 
 _asked: list = [float("-inf"), Processor.now(), ""]  # when (monotonic s), the processor then, and the answer
@@ -72,7 +72,7 @@ def excuse(before: Processor, now: Processor) -> str:
 
 
 def _words(lost: float) -> str:
-    return f"this machine cannot keep real time now: its host gives {100 * lost:.0f} % of the processor that is wanted to others"
+    return f"this machine cannot keep real time now: its host gives {100 * lost:.0f} % of the processor to others"
 
 
 def lateness_ms() -> float:
