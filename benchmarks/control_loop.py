@@ -39,7 +39,8 @@ class Probe:
 
     def _on(self, message):
         for status in message.status:
-            self.heard.setdefault(status.name, []).append({value.key: value.value for value in status.values})
+            values = {value.key: value.value for value in status.values}
+            self.heard.setdefault(status.name, []).append(values | {"message": status.message})
 
     def close(self):
         self.node.destroy_node()

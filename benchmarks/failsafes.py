@@ -117,7 +117,6 @@ def main(arguments=None) -> int:
     if back:
         about += "\nFrom `policytrim restart` to an arm that moves again (home, a new scene, go): "
         about += ", ".join(f"{name.removeprefix('kill -9 ')} {seconds:g} s" for name, seconds in back.items()) + ".\n"
-    about += "\n`send failed` cannot be injected alone: an emulated bus that takes nothing says nothing either, and `feedback silent` is sooner (tests/test_safety.py has it)."
     figures = {
         n: dict(failsafe=c.failsafe, bound_s=c.bound_s, slows_s=c.slows, rests_s=c.rests, told_s=c.told, back_s=c.back, wrong=c.wrong, told=c.said)
         for n, c in cases.items()

@@ -13,6 +13,9 @@ import os
 import resource
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +31,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.control_loop import ROOT, processes, running_system
 from benchmarks.swap import Watch
+from policytrim_ros.core.contract import is_remote
 from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.core.types import READY, Chunk
 from policytrim_ros.graph import runtime_dir
@@ -35,6 +39,7 @@ from policytrim_ros.nodes.messages import LATCHED, chunk_to_message, seconds_to_
 from policytrim_ros.up import restart
 from sim_bridge import realsense
 from sim_bridge.faults import inject
+from sim_bridge.line import Line
 from sim_bridge.wall_clock import WallClock
 
 SESSION = "benchmark"
@@ -47,12 +52,12 @@ SINKS_S = 60.0  # an arm in damped stop comes to rest at its lowest pose
 OWN_LIMITS = "beyond limits"
 """The policy was held for what it asked itself, after its task was done perhaps: such a round says nothing about the fault."""
 
-GO_ON = ("swap failed", "disk full")
-"""Failsafes that do not touch the motion."""
+GO_ON = ("chunk late", "swap failed", "disk full")
+"""Failsafes after which the arm goes on by itself."""
 
 POLICIES = ("piper-pi0-tiny", "tape-box-pi0-trimmed")
 ARM = {
-    "mute": {}, "bus_off": {}, "stale_joints": {}, "zero_feedback": {}, "teach_mode": {}, "status": dict(code=10), "collision": dict(joint=2),
+    "mute": {}, "bus_off": {}, "no_transmit": {}, "stale_joints": {}, "zero_feedback": {}, "teach_mode": {}, "status": dict(code=10), "collision": dict(joint=2),
     "stall": dict(joint=3), "joint_error": dict(joint=4), "comm_error": dict(joint=5), "undervoltage": dict(joint=1),
 }  # fmt: skip
 
@@ -63,13 +68,15 @@ class WentWrong(RuntimeError):
 
 @dataclass
 class Case:
-    """One fault: how it is ``broken``; the ``failsafe`` that must answer, '' when the arm must go on; ``also``: or one with these words."""
+    """One fault: how it is ``broken``; the ``failsafe`` that must answer, '' when the arm must go on; ``also``: or one with these words;
+    ``remote``: the policy is that of a server behind a line."""
 
     broken: Callable[[], None]
     failsafe: str
     words: str = ""
     kills: str = ""
     also: str = ""
+    remote: bool = False
     rounds: int = 0
     slows: list = field(default_factory=list)
     rests: list = field(default_factory=list)
@@ -94,6 +101,7 @@ class Bench:
         self.recorder, self.tried, self.fills = {}, "", 0
         self.watch.node.create_subscription(String, "recorder/status", self._on_recorder, LATCHED)
         self.damaged = damaged_checkpoint(folder)
+        self.server = PolicyServer(POLICIES[1])
 
     def _on_recorder(self, message) -> None:
         self.recorder = json.loads(message.data)
@@ -102,6 +110,7 @@ class Bench:
         cases = {f"arm: {name}": Case(lambda n=name, a=a: inject(self.bus, n, **a), "arm status") for name, a in ARM.items()}
         for name in ("mute", "bus_off"):
             cases[f"arm: {name}"].failsafe = "feedback silent"
+        cases["arm: no_transmit"].failsafe = "send failed"
         for name in ("stale_joints", "zero_feedback"):
             cases[f"arm: {name}"].failsafe = "impossible feedback"
         cases[
@@ -125,6 +134,11 @@ class Bench:
         cases["disk full"] = Case(self.fill, "disk full", "File too large")
         cases["inference is stopped (SIGSTOP)"] = Case(lambda: self.signal("inference", signal.SIGSTOP), "node lost", "'inference'")
         cases["exchange of the policy"] = Case(self.exchange, "")
+        cases["inference is stopped for 0.7 s"] = Case(self.pause_inference, "chunk late", "slowed by")
+        cases["the policy's line takes 0.4 s each way"] = Case(self.delay, "chunk late", "slowed by", remote=True)
+        cases["the policy's line is cut for a moment"] = Case(lambda: self.server.line.cut(), "", remote=True)
+        cases["the policy's line falls silent"] = Case(lambda: setattr(self.server.line, "silent", True), "server lost", "no answer", remote=True)
+        cases["kill -9 the policy's server"] = Case(lambda: self.server.kill(), "server lost", "no policy server there", remote=True)
         for name in ("camera", "inference", "console"):
             cases[f"kill -9 {name}"] = Case(lambda n=name: self.kill(n), "node lost", f"'{name}' is silent", name)
         cases["kill -9 inference while it is exchanged"] = Case(self.kill_exchanging, "node lost", "'inference'", "inference")
@@ -147,6 +161,15 @@ class Bench:
         aside = np.tile(READY, (15, 1))
         aside[:, 0] += np.linspace(0.0, 0.9, 15)
         self.send(aside)
+
+    def pause_inference(self) -> None:
+        """Not for as long as a node may be silent."""
+        self.signal("inference", signal.SIGSTOP)
+        time.sleep(0.7)
+        self.signal("inference", signal.SIGCONT)
+
+    def delay(self) -> None:
+        self.server.line.delay_s = 0.4
 
     def unplug(self) -> None:
         for camera in ("front", "wrist"):
@@ -227,6 +250,22 @@ class Bench:
             return False
         return True
 
+    def speaks(self, checkpoint: str) -> None:
+        """The policy of ``checkpoint``, exchanged while the arm rests."""
+        if self.watch.status["checkpoint"] == checkpoint:
+            return
+        self.ordered("controller/hold")
+        self.ordered("inference/run", False)
+        self.until(lambda: not self.watch.status["loading"], "the exchange does not end")
+        before = self.watch.status["exchanges"]
+        request = SetParameters.Request(parameters=[Parameter("checkpoint", value=checkpoint).to_parameter_msg()])
+        client = self.watch.node.create_client(SetParameters, "inference/set_parameters")
+        client.wait_for_service(10.0)
+        client.call_async(request)
+        self.until(lambda: self.watch.status["exchanges"] > before, f"{checkpoint} does not speak")
+        if self.watch.status["checkpoint"] != checkpoint:
+            raise WentWrong(self.watch.status["news"])
+
     def moves(self) -> None:
         """A new scene, and the policy moves the arm. Again while it is refused: nodes come back one after the other."""
         watch = self.watch
@@ -261,11 +300,17 @@ class Bench:
 
     def round(self, case: Case, pause_s: float) -> None:
         self.tried = ""
+        if case.remote:
+            self.server.start()
+            self.speaks(self.server.address)
+        elif is_remote(self.watch.status["checkpoint"]):
+            self.speaks(str(ROOT / "models" / POLICIES[0]))
         self.moves()
         self.watch.spin(pause_s)
         before, lines = self.truth(), len(self.said)
         began = time.monotonic()
         self.watch.setpoints.clear()
+        self.watch.heard.pop("controller", None)
         case.broken()
         if case.failsafe in ("", *GO_ON) and case.kills != "controller":
             self.goes_on(case, lines)
@@ -279,6 +324,9 @@ class Bench:
             raise WentWrong(f"the arm does not go on: {self.watch.state}")
         if case.kills:
             case.said = self.said_since(lines, case)
+        elif case.failsafe == "chunk late":
+            late = [said["message"] for said in self.watch.heard["controller"] if case.failsafe in said["message"]]
+            case.said = late[0].partition("; ")[2] if late else "nothing of it"
         elif case.failsafe == "disk full":
             self.until(lambda: self.recorder.get("state") == "failed", "the recording does not fail", 20.0)
             case.said = self.recorder["reason"]
@@ -326,6 +374,7 @@ class Bench:
 
     def mend(self, case: Case) -> None:
         inject(self.bus, "clear")
+        self.server.mend()
         self.clock.right()
         if "inference" in (running := processes()):
             os.kill(running["inference"], signal.SIGCONT)
@@ -359,6 +408,39 @@ class Bench:
         self.tried = ""
 
 
+class PolicyServer:
+    """`policytrim serve` for a policy of models/ behind a `Line`; runs from the first `start` on."""
+
+    def __init__(self, name: str):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = free.getsockname()[1]
+        self._name, self._process = name, None
+        self.line = Line(self._port)
+        self.address = f"ws://127.0.0.1:{self.line.port}"
+
+    def start(self) -> None:
+        """Again, when it has been killed; WentWrong when it does not serve."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        words = [sys.executable, "-m", "policytrim_ros.cli", "serve", str(ROOT / "models" / self._name), "--port", str(self._port)]
+        self._process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        if not any("ws://" in line for line in self._process.stdout):  # ends with the first that is, or with the process
+            raise WentWrong("the policy's server does not serve")
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def mend(self) -> None:
+        self.line.delay_s, self.line.silent = 0.0, False
+
+    def close(self) -> None:
+        if self._process is not None:
+            self.kill()
+        self.line.close()
+
+
 @contextmanager
 def running_bench(folder: Path) -> Iterator[Bench]:
     """The simulated robot, moved by the first of POLICIES, with recorder and console, and a clock that can be set; ended afterwards."""
@@ -370,8 +452,11 @@ def running_bench(folder: Path) -> Iterator[Bench]:
         for name in clock.environment:
             del os.environ[name]
         bench = Bench(clock, said, folder)
-        bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
-        yield bench
+        try:
+            bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")
+            yield bench
+        finally:
+            bench.server.close()
 
 
 def once(bench: Bench, case: Case, pause_s: float = 0.0) -> None:

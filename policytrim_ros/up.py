@@ -96,7 +96,7 @@ class Readiness:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(message.data), 50)
+        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(message.data.partition(": ")[0]), 50)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
 

@@ -51,7 +51,8 @@ class Hub:
 
     def __init__(self, path: str):
         self.path = str(path)
-        self.passing = True
+        self.passing = True  # False: bus-off
+        self.taking = True  # False: what clients send stays in their buffers
         self._clients: list[socket.socket] = []
         self._listener = listen(self.path, socket.SOCK_SEQPACKET)
 
@@ -62,11 +63,11 @@ class Hub:
     def collect(self) -> list[tuple[float, int, bytes]]:
         """Frames that clients sent since the last call, as (wall-clock stamp, CAN id, 8 data bytes); relays them to the others.
 
-        While ``passing`` is False (bus-off) nothing is taken from the clients, whose send buffers then fill up.
+        While ``passing`` (bus-off) or ``taking`` is False nothing is taken from the clients, whose send buffers then fill up.
         """
         self._accept()
         frames = []
-        if not self.passing:
+        if not (self.passing and self.taking):
             return frames
         for client in tuple(self._clients):
             while True:

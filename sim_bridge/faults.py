@@ -32,6 +32,7 @@ class Faults:
 
     mute: bool = False
     bus_off: bool = False
+    no_transmit: bool = False
     stale_joints: bool = False
     zero_feedback: bool = False
     teach_mode: bool = False
@@ -128,6 +129,11 @@ FAULTS = {
     "mute": Fault("the arm sends nothing; it still listens", _switch("mute"), ("mute",)),
     "bus_off": Fault(
         "the bus carries nothing in either direction; sends fail once buffers are full", _switch("bus_off"), ("bus_off",)
+    ),
+    "no_transmit": Fault(
+        "nobody acknowledges what clients send: sends fail once buffers are full; the arm is still heard",
+        _switch("no_transmit"),
+        ("no_transmit",),
     ),
     "stale_joints": Fault("joint position frames repeat their last values", _switch("stale_joints"), ("stale_joints",)),
     "zero_feedback": Fault("every feedback frame carries zeros", _switch("zero_feedback"), ("zero_feedback",)),

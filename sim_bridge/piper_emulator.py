@@ -639,8 +639,9 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping, o
         now = time.monotonic()
         to_monotonic = now - time.time()
         control.serve(lambda request: emulator.answer(request, hub.clients))
-        if hub.passing == emulator.faults.bus_off:
-            hub.passing = not emulator.faults.bus_off
+        passing, taking = not emulator.faults.bus_off, not emulator.faults.no_transmit
+        if (hub.passing, hub.taking) != (passing, taking):
+            hub.passing, hub.taking = passing, taking
             hub.discard()
         frames = hub.collect()
         if other is not None:

@@ -68,6 +68,7 @@ def operator(stack):
 FAULTS = {
     "mute": ({}, "fault", "feedback silent"),
     "bus_off": ({}, "fault", "feedback silent"),
+    "no_transmit": ({}, "fault", "send failed"),
     "stale_joints": ({}, "fault", "exactly the same"),
     "zero_feedback": ({}, "fault", ""),
     "status": (dict(code=10), "fault", "unspecified error"),

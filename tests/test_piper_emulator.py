@@ -402,16 +402,19 @@ def test_a_listener_that_was_held_up_finds_little_of_the_past(hub):
         assert 100 < waiting <= 14 * 30
 
 
-def test_sends_fail_once_a_hub_in_bus_off_leaves_the_buffer_full_and_work_again_afterwards(hub):
+@pytest.mark.parametrize("fault", ["passing", "taking"])
+def test_sends_fail_once_a_hub_leaves_the_buffer_full_and_work_again_afterwards(hub, fault):
     with bus_on(hub) as client:
         hub.collect()
-        hub.passing = False
+        setattr(hub, fault, False)
+        hub.broadcast(FRAME.pack(0x2A1, 8, bytes(8)))
+        assert (client.recv(timeout=0.0) is not None) == hub.passing  # without acknowledgement the arm is still heard
         message = can.Message(arbitration_id=0x155, data=bytes(8), is_extended_id=False)
         with pytest.raises(can.CanOperationError, match="buffer full"):
             for _ in range(1000):
                 client.send(message)
         assert hub.collect() == []
-        hub.passing = True
+        setattr(hub, fault, True)
         hub.discard()
         client.send(message)
         assert len(hub.collect()) == 1

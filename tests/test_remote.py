@@ -16,6 +16,7 @@ from policytrim_ros.core.contract import robot_contract
 from policytrim_ros.policies import checkpoint, staging
 from policytrim_ros.policies.remote import TOKEN, RemoteError, RemotePolicy, Server, metadata_of
 from policytrim_ros.policies.wire import WireError, pack, unpack
+from sim_bridge.line import Line
 
 ROBOT = robot_contract({"front": (64, 36), "wrist": (64, 36)})
 
@@ -205,3 +206,44 @@ def test_malformed_arrays_are_refused(array):
 def test_objects_and_sentences_of_bytes_do_not_travel():
     with pytest.raises(TypeError, match="cannot be sent"):
         pack({"a": np.array([object()])})
+
+
+# ---- a network between them ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def line(served):
+    start, _ = served
+    made = Line(start().port)
+    yield made
+    made.close()
+
+
+def test_a_line_that_takes_its_time_changes_nothing_but_when(line, served):
+    remote, seen = RemotePolicy(f"ws://127.0.0.1:{line.port}"), at_ready(1)
+    line.delay_s = 0.15
+    began = time.monotonic()
+    assert np.array_equal(remote.predict(seen, seeds=[5]), served[1].predict(seen, seeds=[5]))
+    assert time.monotonic() - began >= 0.3
+    remote.close()
+
+
+def test_a_line_that_falls_silent_is_a_sentence_in_time_and_back_it_serves_again(line):
+    remote, seen = RemotePolicy(f"ws://127.0.0.1:{line.port}", answer_s=0.3, open_s=0.3), at_ready(1)
+    line.silent = True
+    with pytest.raises(RemoteError, match="no answer within 0.3 s"):
+        remote.predict(seen, seeds=[0])
+    with pytest.raises(RemoteError, match="no policy server there"):
+        remote.predict(seen, seeds=[0])
+    line.silent = False
+    assert remote.predict(seen, seeds=[0]).shape == (1, remote.contract.prediction_horizon, 7)
+    remote.close()
+
+
+def test_a_line_that_is_cut_is_a_sentence_and_the_next_question_finds_another(line):
+    remote, seen = RemotePolicy(f"ws://127.0.0.1:{line.port}"), at_ready(1)
+    line.cut()
+    with pytest.raises(RemoteError, match="the connection broke"):
+        remote.predict(seen, seeds=[0])
+    assert remote.predict(seen, seeds=[0]).shape == (1, remote.contract.prediction_horizon, 7)
+    remote.close()

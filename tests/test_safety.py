@@ -228,6 +228,29 @@ def test_a_starved_arm_holds_and_slowing_before_does_not_postpone_that_by_more_t
     assert arm.state == "holding" and "chunk starved" in arm.supervisor.reason
 
 
+def test_a_starved_arm_says_that_the_server_is_lost_when_inference_does_and_the_policy_is_not_blamed():
+    arm = Arm(chunk_timeout_s=0.5, required_nodes=["inference"])
+    arm.run(0.1)
+    arm.supervisor.heartbeat("inference", arm.now)
+    arm.go()
+    arm.play()
+    arm.run(0.4)
+    arm.supervisor.heartbeat("inference: ws://there:8000: no answer within 2 s", arm.now)
+    arm.run(0.7)
+    assert arm.state == "holding"
+    assert arm.supervisor.reason.startswith("server lost: 0.5 s, ws://there:8000: no answer within 2 s")
+    assert not blames_policy(arm.supervisor.reason)
+
+
+def test_a_server_that_has_answered_since_is_not_what_the_arm_is_held_for():
+    arm = Arm(chunk_timeout_s=0.5)
+    arm.go()
+    arm.supervisor.heartbeat("inference: ws://there:8000: the connection broke", arm.now)
+    arm.play()
+    arm.run(1.2)
+    assert arm.supervisor.reason.startswith("chunk starved")
+
+
 def test_a_lost_node_holds_and_is_named():
     arm = Arm(required_nodes=["camera", "inference"], heartbeat_timeout_s=0.5)
     arm.run(0.1)

@@ -56,6 +56,13 @@ FAILSAFES = {
             policy=True,
         ),
         Failsafe(
+            "server lost",
+            "the same, while inference says that the policy's server (`policytrim serve`) is gone, silent or another one",
+            HOLD,
+            "look at the server and the network; inference asks again by itself, so then call controller/go",
+            3.0,
+        ),
+        Failsafe(
             "camera stale",
             "a camera sent no picture for stale_after_s (camera node) and then heartbeat_timeout_s; the policy gets no older one, so "
             "that the arm may rest sooner, at its chunk's end",

@@ -108,6 +108,7 @@ class Supervisor:
         self.state, self.reason = UNCONFIGURED, "no feedback from the arm yet"
         self._required = tuple(name for name in config.required_nodes if name)
         self._seen: dict[str, float] = {}
+        self._server = ""  # why the policy's server does not answer, if that was said since the last chunk
         self._destination = None  # (pose, name) while an order to a fixed pose is carried out
         self._frozen = None  # (since when, setpoint then) while the joints read exactly the same
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
@@ -188,8 +189,11 @@ class Supervisor:
 
     # ---- data ---------------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, name: str, now: float) -> None:
+    def heartbeat(self, words: str, now: float) -> None:
+        """A name, or `name: why the policy's server does not answer`."""
+        name, _, why = words.partition(": ")
         self._seen[name] = now
+        self._server = why or self._server
 
     def clock(self, wall_ahead_s: float) -> None:
         """How far the wall clock is ahead of the monotonic one: between two ticks it only changes when somebody sets it."""
@@ -201,7 +205,9 @@ class Supervisor:
         """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions."""
         if self.state != MOVING or self._destination is not None:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: the arm is {self.state} ({self.reason})")
-        return self.executor.accept(chunk)
+        skipped = self.executor.accept(chunk)
+        self._server = ""
+        return skipped
 
     def bad_chunk(self, why: str) -> None:
         """A message on the chunk topic was not a chunk."""
@@ -225,13 +231,17 @@ class Supervisor:
             path = self.executor.tick(now)
             dry = self.executor.dry_for(now)
             if dry > self.config.chunk_timeout_s:
-                self._trip("chunk starved", f"{dry:.1f} s")
+                self._starve(dry)
             out = self.filter.step(path.position, path.velocity, dt)
             if out.breach:
                 self._trip("beyond limits", out.breach)
         else:
             out = self.filter.brake(dt)
         return Command(out.setpoint, out.velocity, path)
+
+    def _starve(self, dry_s: float) -> None:
+        lost = self._server
+        self._trip(*("server lost", f"{dry_s:.1f} s, {lost}") if lost else ("chunk starved", f"{dry_s:.1f} s"))
 
     def _travel(self, dt):
         pose, name = self._destination
@@ -248,6 +258,7 @@ class Supervisor:
         if not self._streaming or self.filter.setpoint is None:
             self.filter.reset(health.position)  # the first target is the measured pose
         self._streaming = True
+        self._server = ""
         self._destination, self._off_track_since, self._moving_since = None, None, now
         self.state, self.reason = MOVING, reason
 

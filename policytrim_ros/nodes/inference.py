@@ -175,6 +175,7 @@ class Inference(Node):
             self.create_subscription(Image, f"{camera}/color/image_raw", self._on_image(camera), NEWEST)
 
         self._chunks = self.create_publisher(JointTrajectory, "chunk", 10)
+        self._heartbeat = self.create_publisher(String, "heartbeat", 10)
         self._status = self.create_publisher(String, "inference/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
@@ -539,6 +540,7 @@ class Inference(Node):
         except RemoteError as error:
             if self._at_work:
                 self._complain(str(error))
+                self._heartbeat.publish(String(data=f"{self.get_name()}: {error}"))  # why no chunk comes, for the controller
             return
         finally:
             with self._changed:

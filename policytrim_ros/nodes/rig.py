@@ -75,7 +75,7 @@ class RosRig:
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self._joints = Newest(node, JointState, {"measured": "joint_states"})
-        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data, time.monotonic()), 50)
+        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data.partition(": ")[0], time.monotonic()), 50)
         self._clients = {
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", HOLD, "scene/reset", "scene/start")

@@ -11,8 +11,8 @@ The server listens on 127.0.0.1 unless a token is given; then a client must send
 the environment (POLICYTRIM_TOKEN), are compared in constant time and appear in no log. Use a tunnel (ssh -L) or a TLS proxy
 (wss://) beyond a network that you trust.
 
-A lost, slow or restarted server is a chunk that does not come: the controller holds (docs/failsafes.md, "chunk starved"). The
-client connects again by itself; a server that came back with other weights is refused.
+A slow server is a chunk that comes late, a lost one holds the arm (docs/failsafes.md, "chunk late", "server lost"). The client
+connects again by itself; a server that came back with other weights is refused.
 """
 
 from __future__ import annotations
