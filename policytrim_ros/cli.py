@@ -517,7 +517,7 @@ class Horizon(Delegate):
 
     examples:
       policytrim eval --checkpoint models/mine --task tape_box --horizon 5 8 10 15 --episodes 200 --out runs/calibration
-      policytrim horizon runs/calibration.json --failures 0.1
+      policytrim horizon runs/calibration.json --failures 0.1 --write models/mine
 
     Horizons are tested from the shortest on and the first that does not pass ends the test, so that with the given confidence every
     one that passed fails at most so often, in scenes like those of the evaluation. Exit code 3: none passes.
