@@ -31,9 +31,6 @@ from policytrim_ros.nodes.rig import plain
 LISTEN_S, ASK_S = 5.0, 2.0
 """Diagnostics come once a second, after a discovery of up to 3 s."""
 
-LIVE_S = LISTEN_S + 15.0
-"""Listening, asking three nodes, and what it takes to begin and to end."""
-
 FRAMES_PER_S, REPORTS_PER_S = 2500.0, 150.0
 """An arm that is well sends about 3040 CAN frames a second, among them 200 reports of its joints."""
 
