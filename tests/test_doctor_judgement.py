@@ -270,3 +270,10 @@ def test_all_together_end_within_the_deadline_and_what_is_left_out_is_said(capfd
 def test_the_shares_of_all_subjects_but_the_checkpoints_fit_the_deadline_with_any_two_of_them_hanging():
     shares = sorted((subject.share_s for subject in doctor.subjects(True, "mine", live=True)[:-2]), reverse=True)
     assert sum(shares[:2]) < findings.DEADLINE_S - 10.0 and findings.AT_LAST_S < 60.0
+
+
+def test_without_ros_the_running_system_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "policytrim_ros.live_doctor", None)  # as if rclpy could not be imported
+    (subject,) = [each for each in doctor.subjects(False, live=True) if each.name == "system"]
+    (line,) = findings.answers(subject, 10.0)
+    assert line.state == BAD and "ModuleNotFoundError" in line.found and line.advice
