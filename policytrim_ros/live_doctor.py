@@ -139,12 +139,12 @@ def limits(values: Mapping[str, str], parameters: Mapping[str, Any]) -> Finding:
     for text, unit, theirs, own in (
         ("down to", "rad", -low, -(lowest + ours.joint_margin_rad)),
         ("up to", "rad", high, highest - ours.joint_margin_rad),
-        ("at", "rad/s", speed, np.array(ours.v_max[:6])),
-        ("at", "rad/s2", acceleration, np.array(ours.a_max[:6])),
+        ("at most", "rad/s", speed, np.array(ours.v_max[:6])),
+        ("at most", "rad/s2", acceleration, np.array(ours.a_max[:6])),
     ):
         sign = -1.0 if text == "down to" else 1.0
         for joint in np.flatnonzero(theirs < own - SAME_LIMIT):
-            narrower.append(f"{JOINTS[joint]}: the arm ends {text} {sign * theirs[joint]:.3f} {unit}, ours {sign * own[joint]:.3f}")
+            narrower.append(f"{JOINTS[joint]}: the arm allows {text} {sign * theirs[joint]:.3f} {unit}, ours {sign * own[joint]:.3f}")
     if narrower:
         advice = "it does not follow beyond its own: narrow ours in config/controller.yaml, or widen the arm's with the vendor's tool"
         return Finding("limits", WARNING, "; ".join(narrower), advice)

@@ -76,8 +76,8 @@ def test_a_controller_that_is_well_has_good_findings_only():
         ("motors", dict(motors_enabled="unknown"), WARNING, "unknown whether"),
         ("priority", dict(realtime_priority="0"), WARNING, "was refused"),
         ("priority", dict(realtime_priority="unknown"), WARNING, "does not say"),
-        ("limits", limits_told(firmware(speed=[3.0, 3.0, 3.0, 3.0, 1.5, 3.0])), WARNING, "joint5: the arm ends at 1.500 rad/s, ours 2.500"),
-        ("limits", limits_told(firmware(acceleration=[2.0] + [5.0] * 5)), WARNING, "joint1: the arm ends at 2.000 rad/s2, ours 4.800"),
+        ("limits", limits_told(firmware(speed=[3.0, 3.0, 3.0, 3.0, 1.5, 3.0])), WARNING, "joint5: the arm allows at most 1.500 rad/s, ours 2.500"),
+        ("limits", limits_told(firmware(acceleration=[2.0] + [5.0] * 5)), WARNING, "joint1: the arm allows at most 2.000 rad/s2, ours 4.800"),
         ("limits", dict(arm_low=""), WARNING, "the arm's own are unknown"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_joint_that_the_arm_stops_earlier_than_we_do_is_named_with_both_number
     low[2], high[1] = -1.0, 2.0
     line = of_controller(**limits_told(firmware(low=low, high=high)))["limits"]
     assert line.state == WARNING and "config/controller.yaml" in line.advice
-    assert line.found == "joint3: the arm ends down to -1.000 rad, ours -2.952; joint2: the arm ends up to 2.000 rad, ours 3.125"
+    assert line.found == "joint3: the arm allows down to -1.000 rad, ours -2.952; joint2: the arm allows up to 2.000 rad, ours 3.125"
 
 
 def test_limits_are_not_judged_without_the_controllers_parameters():
