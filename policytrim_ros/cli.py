@@ -416,24 +416,29 @@ class Doctor:
     """check what this machine offers, and with --live what the running system says of itself, before the first go of a day
 
     examples:
-      policytrim doctor                                  Python, ROS 2, Vulkan, CAN, cameras, memory, disk, real-time rights
+      policytrim doctor                                  Python, ROS 2, Vulkan, CAN, cameras, memory, disk, clock, real-time rights
       policytrim doctor --robot --live --checkpoint models/mine
 
-    A line for each subject, with what to do; exit code 1 when something is missing.
+    A line for each subject, with what to do, and one for a subject that does not answer; exit code 1 when something is missing. It ends
+    within 60 s.
     """
 
     def add_arguments(self, parser) -> None:
         parser.add_argument("--robot", action="store_true", help="what only a robot needs counts as a failure when it is missing")
         parser.add_argument(
-            "--live", action="store_true", help="listen to the running system: bus, arm, setpoints, cameras, policy"
+            "--live", action="store_true", help="listen to the running system: bus, arm, limits, setpoints, clocks, cameras, policy"
         )
-        parser.add_argument("--checkpoint", default="", help="also check this checkpoint, and whether it has passed the gate")
+        parser.add_argument("--checkpoint", default="", help="also check this checkpoint, whether it fits, and whether it has passed the gate")
         add_namespace(parser)
 
     def run(self, options) -> int:
         from policytrim_ros.doctor import doctor
+        from policytrim_ros.findings import hanging
 
-        return doctor(options.robot, options.checkpoint, options.live, options.namespace)
+        code = doctor(options.robot, options.checkpoint, options.live, options.namespace)
+        if hanging():
+            os._exit(code)  # what hangs would hold up the ordinary end, or abort it
+        return code
 
 
 class Delegate:
@@ -512,7 +517,7 @@ class Horizon(Delegate):
 
     examples:
       policytrim eval --checkpoint models/mine --task tape_box --horizon 5 8 10 15 --episodes 200 --out runs/calibration
-      policytrim horizon runs/calibration.json --failures 0.1
+      policytrim horizon runs/calibration.json --failures 0.1 --write models/mine
 
     Horizons are tested from the shortest on and the first that does not pass ends the test, so that with the given confidence every
     one that passed fails at most so often, in scenes like those of the evaluation. Exit code 3: none passes.

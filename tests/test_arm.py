@@ -198,6 +198,30 @@ def test_a_silent_joint_is_named_when_limits_are_read(arm, piper):
         piper.limits_readback(timeout_s=0.1)
 
 
+def test_a_limit_that_was_set_in_the_arm_is_read_back_and_reading_changes_nothing(own_arm):
+    piper = piper_on(own_arm.socket)
+    piper.connect()
+    piper._sdk.MotorAngleLimitMaxSpdSet(2, 1000, 100, 500)  # as the vendor's tools do it; the driver has no way to
+    before = own_arm.wait(lambda state: state["time"] > 0.0, "its condition")
+    wait_for(lambda: np.allclose(piper.limits_readback().high[1], np.radians(100.0)), "the new limit")
+    limits = piper.limits_readback()
+    assert np.isclose(limits.low[1], np.radians(10.0)) and limits.speed.tolist() == [3.0, 0.5, 3.0, 3.0, 3.0, 3.0]
+    after = own_arm.state()
+    assert not any(after["enabled"]) and after["disables"] == after["power_cuts"] == after["estops"] == 0
+    assert np.allclose(after["position"], before["position"])
+    piper.close()
+
+
+def test_reports_of_the_joints_are_counted(arm, piper):
+    before = piper.joint_reports
+    wait_for(lambda: piper.joint_reports > before + 10, "ten more reports")
+    arm.inject("mute")
+    time.sleep(0.1)  # what was on its way
+    silent = piper.joint_reports
+    time.sleep(0.1)
+    assert piper.joint_reports == silent
+
+
 def test_velocity_and_effort_are_reported_in_si_units(own_arm):
     piper = piper_on(own_arm.socket)
     piper.connect()

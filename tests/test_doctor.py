@@ -32,6 +32,9 @@ def test_a_system_that_is_well_one_with_a_fault_and_none(stack):
         code, found = examined(stack)
         assert found["controller"].startswith("ok holding") and found["motors"].startswith("ok 6 of 6"), found
         assert float(found["CAN"].split()[1]) > 1000 and found["feedback"].split()[1].replace(".", "").isdigit(), found
+        assert found["limits"] == "ok the arm's own are as wide as ours" and found["stamps"].startswith("ok within"), found
+        assert float(found["joint rate"].split()[1]) > 50 and "real-time priority" in found["priority"], found
+        assert float(found["time"].split()[1]) < 60, found
         assert "silent" in found["inference"]
 
         stack.fault("collision", joint=3)
@@ -44,6 +47,7 @@ def test_a_system_that_is_well_one_with_a_fault_and_none(stack):
 
 def test_a_damaged_checkpoint_and_one_that_was_not_gated(stack, tmp_path):
     code, found = examined(stack, "--checkpoint", str(tmp_path))
-    assert code == 1 and "is not a checkpoint" in found["checkpoint"]
+    assert code == 1 and "is not a checkpoint" in found["checkpoint"] and "is not a checkpoint" in found["contract"]
     code, found = examined(stack, "--robot", "--checkpoint", str(ROOT / "models" / "tape-box-oft-tiny"))
     assert "was not tried in the simulated twin" in found["checkpoint"] and found["checkpoint"].startswith("missing")
+    assert found["contract"].startswith("warning the inference node does not tell")

@@ -4,10 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from policy_samples import policy
 from scipy import stats
 
 from policytrim_ros.cli import main
 from policytrim_ros.core.statistics import upper_bound
+from policytrim_ros.policies import checkpoint
 from policytrim_ros.training.horizon_choice import choose
 
 
@@ -74,3 +76,55 @@ def test_the_command_says_what_it_found_and_what_it_promises(tmp_path, capsys):
     assert code == 3 and "without any failure 299 episodes would be enough" in said
     code, said = told(tmp_path, capsys, [rows[0], row(10, 100, 98, setting="dynamic")])
     assert code == 1 and "differ in more than h and task" in said
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A checkpoint that predicts H = 6 and executes h = 2, and the SHA-256 of its weights."""
+    directory = tmp_path / "mine"
+    manifest = checkpoint.save(directory, policy(), made={"recipe": "test"})
+    return directory, manifest["files"][checkpoint.WEIGHTS]
+
+
+def test_the_chosen_horizon_becomes_the_checkpoints_own_with_the_evidence(tmp_path, capsys, mine):
+    directory, weights = mine
+    rows = [row(3, 100, 99, weights_sha256=weights), row(5, 100, 98, weights_sha256=weights), row(6, 100, 80, weights_sha256=weights)]
+    code, said = told(tmp_path, capsys, rows, "--write", str(directory))
+    assert code == 0 and "now executes h = 5" in said and "policytrim gate" in said
+    loaded, manifest = checkpoint.load(directory)  # whole, and its seal fits
+    assert loaded.contract.execution_horizon == 5 and manifest["files"][checkpoint.WEIGHTS] == weights
+    kept = manifest["calibration"]
+    assert (kept["failures"], kept["confidence"], kept["tasks"], kept["setting"]) == (0.1, 0.95, ["tape_box"], "standard")
+    assert [(tested["horizon"], tested["n"], tested["failures"], tested["passed"]) for tested in kept["tested"]] == [
+        (3, 100, 1, True),
+        (5, 100, 2, True),
+        (6, 100, 20, False),
+    ]
+    assert len(kept["report_sha256"]) == 64
+    assert checkpoint.copy(directory, tmp_path / "copy")["calibration"] == kept
+
+
+@pytest.mark.parametrize(
+    "rows, code, words",
+    [
+        ([row(5, 100, 99)], 1, "made with other weights"),
+        ([row(5, 100, 99, task="flip_mug", weights_sha256="its")], 1, "the calibration is of flip_mug"),
+        ([row(5, 50, 50, task=task, weights_sha256="its") for task in ("tape_box", "flip_mug")], 1, "of flip_mug, tape_box"),
+        ([row(7, 100, 99, weights_sha256="its")], 1, "h = 7 is not possible, it predicts H = 6"),
+        ([row(5, 100, 60, weights_sha256="its")], 3, "none passes"),
+    ],
+)
+def test_a_horizon_without_evidence_for_this_checkpoint_is_not_written(tmp_path, capsys, mine, rows, code, words):
+    directory, weights = mine
+    before = (directory / checkpoint.MANIFEST).read_bytes()
+    rows = [each | {"weights_sha256": weights if each["weights_sha256"] == "its" else "another"} for each in rows]
+    found, said = told(tmp_path, capsys, rows, "--write", str(directory))
+    assert found == code and words in said
+    assert (directory / checkpoint.MANIFEST).read_bytes() == before
+
+
+def test_a_horizon_is_not_written_into_a_damaged_checkpoint(tmp_path, capsys, mine):
+    directory, weights = mine
+    (directory / checkpoint.WEIGHTS).write_bytes(b"")
+    code, said = told(tmp_path, capsys, [row(5, 100, 99, weights_sha256=weights)], "--write", str(directory))
+    assert code == 1 and "nothing was written" in said and "changed or truncated" in said

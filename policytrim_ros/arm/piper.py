@@ -327,6 +327,11 @@ class Piper:
             self._sdk.GetCanFps(),
         )
 
+    @property
+    def joint_reports(self) -> int:
+        """How many complete reports of the joints (all three frames) have arrived since the connection was made."""
+        return self._snapshots.joint_reports
+
     def end_pose(self):
         """Flange pose in base_link as the arm computes it: ((x, y, z) in m, (x, y, z, w)), or None before it was seen."""
         pose = self._snapshots.pose
@@ -486,6 +491,7 @@ class _Snapshots:
 
     def forget(self) -> None:
         self.seen, self._stamps, self._clock = set(), {}, WallStamps()
+        self.joint_reports = 0
         self.joints = self.motors = self.drivers = self.gripper = self.status = self.pose = None
         self.gripper_speed, self._gripper_before = 0.0, None
         self.angle_limits, self.acceleration_limits = {}, {}
@@ -504,6 +510,7 @@ class _Snapshots:
             q = sdk.GetArmJointMsgs().joint_state
             oldest = min(self._stamps.get(each, 0.0) for each in JOINT_IDS)
             self.joints = (oldest, q.joint_1, q.joint_2, q.joint_3, q.joint_4, q.joint_5, q.joint_6)
+            self.joint_reports += 1
         elif can_id == MOTOR_IDS[-1]:
             info = sdk.GetArmHighSpdInfoMsgs()
             motors = (info.motor_1, info.motor_2, info.motor_3, info.motor_4, info.motor_5, info.motor_6)

@@ -26,7 +26,7 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig
+from policytrim_ros.arm.piper import ArmError, ArmLimits, Piper, PiperConfig
 from policytrim_ros.core.config import ConfigError, setting
 from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.safety import SafetyLimits
@@ -34,7 +34,7 @@ from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Sup
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
 from policytrim_ros.nodes.parameters import current, declare
-from policytrim_ros.nodes.process import STEADY, ask_for_priority, run, udp_alone
+from policytrim_ros.nodes.process import STEADY, ask_for_priority, priority_of, run, udp_alone
 
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
@@ -66,6 +66,14 @@ def following(due: float, now: float, period: float) -> tuple[float, int]:
     return now + period, int((now - due) / period)
 
 
+def limits_told(limits: ArmLimits | None) -> dict[str, str]:
+    """The arm's own limits as its diagnostics say them, joint by joint in rad, rad/s and rad/s2; nothing when it did not tell them."""
+    if limits is None:
+        return {}
+    told = {"low": limits.low, "high": limits.high, "v_max": limits.speed, "a_max": limits.acceleration}
+    return {f"arm_{name}": " ".join(f"{value:.4f}" for value in values) for name, values in told.items()}
+
+
 class Controller(Node):
     """See the module. ``fatal`` is set when the node cannot go on."""
 
@@ -91,6 +99,8 @@ class Controller(Node):
         self.get_logger().info(
             f"connected can_interface={self.config.can_interface} can_port={self.config.can_port} firmware={self.arm.firmware}"
         )
+        self._limits_told = limits_told(self._limits_read())
+        self._joints_reported = time.monotonic(), self.arm.joint_reports  # at the last diagnostics
 
         self._joints = self.create_publisher(JointState, "joint_states", QoSProfile(depth=10))
         self._setpoints = self.create_publisher(JointState, "controller/setpoint", NEWEST)
@@ -118,6 +128,14 @@ class Controller(Node):
         gc.freeze()  # what is alive now stays: later collections do not walk it beside the setpoint thread
         self._thread.start()
         self._speaker.start()
+
+    def _limits_read(self) -> ArmLimits | None:
+        """The limits that the arm keeps by itself, asked once and before anything moves; None, and a warning, where it is silent."""
+        try:
+            return self.arm.limits_readback()
+        except ArmError as error:
+            self.get_logger().warning(f"limits of the arm unknown: {error}")
+            return None
 
     # ---- the setpoint thread --------------------------------------------------------------------------------------
 
@@ -318,6 +336,7 @@ class Controller(Node):
             "send_failures": str(self.arm.send_failures),
             "firmware": self.arm.firmware or "unknown",
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
+            "joint_reports_per_s": f"{self._joint_rate():.1f}",
             "feedback_age_ms": "none" if feedback is None else f"{(time.monotonic() - feedback.state.stamp) * 1000:.1f}",
             "motors_enabled": "unknown" if feedback is None else f"{sum(feedback.enabled)} of {len(feedback.enabled)}",
             "control_steps": str(self.supervisor.executor.next_step),
@@ -325,6 +344,8 @@ class Controller(Node):
             "stall_s": f"{self.supervisor.executor.stall_s:.3f}",
             "slowed_s": f"{self.supervisor.executor.slowed_s:.3f}",
             "speed_scale": f"{self.supervisor.executor.speed_scale:g}",
+            "realtime_priority": str(priority_of(self._thread.native_id)) if self._thread.is_alive() else "unknown",
+            **self._limits_told,
         }
         with self._lock:
             late = self.supervisor.lateness()
@@ -343,6 +364,11 @@ class Controller(Node):
         self._diagnostics.publish(array)
         if self._published_state is not None:  # said again: a state must not be lost for whom one message was lost
             self._state.publish(String(data=self._published_state))
+
+    def _joint_rate(self) -> float:
+        """Complete reports of the joints a second since the call before; none are counted over a reconnection."""
+        (then, before), self._joints_reported = self._joints_reported, (time.monotonic(), self.arm.joint_reports)
+        return max(0, self._joints_reported[1] - before) / max(self._joints_reported[0] - then, 1e-3)
 
     def _braking(self) -> dict[str, str]:
         """How long the latest holds took from the service call until the first braking setpoint was on its way to the bus."""

@@ -50,6 +50,12 @@ def ask_for_priority(priority: int) -> str:
     return ""
 
 
+def priority_of(thread: int) -> int:
+    """The real-time priority that a thread of this machine, by its kernel id, runs at; 0: none."""
+    real_time = os.sched_getscheduler(thread) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR)
+    return os.sched_getparam(thread).sched_priority if real_time else 0
+
+
 def udp_alone() -> None:
     """Keeps this process out of the middleware's shared memory; to be called before `run`. A profile of the user's own stays.
 

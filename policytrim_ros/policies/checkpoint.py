@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping
 
@@ -81,13 +81,15 @@ def save(
     evaluation: Mapping[str, Any] | None = None,
     golden: Golden | None = None,
     gate: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, Any] | None = None,
     overwrite=False,
 ) -> dict:
     """Writes ``policy`` as a checkpoint and returns its manifest.
 
     ``made`` says how: recipe, seed, commit, data_sha256, parent (JSON values). ``golden``: what it predicts, to be compared
-    wherever it is loaded; ``gate``: what the simulated twin said (training/gate.py). Raises CheckpointError when the directory
-    exists (unless ``overwrite``) or when writing fails; then nothing half-written stays and an old checkpoint is intact.
+    wherever it is loaded; ``gate``: what the simulated twin said (training/gate.py); ``calibration``: why its h (`recommend`). Raises
+    CheckpointError when the directory exists (unless ``overwrite``) or when writing fails; then nothing half-written stays and an old
+    checkpoint is intact.
     """
     directory = Path(directory)
     if directory.exists() and not overwrite:
@@ -116,6 +118,7 @@ def save(
                 "made": dict(made),
                 "evaluation": dict(evaluation) if evaluation else None,
                 "gate": dict(gate) if gate else None,
+                **({"calibration": dict(calibration)} if calibration else {}),
                 "files": {
                     name: sha256_of(beside / name) for name in (*FILES, PROCESSOR, *([GOLDEN] if golden is not None else []))
                 },
@@ -167,6 +170,7 @@ def copy(source, directory) -> dict:
         evaluation=manifest["evaluation"],
         golden=golden_of(source, manifest),
         gate=manifest.get("gate"),
+        calibration=manifest.get("calibration"),
         overwrite=True,
     )
 
@@ -241,13 +245,26 @@ def contract_of(manifest: Mapping[str, Any], directory="checkpoint") -> Contract
 
 
 def annotate(directory, **entries: Mapping[str, Any]) -> None:
-    """Replaces ``evaluation`` or ``gate`` in the manifest of an intact checkpoint (atomically)."""
+    """Replaces entries, such as ``evaluation`` or ``gate``, in the manifest of an intact checkpoint (atomically)."""
     directory = Path(directory)
     manifest = sealed({**verify(directory), **entries})
     try:
         replace_file(directory / MANIFEST, _json(manifest))
     except OSError as error:
         raise CheckpointError(f"{directory / MANIFEST}: cannot be written ({error.strerror}); the old one is intact") from error
+
+
+def recommend(directory, horizon: int, calibration: Mapping[str, Any]) -> None:
+    """Makes ``horizon`` the execution horizon of an intact checkpoint, with the evidence for it (atomically).
+
+    CheckpointError, and nothing is changed, when it predicts fewer actions. What passed the gate with another h has to pass it again.
+    """
+    theirs = contract_of(read_manifest(directory), directory)
+    if not 1 <= horizon <= theirs.prediction_horizon:
+        raise CheckpointError(
+            f"{directory}: h = {horizon} is not possible, it predicts H = {theirs.prediction_horizon} actions; calibrate with 1 to H"
+        )
+    annotate(directory, contract=replace(theirs, execution_horizon=horizon).to_dict(), calibration=calibration)
 
 
 def sealed(manifest: Mapping[str, Any]) -> dict:

@@ -1,20 +1,23 @@
 """The longest execution horizon that a calibration set allows, by a stated rule.
 
     policytrim eval --checkpoint models/mine --task tape_box --horizon 5 8 10 15 --episodes 200 --out runs/calibration
-    policytrim horizon runs/calibration.json --failures 0.1
+    policytrim horizon runs/calibration.json --failures 0.1 --write models/mine
 
 Fixed-sequence testing: the horizons are tested from the shortest to the longest, each at the same level; a horizon passes when the
 exact (Clopper-Pearson) upper bound of its failure rate is at most ``failures``; the first that does not pass ends the sequence. What
 it guarantees: with the given confidence **every** horizon that passed fails at most so often, since no horizon is looked at after one
 that did not pass. For which distribution: scenes, robot and conditions as in the calibration, drawn independently; not another table.
+
+With ``--write`` the horizon becomes the checkpoint's own, and the calibration stands in its manifest as the evidence for it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Sequence
 
 from policytrim_ros.core.statistics import upper_bound
+from policytrim_ros.files import sha256_of
 from policytrim_ros.training.evaluate import EvaluationError, note, read_reports
 
 
@@ -52,6 +55,36 @@ def counts_of(reports: Sequence[dict]) -> list[tuple[int, int, int]]:
     return [(h, sum(r["n"] for r in of), sum(r["n"] - r["successes"] for r in of)) for h, of in rows.items()]
 
 
+def evidence(reports: Sequence[dict], found: Sequence[Tested], failures: float, confidence: float) -> dict[str, Any]:
+    """What a manifest keeps of a calibration: the rule's two numbers, what was evaluated, and what was found of every horizon."""
+    first = reports[0]
+    tasks = sorted({row["task"] for row in reports})
+    kept = dict(failures=failures, confidence=confidence, tasks=tasks, setting=first["setting"], conditions=note(first))
+    return kept | dict(weights_sha256=first["weights_sha256"], tested=[asdict(row) for row in found])
+
+
+def write(directory, horizon: int, calibration: dict[str, Any]) -> None:
+    """Makes ``horizon`` that of the checkpoint in ``directory``. EvaluationError when the calibration is not one of it and all its tasks."""
+    from policytrim_ros.policies import checkpoint
+
+    try:
+        manifest = checkpoint.verify(directory)
+        weights = manifest["files"][checkpoint.WEIGHTS]
+        if calibration["weights_sha256"] != weights:
+            raise EvaluationError(
+                f"the calibration was made with other weights ({calibration['weights_sha256'][:12]}) than those of {directory} "
+                f"({weights[:12]}); evaluate it"
+            )
+        if calibration["tasks"] != sorted(manifest["tasks"]):
+            raise EvaluationError(
+                f"the calibration is of {', '.join(calibration['tasks'])}, {directory} of {', '.join(manifest['tasks'])}, and its h counts "
+                "for each of them; evaluate just these"
+            )
+        checkpoint.recommend(directory, horizon, calibration)
+    except checkpoint.CheckpointError as error:
+        raise EvaluationError(str(error)) from error
+
+
 # -- command line ---------------------------------------------------------------------------------------------------
 
 
@@ -60,6 +93,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("report", help="evaluation of one checkpoint at several horizons, of `policytrim eval --out`")
     parser.add_argument("--failures", type=float, default=0.1, metavar="SHARE", help="failure rate that is tolerated (0.1)")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the statement (0.95)")
+    parser.add_argument("--write", default="", metavar="CHECKPOINT", help="make h that checkpoint's own, with the calibration as evidence")
 
 
 def main(args) -> int:
@@ -67,7 +101,8 @@ def main(args) -> int:
     try:
         if not 0 < args.failures < 1 or not 0.5 < args.confidence < 1:
             raise EvaluationError(f"failures {args.failures} must lie in (0, 1) and confidence {args.confidence} in (0.5, 1)")
-        chosen, found = choose(counts_of(read_reports(args.report)), args.failures, args.confidence)
+        reports = read_reports(args.report)
+        chosen, found = choose(counts_of(reports), args.failures, args.confidence)
     except EvaluationError as error:
         print(f"horizon: {error}")
         return 1
@@ -84,4 +119,13 @@ def main(args) -> int:
         f"horizon: h = {chosen}: with {percent} confidence it fails in at most {100 * args.failures:g} % of scenes like these "
         "(same robot, table and conditions)"
     )
+    if not args.write:
+        return 0
+    kept = evidence(reports, found, args.failures, args.confidence) | {"report_sha256": sha256_of(args.report)}
+    try:
+        write(args.write, chosen, kept)
+    except EvaluationError as error:
+        print(f"horizon: nothing was written: {error}")
+        return 1
+    print(f"horizon: {args.write} now executes h = {chosen}; a robot wants it to pass the gate with that (`policytrim gate`)")
     return 0
