@@ -62,7 +62,7 @@ class Heard:
             level = status.level[0] if isinstance(status.level, bytes) else int(status.level)
             self.told[status.name] = level, status.message, {pair.key: pair.value for pair in status.values}
             apart = wall_s - time_to_seconds(message.header.stamp)
-            self.apart_s[status.name] = min(apart, self.apart_s.get(status.name, apart), key=abs)
+            self.apart_s[status.name] = min(apart, self.apart_s.get(status.name, apart))
 
 
 def running_system(namespace: str, parameters: dict[str, dict] | None = None) -> Iterator[Finding]:

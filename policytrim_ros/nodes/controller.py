@@ -26,6 +26,7 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from policytrim_ros import awake
 from policytrim_ros.arm.piper import ArmError, ArmLimits, Piper, PiperConfig
 from policytrim_ros.core.config import ConfigError, setting
 from policytrim_ros.core.executor import ChunkRefused
@@ -47,6 +48,11 @@ class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
     state_rate_hz: float = setting(200.0, "joint_states published", low=10.0, high=200.0, unit="Hz")
     realtime_priority: int = setting(
         50, "SCHED_FIFO priority of this process where the system allows it; 0: do not ask", low=0, high=90
+    )
+    keep_awake: str = setting(
+        awake.AUTO,
+        "keep the processors busy at SCHED_IDLE, since a host is slow to wake virtual ones up (auto: on a virtual machine)",
+        choices=awake.CHOICES,
     )
     enable_timeout_s: float = setting(
         5.0, "how long go, home and park wait for the motors to come on", low=0.5, high=30.0, unit="s"
@@ -81,6 +87,7 @@ class Controller(Node):
         super().__init__("controller")
         self.fatal = None
         self.config = declare(self, ControllerConfig)
+        self._awake = awake.Awake(self.config.keep_awake)
         if self.config.realtime_priority:
             refused = ask_for_priority(self.config.realtime_priority)
             if refused:
@@ -333,6 +340,7 @@ class Controller(Node):
             "lateness_max_ms": f"{lag.max():.3f}",
             **self._braking(),
             "ticks_missed": str(self._ticks_missed),
+            "processors_kept_awake": str(self._awake.processors),
             "send_failures": str(self.arm.send_failures),
             "firmware": self.arm.firmware or "unknown",
             "can_frames_per_s": "0" if feedback is None else f"{feedback.frames_per_s:.0f}",
@@ -389,6 +397,7 @@ class Controller(Node):
         self._thread.join(timeout=1.0)
         self._speaker.join(timeout=1.0)
         self.arm.close()
+        self._awake.close()
         print("controller: ended; the arm holds its position with the motors as they were", flush=True)
 
     def _at_rest(self) -> bool:
