@@ -5,6 +5,7 @@ import os
 import pytest
 import real_time
 
+from policytrim_ros.awake import Awake
 from policytrim_ros.graph import renderer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,20 @@ os.environ.update(renderer())
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
+
+
+@pytest.fixture(scope="session")
+def awake_processors():
+    """From the first test of running processes on, also while those start: see policytrim_ros/awake.py."""
+    made = Awake()
+    yield
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def awake(request):
+    if request.node.get_closest_marker("integration"):
+        request.getfixturevalue("awake_processors")
 
 
 BEGAN = pytest.StashKey[real_time.Processor]()
