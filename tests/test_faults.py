@@ -212,7 +212,8 @@ def test_a_node_that_hears_nothing_goes_on_beating_when_the_wall_clock_is_set_ba
             beats.clear()
             operator.until(lambda: len(beats) > 5, "the heart stands still")
         process.send_signal(signal.SIGINT)
-        operator.until(lambda: process.poll() == 0, "the node does not end")
+        operator.until(lambda: process.poll() is not None, "the node does not end")
+        assert process.returncode == 0
     finally:
         process.kill()
         process.wait()

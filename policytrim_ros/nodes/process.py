@@ -77,7 +77,7 @@ def udp_alone() -> None:
         os.environ.pop("ROS_LOCALHOST_ONLY", None)
 
 
-def _keep_awake(executor, ended: threading.Event) -> None:
+def _wake(executor, ended: threading.Event) -> None:
     """Ends every wait of ``executor`` after a while: some builds of the middleware wait by the wall clock, for ever when it is set back."""
     while not ended.wait(1.0 / HEARTBEAT_HZ):
         executor.wake()
@@ -97,13 +97,14 @@ def run(make_node, args=None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    node, code = None, 0
+    node, code, waker = None, 0, None
     try:
         node = make_node()
         heartbeat(node)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        threading.Thread(target=_keep_awake, args=(executor, ended), name="awake", daemon=True).start()
+        waker = threading.Thread(target=_wake, args=(executor, ended), name="waker", daemon=True)
+        waker.start()
         while stop["signal"] is None and rclpy.ok() and getattr(node, "fatal", None) is None:
             executor.spin_once(timeout_sec=0.05)
         if getattr(node, "fatal", None) is not None:
@@ -116,6 +117,8 @@ def run(make_node, args=None) -> int:
         code = 1
     finally:
         ended.set()
+        if waker is not None:
+            waker.join()  # it must not wake what is gone
         if node is not None and hasattr(node, "close"):
             node.close()
         if node is not None:
