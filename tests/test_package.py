@@ -142,7 +142,7 @@ ALLOWED = {  # room: the other rooms it may import
     "cameras": {"core"},
     "trials": {"core", "files", "children"},
     "console": {"core", "files"},
-    "nodes": {"core", "policies", "training", "arm", "cameras", "trials", "console", "share", "files", "children"},
+    "nodes": {"core", "policies", "training", "arm", "cameras", "trials", "console", "share", "files", "children", "awake"},
 }
 
 
