@@ -176,7 +176,7 @@ def test_a_retired_generation_stays_retired_after_a_hold_and_who_starts_again_is
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_however_chunks_of_several_generations_arrive_none_plays_after_a_newer_one_was_accepted(data):
-    executor, now, accepted, played = started(), 0.0, [0], [0]  # generations; an action's value is its generation
+    executor, now, accepted, played, begins = started(), 0.0, [0], [0], 0  # generations; an action's value is its generation
     for _ in range(data.draw(st.integers(2, 12))):
         if not data.draw(st.integers(0, 9)):
             executor.stop()
@@ -187,6 +187,7 @@ def test_however_chunks_of_several_generations_arrive_none_plays_after_a_newer_o
         try:
             executor.accept(chunk([generation] * length, first, generation))
             assert fits
+            begins = min(first, begins) if generation == max(accepted) else first
             accepted.append(generation)
         except ChunkRefused:
             assert not fits
@@ -195,7 +196,7 @@ def test_however_chunks_of_several_generations_arrive_none_plays_after_a_newer_o
             before, point = executor.next_step, executor.tick(now)
             if point.next_step > before:
                 assert executor.target[0] == point.generation >= max(played)
-                assert point.generation == max(accepted) or point.next_step <= first  # until the new one begins
+                assert point.generation == max(accepted) or point.next_step <= begins  # until the new one begins
                 played.append(point.generation)
     for _ in range(executor.queued + 1):
         now += 10.0
