@@ -24,8 +24,6 @@ from typing import Callable, Iterator
 
 import can
 import numpy as np
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -226,10 +224,7 @@ class Bench:
         """While another checkpoint is tried."""
         now = Path(self.watch.status["checkpoint"]).name
         self.tried = str(ROOT / "models" / POLICIES[now == POLICIES[0]])
-        parameter = Parameter("checkpoint", value=self.tried).to_parameter_msg()
-        client = self.watch.node.create_client(SetParameters, "inference/set_parameters")
-        client.wait_for_service(10.0)
-        client.call_async(SetParameters.Request(parameters=[parameter]))
+        self.watch.ask_for(self.tried)
         self.until(lambda: self.watch.status["loading"], "the exchange does not begin", 20.0)
         self.kill("inference")
 
@@ -258,10 +253,7 @@ class Bench:
         self.ordered("inference/run", False)
         self.until(lambda: not self.watch.status["loading"], "the exchange does not end")
         before = self.watch.status["exchanges"]
-        request = SetParameters.Request(parameters=[Parameter("checkpoint", value=checkpoint).to_parameter_msg()])
-        client = self.watch.node.create_client(SetParameters, "inference/set_parameters")
-        client.wait_for_service(10.0)
-        client.call_async(request)
+        self.watch.ask_for(checkpoint)
         self.until(lambda: self.watch.status["exchanges"] > before, f"{checkpoint} does not speak")
         if self.watch.status["checkpoint"] != checkpoint:
             raise WentWrong(self.watch.status["news"])

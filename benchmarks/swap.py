@@ -64,13 +64,17 @@ class Watch(Probe):
         self.order("inference/run", True)
         self.spin(2.0)
 
-    def swap(self, directory: str) -> float:
-        """Seconds until ``directory`` speaks and its first action plays."""
-        began, before = time.monotonic(), self.status["exchanges"]
+    def ask_for(self, directory: str) -> None:
+        """Has inference load ``directory``; its status tells what comes of it."""
         self._parameters.wait_for_service(10.0)
         self._parameters.call_async(
             SetParameters.Request(parameters=[Parameter("checkpoint", value=directory).to_parameter_msg()])
         )
+
+    def swap(self, directory: str) -> float:
+        """Seconds until ``directory`` speaks and its first action plays."""
+        began, before = time.monotonic(), self.status["exchanges"]
+        self.ask_for(directory)
         while self.status["exchanges"] == before or self.consumed.generation != self.status["generation"]:
             self.spin(0.01)
             if not self.state.startswith("moving"):

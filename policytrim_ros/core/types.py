@@ -28,6 +28,12 @@ SAME_RATE_HZ = 1e-3
 """Rates that differ by no more are the same: on the wire a period has whole nanoseconds."""
 
 
+def heartbeat_of(words: str) -> tuple[str, str]:
+    """(who lives, why it cannot do its work or '') of a message on ``heartbeat``: `name`, or `name: why`."""
+    name, _, why = words.partition(": ")
+    return name, why
+
+
 def frozen(values, shape=None, dtype=np.float64) -> np.ndarray:
     """A read-only array; raises ValueError on another shape or on NaN/infinity."""
     array = np.array(values, dtype=dtype)

@@ -19,7 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
-from policytrim_ros.core.types import READY
+from policytrim_ros.core.types import READY, heartbeat_of
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import EVENTS, LATCHED, TRIAL_EVENT, Consumed, positions_of
 from policytrim_ros.nodes.newest import Newest
@@ -75,7 +75,7 @@ class RosRig:
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self._joints = Newest(node, JointState, {"measured": "joint_states"})
-        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(m.data.partition(": ")[0], time.monotonic()), 50)
+        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(heartbeat_of(m.data)[0], time.monotonic()), 50)
         self._clients = {
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", HOLD, "scene/reset", "scene/start")
