@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policytrim_ros.children import end_with_parent, share_as
-from policytrim_ros.core.types import heartbeat_of
+from policytrim_ros.core.types import heartbeats_of
 from policytrim_ros.files import claim
 from policytrim_ros.graph import (
     RUNNING,
@@ -97,7 +97,7 @@ class Readiness:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.add(heartbeat_of(message.data)[0]), 50)
+        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.update(name for name, _ in heartbeats_of(message.data)), 50)
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
 

@@ -55,6 +55,8 @@ class Hub:
         self.taking = True  # False: what clients send stays in their buffers
         self._clients: list[socket.socket] = []
         self._listener = listen(self.path, socket.SOCK_SEQPACKET)
+        self._poll = select.poll()  # one look at all sockets: asking each of them costs a tick of the arm more than its motors do
+        self._poll.register(self._listener, select.POLLIN)
 
     @property
     def clients(self) -> int:
@@ -65,11 +67,13 @@ class Hub:
 
         While ``passing`` (bus-off) or ``taking`` is False nothing is taken from the clients, whose send buffers then fill up.
         """
-        self._accept()
+        ready = {descriptor for descriptor, _ in self._poll.poll(0)}
+        if self._listener.fileno() in ready:
+            self._accept()
         frames = []
         if not (self.passing and self.taking):
             return frames
-        for client in tuple(self._clients):
+        for client in [client for client in self._clients if client.fileno() in ready]:
             while True:
                 try:
                     packet = client.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
@@ -118,6 +122,7 @@ class Hub:
             client.setblocking(False)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LISTENER_BUFFER_BYTES)
             self._clients.append(client)
+            self._poll.register(client, select.POLLIN)
 
     def _deliver(self, packet: bytes, sender) -> None:
         for client in tuple(self._clients):
@@ -131,8 +136,10 @@ class Hub:
                 self._drop(client)
 
     def _drop(self, client) -> None:
-        client.close()
-        self._clients.remove(client)
+        if client in self._clients:  # a relay to it may have found that it is gone
+            self._clients.remove(client)
+            self._poll.unregister(client)
+            client.close()
 
 
 class PythonCanBus:

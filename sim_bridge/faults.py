@@ -13,6 +13,7 @@ import json
 import math
 import os
 import random
+import select
 import socket
 import time
 from dataclasses import dataclass, field, fields
@@ -206,13 +207,18 @@ class ControlServer:
         self.path = f"{socket_path}.control"
         self._listener = listen(self.path, socket.SOCK_STREAM)
         self._connections: dict[socket.socket, bytes] = {}
+        self._poll = select.poll()
+        self._poll.register(self._listener, select.POLLIN)
 
     def serve(self, answer) -> None:
         """Answers every complete request line with ``answer(request: dict) -> dict``; FaultError becomes a refusal."""
+        if not self._poll.poll(0):
+            return
         try:
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             self._connections[connection] = b""
+            self._poll.register(connection, select.POLLIN)
         except BlockingIOError:
             pass
         for connection in tuple(self._connections):
@@ -244,8 +250,9 @@ class ControlServer:
             self._forget(connection)
 
     def _forget(self, connection) -> None:
+        if self._connections.pop(connection, None) is not None:
+            self._poll.unregister(connection)
         connection.close()
-        self._connections.pop(connection, None)
 
     def close(self) -> None:
         for connection in tuple(self._connections):

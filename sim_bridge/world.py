@@ -40,7 +40,7 @@ from sim_bridge.tasks import SETTINGS, TASKS
 
 CAMERAS = ("front", "wrist")
 COMMAND_TIMEOUT_S = 0.5  # an emulated arm that is silent for longer is gone: its last targets hold
-DRAWING_S = 0.015  # both cameras are usually drawn after so long on one core; fetching earlier would block the physics
+DRAWING_S = 0.025  # both cameras are usually drawn after so long on one core; fetching earlier would block the physics
 MAX_BLIND_S = 0.2
 LIMP, DAMPED = 0.5, 20.0  # N m s/rad: the arm is down in less than a second, or sinks for two to three
 MAX_LATE_S = 0.5  # beyond this, physics is given up as well and the scene runs slower than time

@@ -5,14 +5,16 @@ import threading
 import time
 from dataclasses import FrozenInstanceError, fields
 
+import can
 import numpy as np
 import pytest
 from emulated_arm import EmulatedArm, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
+from piper_sdk import C_PiperInterface_V2, LogLevel
 
 from policytrim_ros.arm import piper as module
-from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig, WallStamps, quaternion
+from policytrim_ros.arm.piper import ArmError, Piper, PiperConfig, WallStamps, one_taker, quaternion
 from policytrim_ros.arm.status import firmware_number, problems
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import ConfigError
@@ -497,3 +499,40 @@ def test_every_setting_of_the_arm_is_documented():
 def test_an_impossible_setting_is_refused(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
         PiperConfig(**values)
+
+
+def test_the_short_way_through_the_sdk_decodes_every_frame_as_its_own_does():
+    """`one_taker` against ``ParseCANFrame``, by whatever both SDKs hold afterwards, for every CAN id of the arm and then some."""
+    short, whole = (
+        C_PiperInterface_V2(name, judge_flag=False, can_auto_init=False, logger_level=LogLevel.SILENT) for name in ("short", "whole")
+    )
+    parse = one_taker(short)
+    assert parse != short.ParseCANFrame  # the methods are where this version has them
+    random = np.random.default_rng(3)
+    for can_id in (*range(0x150, 0x160), *range(0x250, 0x268), *range(0x2A0, 0x2AA), *range(0x470, 0x480), 0x4AF):
+        for _ in range(3):
+            frame = can.Message(timestamp=random.random(), arbitration_id=can_id, data=random.bytes(8), is_extended_id=False)
+            parse(frame), whole.ParseCANFrame(frame)
+            assert held(short) == held(whole), f"0x{can_id:X}"
+    assert short.GetArmJointMsgs().joint_state.joint_6 != 0 and short.GetArmHighSpdInfoMsgs().motor_6.pos != 0
+
+
+def held(sdk) -> list[str]:
+    """What every getter of feedback says."""
+    return [
+        str(get())
+        for get in (
+            sdk.GetArmStatus,
+            sdk.GetArmEndPoseMsgs,
+            sdk.GetArmJointMsgs,
+            sdk.GetArmGripperMsgs,
+            sdk.GetArmHighSpdInfoMsgs,
+            sdk.GetArmLowSpdInfoMsgs,
+            sdk.GetArmJointCtrl,
+            sdk.GetArmGripperCtrl,
+            sdk.GetArmCtrlCode151,
+            sdk.GetCurrentMotorAngleLimitMaxVel,
+            sdk.GetCurrentMotorMaxAccLimit,
+            sdk.GetAllMotorAngleLimitMaxSpd,
+        )
+    ]

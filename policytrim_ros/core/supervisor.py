@@ -17,7 +17,7 @@ import numpy as np
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused, PathPoint
 from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLimits
-from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, PARK, READY, Chunk, heartbeat_of
+from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, PARK, READY, Chunk, heartbeats_of
 
 FROZEN_TRAVEL_RAD = 0.05
 LATE_S = 0.01
@@ -190,10 +190,10 @@ class Supervisor:
     # ---- data ---------------------------------------------------------------------------------------------------------
 
     def heartbeat(self, words: str, now: float) -> None:
-        """A name, or `name: why the policy's server does not answer`."""
-        name, why = heartbeat_of(words)
-        self._seen[name] = now
-        self._server = why or self._server
+        """Lines, each a name, or `name: why the policy's server does not answer`."""
+        for name, why in heartbeats_of(words):
+            self._seen[name] = now
+            self._server = why or self._server
 
     def clock(self, wall_ahead_s: float) -> None:
         """How far the wall clock is ahead of the monotonic one: between two ticks it only changes when somebody sets it."""

@@ -28,10 +28,9 @@ SAME_RATE_HZ = 1e-3
 """Rates that differ by no more are the same: on the wire a period has whole nanoseconds."""
 
 
-def heartbeat_of(words: str) -> tuple[str, str]:
-    """(who lives, why it cannot do its work or '') of a message on ``heartbeat``: `name`, or `name: why`."""
-    name, _, why = words.partition(": ")
-    return name, why
+def heartbeats_of(words: str) -> list[tuple[str, str]]:
+    """[(who lives, why it cannot do its work or '')] of a message on ``heartbeat``: a line each, `name` or `name: why`."""
+    return [(name, why) for name, _, why in (line.partition(": ") for line in words.splitlines())]
 
 
 def frozen(values, shape=None, dtype=np.float64) -> np.ndarray:

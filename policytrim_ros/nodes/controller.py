@@ -1,7 +1,7 @@
 """Controller node: the only owner of the arm.
 
     chunk, services --> Supervisor (core) --> setpoints at setpoint_rate_hz from an own thread --> Piper (arm/)
-    Piper --> joint_states (200 Hz), controller/setpoint, controller/consumed, controller/state, diagnostics
+    Piper --> joint_states (100 Hz), controller/setpoint, controller/consumed, controller/state, diagnostics
 
 The setpoint thread keeps absolute deadlines and does nothing but judge, filter and send; ROS callbacks only hand it data.
 Every ending (SIGINT, SIGTERM, a lost node, a lost bus) decelerates and holds; nothing here disables or resets the arm.
@@ -45,7 +45,7 @@ class ControllerConfig(PiperConfig, SafetyLimits, SupervisorConfig):
     """Parameters of the controller node: the arm, its limits, when to doubt, and how to stream."""
 
     setpoint_rate_hz: float = setting(100.0, "setpoints streamed to the arm", low=30.0, high=200.0, unit="Hz")
-    state_rate_hz: float = setting(200.0, "joint_states published", low=10.0, high=200.0, unit="Hz")
+    state_rate_hz: float = setting(100.0, "joint_states and controller/setpoint published", low=10.0, high=200.0, unit="Hz")
     realtime_priority: int = setting(
         50, "SCHED_FIFO priority of this process where the system allows it; 0: do not ask", low=0, high=90
     )
@@ -127,7 +127,7 @@ class Controller(Node):
             daemon=True,
             args=(self.config.setpoint_rate_hz, self._tick, self._lateness.append, self._missed),
         )
-        # the states are not spoken by a ROS timer: it would wake the whole executor 200 times a second
+        # the states are not spoken by a ROS timer: it would wake the whole executor each time
         self._speaker = threading.Thread(
             target=self._at_rate, name="states", daemon=True, args=(self.config.state_rate_hz, self._publish_joints)
         )

@@ -19,7 +19,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
-from policytrim_ros.core.types import READY, heartbeat_of
+from policytrim_ros.core.types import READY, heartbeats_of
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import EVENTS, LATCHED, TRIAL_EVENT, Consumed, positions_of
 from policytrim_ros.nodes.newest import Newest
@@ -75,7 +75,7 @@ class RosRig:
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self._joints = Newest(node, JointState, {"measured": "joint_states"})
-        node.create_subscription(String, "heartbeat", lambda m: self._heard.__setitem__(heartbeat_of(m.data)[0], time.monotonic()), 50)
+        node.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
         self._clients = {
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", HOLD, "scene/reset", "scene/start")
@@ -290,6 +290,9 @@ class RosRig:
     def _on_consumed(self, message: Int64MultiArray) -> None:
         consumed = Consumed.from_message(message)
         self.next_step, self.stalls, self.stall_s, self._consumed = consumed.next_step, consumed.stalls, consumed.stall_s, True
+
+    def _on_heartbeat(self, message: String) -> None:
+        self._heard.update(dict.fromkeys((name for name, _ in heartbeats_of(message.data)), time.monotonic()))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
