@@ -97,7 +97,9 @@ class Readiness:
             enable_rosout=False,
             start_parameter_services=False,
         )
-        self._node.create_subscription(String, "heartbeat", lambda message: self._heard.update(name for name, _ in heartbeats_of(message.data)), 50)
+        self._node.create_subscription(
+            String, "heartbeat", lambda message: self._heard.update(name for name, _ in heartbeats_of(message.data)), 50
+        )
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
 

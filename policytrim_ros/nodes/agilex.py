@@ -1,6 +1,6 @@
 """AgileX's own topic names and units for labs with scripts (as far as standard messages allow).
 
-Published: ``joint_states_single`` (JointState, names joint1..joint6 and gripper, at ``state_rate_hz``), ``end_pose`` (geometry_msgs/Pose, m)
+Published at ``state_rate_hz``: ``joint_states_single`` (JointState, names joint1..joint6 and gripper), ``end_pose`` (geometry_msgs/Pose, m)
 and ``arm_status`` (diagnostic_msgs/DiagnosticStatus). Taken: ``joint_ctrl_single`` (JointState, all seven joints; a partial list is refused, where AgileX's own node
 would move the missing joints to zero) and ``enable_flag`` (std_msgs/Bool; true means go, false means hold: never a disabled arm).
 """

@@ -25,7 +25,8 @@ def heartbeat(node) -> None:
     """Publishes the node's name on ``heartbeat`` ten times a second; the controller holds when a required one falls silent.
 
     ``node.parts()``, where there is one, gives the names of those of its devices that are alive; they follow the node's own, each
-    on a line of the same message: every message wakes all who listen. A node may add `name: words`: it lives, and why it cannot do its work (inference, without its policy's server).
+    on a line of the same message: every message wakes all who listen. A node may say `name: words`: it lives, and why it cannot do
+    its work (inference, without its policy's server).
     """
     publisher = node.create_publisher(String, "heartbeat", 10)
     parts = getattr(node, "parts", tuple)
