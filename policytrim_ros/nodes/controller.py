@@ -34,9 +34,11 @@ from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
+from policytrim_ros.nodes.newest import Heartbeats
 from policytrim_ros.nodes.parameters import current, declare
 from policytrim_ros.nodes.process import STEADY, ask_for_priority, priority_of, run, udp_alone
 
+LISTEN_S = 0.1  # between two looks at who lives
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
 
@@ -115,7 +117,7 @@ class Controller(Node):
         self._state = self.create_publisher(String, "controller/state", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
         self.create_subscription(JointTrajectory, "chunk", self._on_chunk, 10)
-        self.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
+        self._heartbeats, self._listened_at = Heartbeats(self), 0.0
         for name in ("go", "home", "park", "hold", "clear_fault", "damped_stop"):
             self.create_service(Trigger, f"controller/{name}", self._order(getattr(self, f"_{name}")))
         self.create_timer(1.0, self._publish_diagnostics, clock=STEADY)
@@ -288,11 +290,16 @@ class Controller(Node):
         except ChunkRefused as error:
             self.get_logger().warning(str(error), throttle_duration_sec=1.0)
 
-    def _on_heartbeat(self, message: String) -> None:
+    def _listen(self, now: float) -> None:
+        self._listened_at = now
+        heard = self._heartbeats.take()
         with self._lock:
-            self.supervisor.heartbeat(message.data, time.monotonic())
+            for words in heard:
+                self.supervisor.heartbeat(words, now)
 
     def _publish_joints(self, now: float) -> None:
+        if now - self._listened_at >= LISTEN_S:
+            self._listen(now)
         executor = self.supervisor.executor
         played = executor.next_step, executor.playing
         if (
@@ -396,6 +403,7 @@ class Controller(Node):
         self._stop.set()
         self._thread.join(timeout=1.0)
         self._speaker.join(timeout=1.0)
+        self._heartbeats.close()
         self.arm.close()
         self._awake.close()
         print("controller: ended; the arm holds its position with the motors as they were", flush=True)

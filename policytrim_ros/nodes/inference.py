@@ -132,7 +132,7 @@ class InferenceConfig(Config):
     stale_after_s: float = setting(0.5, "an older image or joint state is not used", low=0.05, high=5.0, unit="s")
 
 
-WATCH_S = 0.02
+WATCH_S = 0.05
 """How often slack is looked at: a warning must come before the arm slows."""
 
 STATUS_S = 0.1

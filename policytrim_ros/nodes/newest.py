@@ -1,8 +1,9 @@
-"""The newest message of a fast topic, without a callback for each."""
+"""Messages that are taken when somebody looks, without a callback for each: every callback wakes an executor and costs it 1 ms."""
 
 from __future__ import annotations
 
 import rclpy
+from std_msgs.msg import String
 
 from policytrim_ros.nodes.messages import NEWEST
 
@@ -31,6 +32,27 @@ class Newest:
         if taken is not None:
             self._kept[name] = taken[0]
         return self._kept[name]
+
+    def close(self) -> None:
+        self._node.destroy_node()
+
+
+class Heartbeats:
+    """Who has been heard on ``heartbeat`` since the last look. The reader is not served by any executor."""
+
+    def __init__(self, node):
+        self._node = rclpy.create_node(
+            f"{node.get_name()}_heartbeats", namespace=node.get_namespace(), start_parameter_services=False
+        )
+        self._reader = self._node.create_subscription(String, "heartbeat", lambda message: None, 100)
+
+    def take(self) -> list[str]:
+        """The messages (core.types.heartbeats_of) that came since the last call, oldest first; call it a few times a second."""
+        heard = []
+        with self._reader.handle:
+            while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
+                heard.append(taken[0].data)
+        return heard
 
     def close(self) -> None:
         self._node.destroy_node()

@@ -22,9 +22,11 @@ from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import READY, heartbeats_of
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import EVENTS, LATCHED, TRIAL_EVENT, Consumed, positions_of
-from policytrim_ros.nodes.newest import Newest
+from policytrim_ros.nodes.newest import Heartbeats, Newest
+from policytrim_ros.nodes.process import STEADY
 from policytrim_ros.trials.protocol import Interrupted, RigError
 
+LISTEN_S = 0.1  # between two looks at who lives
 ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
 ENABLE_S = 12.0  # go and home may have to bring the motors on
 READY_TOLERANCE = 0.05  # rad, m
@@ -75,7 +77,8 @@ class RosRig:
         node.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         node.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self._joints = Newest(node, JointState, {"measured": "joint_states"})
-        node.create_subscription(String, "heartbeat", self._on_heartbeat, 50)
+        self._heartbeats = Heartbeats(node)
+        node.create_timer(LISTEN_S, self._listen, clock=STEADY)
         self._clients = {
             name: node.create_client(Trigger, name)
             for name in ("controller/home", "controller/go", HOLD, "scene/reset", "scene/start")
@@ -255,6 +258,7 @@ class RosRig:
 
     def close(self) -> None:
         self._joints.close()
+        self._heartbeats.close()
         self._executor.shutdown()
 
     def _trigger(self, name: str, timeout_s: float = ANSWER_S) -> None:
@@ -291,8 +295,9 @@ class RosRig:
         consumed = Consumed.from_message(message)
         self.next_step, self.stalls, self.stall_s, self._consumed = consumed.next_step, consumed.stalls, consumed.stall_s, True
 
-    def _on_heartbeat(self, message: String) -> None:
-        self._heard.update(dict.fromkeys((name for name, _ in heartbeats_of(message.data)), time.monotonic()))
+    def _listen(self) -> None:
+        now = time.monotonic()
+        self._heard.update((name, now) for words in self._heartbeats.take() for name, _ in heartbeats_of(words))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
