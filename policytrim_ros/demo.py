@@ -11,10 +11,12 @@ from policytrim_ros.graph import LaunchArguments, baseline_of, resolve_checkpoin
 from policytrim_ros.trials.table import show
 from policytrim_ros.up import up
 
+INTERRUPTED = 130
+
 
 def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
     """Runs ``trials`` of each task, of the project's policy and its baseline in the same scenes and the same processes, and
-    prints the tables; 1 when a system broke down (a failed trial is a result)."""
+    prints the tables. A system that breaks down is brought up once more; 1 when it does so again (a failed trial is a result)."""
     began, broken = time.monotonic(), []
     Path(out).mkdir(parents=True, exist_ok=True)
     with open(Path(out) / "log.txt", "a", encoding="utf-8") as log:
@@ -29,13 +31,16 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
             moved_by = f"{baseline} and, trimmed, {policy}" if baseline else policy
             print(f"\n{task} ({number} of {len(tasks)}), moved by {moved_by}", flush=True)
             code = up(arguments, Screen(log))
-            if code == 130:
+            if code not in (0, INTERRUPTED):
+                print(f"{task}: broke down; look into {out}/log.txt. Once more, from the start:", flush=True)
+                code = up(arguments, Screen(log))
+            if code == INTERRUPTED:
                 return code
-            for recording in set(Path(out).glob("*.mcap")) - recorded:
+            for recording in sorted(set(Path(out).glob("*.mcap")) - recorded):
                 show_film(recording, Path(out) / f"{task}.mp4")
             if code:
                 broken.append(task)
-                print(f"{task}: broke down; look into {out}/log.txt", flush=True)
+                print(f"{task}: broke down again; look into {out}/log.txt", flush=True)
     print(f"\n{show(out)}\n\n{time.monotonic() - began:.0f} s in all; records, recordings, films and log in {out}", flush=True)
     return 1 if broken else 0
 
