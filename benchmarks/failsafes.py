@@ -95,6 +95,7 @@ def main(arguments=None) -> int:
                     except WentWrong as error:
                         case.wrong.append(str(error))
                         wrong.append(f"{name}: {error}")
+                        print(f"    went wrong: {wrong[-1]}", flush=True)
                     print(
                         f"{name}: rest {span(case.rests)} told {span(case.told)}: {case.said[:90]}; {len(wrong)} wrong",
                         flush=True,
@@ -104,6 +105,7 @@ def main(arguments=None) -> int:
                         under_load = loaded(bench)
                     except WentWrong as error:
                         wrong.append(f"loaded machine: {error}")
+                        print(f"    went wrong: {wrong[-1]}", flush=True)
     head = circumstances("failsafes", load, rounds=options.rounds)
     back = {name: round(case.back[0], 1) for name, case in cases.items() if case.back}
     about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}: {sum(c.rounds for c in cases.values())} rounds, "

@@ -29,6 +29,7 @@ from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import Chunk
 from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, chunk_to_message, positions_of
+from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
 from sim_bridge.demonstrators import STYLES, make_demonstrator
@@ -68,7 +69,7 @@ class DemonstratorNode(Node):
         super().__init__("demonstrator")
         self.config = declare(self, DemonstratorConfig)
         self.fatal = None
-        self._scene = self._objects = self._measured = self._setpoint = None
+        self._scene = self._objects = None
         self._running, self._moving, self._episode = False, False, 0
         self._next_step, self._decided_step, self._action, self._sent = 0, None, None, 0.0
         self._calls = self._chunk_id = 0
@@ -80,8 +81,7 @@ class DemonstratorNode(Node):
         self._status = self.create_publisher(String, "inference/status", LATCHED)
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
         self.create_subscription(String, "scene/objects", self._on_objects, NEWEST)
-        self.create_subscription(JointState, "joint_states", lambda m: setattr(self, "_measured", positions_of(m)), NEWEST)
-        self.create_subscription(JointState, "controller/setpoint", lambda m: setattr(self, "_setpoint", positions_of(m)), NEWEST)
+        self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
         self.create_subscription(
             String, "controller/state", lambda m: setattr(self, "_moving", m.data.startswith("moving")), LATCHED
         )
@@ -96,6 +96,7 @@ class DemonstratorNode(Node):
         self._running = False
         self._moments.put(None)
         self._thread.join(timeout=5.0)
+        self._states.close()
 
     # ---- what arrives ---------------------------------------------------------------------------------------------
 
@@ -127,13 +128,15 @@ class DemonstratorNode(Node):
         consumed = Consumed.from_message(message)
         with self._lock:
             self._next_step = consumed.next_step
-            if not (self._running and self._moving) or any(x is None for x in (self._objects, self._measured, self._setpoint)):
+            if not (self._running and self._moving):
+                return
+            measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
+            if any(x is None for x in (self._objects, measured, setpoint)):
                 return
             if not self._deciding and consumed.next_step != self._decided_step:
                 self._deciding, self._decided_step = True, consumed.next_step
-                self._moments.put(
-                    Moment(self._episode, self._scene["task"], self._scene["seed"], self._measured, self._setpoint, self._objects)
-                )
+                arm = positions_of(measured), positions_of(setpoint)
+                self._moments.put(Moment(self._episode, self._scene["task"], self._scene["seed"], *arm, self._objects))
             elif self._action is not None and consumed.queued < REPEATS // 2 and time.monotonic() - self._sent > RESEND_S:
                 self._send()  # a plan takes long, or the chunk came before the arm was let go and was refused
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -133,11 +134,28 @@ def test_a_candidate_is_staged_on_the_cpu_where_both_do_not_fit_on_the_device(sa
     assert staging.place(saved, device, stage_on) == where
 
 
-def test_what_is_free_is_asked_again_before_the_parent_loads(saved, monkeypatch):
-    class Child:
-        stdout, returncode, stderr = "said\nsha\n", 0, ""
+class Child:
+    """A process that finds nothing wrong; the first ``late`` waits for it are in vain."""
 
-    monkeypatch.setattr(staging.subprocess, "run", lambda *a, **k: Child)
+    pid, returncode, late = 4321, 0, 0
+
+    def communicate(self, timeout=None):
+        if timeout is not None and self.late:
+            raise subprocess.TimeoutExpired("child", timeout)
+        return "said\nsha\n", ""
+
+
+def test_a_child_that_is_not_done_after_a_while_gets_the_share_of_any_other_process(saved, monkeypatch):
+    hurried = []
+    monkeypatch.setattr(Child, "late", 1)
+    monkeypatch.setattr(staging.subprocess, "Popen", lambda *a, **k: Child())
+    monkeypatch.setattr(staging, "hurry", hurried.append)
+    monkeypatch.setattr(staging, "_loaded", lambda *a: ("policy", "sha"))
+    assert staging.tried(saved, ROBOT) == ("policy", "sha") and hurried == [Child.pid]
+
+
+def test_what_is_free_is_asked_again_before_the_parent_loads(saved, monkeypatch):
+    monkeypatch.setattr(staging.subprocess, "Popen", lambda *a, **k: Child())
     monkeypatch.setattr(staging, "free_mb", lambda device: 0.01)
     monkeypatch.setattr(checkpoint, "load", lambda *a, **k: pytest.fail("it was loaded"))
     with pytest.raises(StagingError, match="only 0 MB are free"):

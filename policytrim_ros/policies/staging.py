@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from policytrim_ros.children import end_with_parent, free_memory_mb, step_aside
+from policytrim_ros.children import end_with_parent, free_memory_mb, hurry, step_aside
 from policytrim_ros.core.commitment import Commitment
 from policytrim_ros.core.contract import Contract, implausible, is_remote, mismatches
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
@@ -35,6 +35,9 @@ from policytrim_ros.policies.remote import RemoteError, RemotePolicy
 WARM_UPS = MEASURED = 3
 NICENESS = 10
 """Of the child, and of the thread that loads: not the lowest, or a busy machine would never let them come to an end."""
+
+PATIENCE_S = 30.0
+"""A child that is not done after so long, on a machine with no time to spare, gets the share of any other process."""
 
 AUTO, CPU, DEVICE = "auto", "cpu", "device"
 PLACES = AUTO, CPU, DEVICE
@@ -60,22 +63,28 @@ def tried(directory, robot: Contract, *, device: str = "cpu", stage_on: str = DE
     """
     device = device if is_remote(directory) else place(directory, device, stage_on)
     order = {"directory": str(directory), "robot": robot.to_dict(), "device": device, **needs}
-    child = subprocess.run(
+    child = subprocess.Popen(
         [sys.executable, "-m", __spec__.name, json.dumps(order)],
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         preexec_fn=lambda: (end_with_parent(signal.SIGKILL), step_aside(NICENESS)),
     )
-    *said, last = child.stdout.splitlines() or [""]
+    try:
+        told, complained = child.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        hurry(child.pid)
+        told, complained = child.communicate()
+    *said, last = told.splitlines() or [""]
     for line in said:
         say(line)
     if child.returncode == 1:
         raise StagingError(last)
     if child.returncode != 0:
         guess = ", for want of memory perhaps" if child.returncode == -signal.SIGKILL else ""
-        words = (child.stderr.strip().splitlines() or ["no words"])[-1]
+        words = (complained.strip().splitlines() or ["no words"])[-1]
         raise StagingError(f"{directory}: the process that tried it ended with {child.returncode}{guess}: {words}")
     if not is_remote(directory):  # the child has given back what it had; others may have taken it
         _room(directory, device, say)
