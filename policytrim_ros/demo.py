@@ -32,7 +32,7 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
             print(f"\n{task} ({number} of {len(tasks)}), moved by {moved_by}", flush=True)
             code = up(arguments, Screen(log))
             if code not in (0, INTERRUPTED):
-                print(f"{task}: broke down; look into {out}/log.txt. Once more, from the start:", flush=True)
+                print(f"{task}: broke down; look into {out}/log.txt. Once more, with the trials that are left:", flush=True)
                 code = up(arguments, Screen(log))
             if code == INTERRUPTED:
                 return code

@@ -52,7 +52,8 @@ class LaunchArguments(Config):
     )
     camera_fps: int = argument(
         0,
-        "pictures a second of each camera; 0: 30, in simulation 20, with two processors 10 (a software renderer pays about 10 ms for each)",
+        "pictures a second of each camera; 0: 30, in simulation 20, with two processors 10 (a software renderer pays about 10 ms "
+        "for each)",
         low=0,
         high=90,
     )
@@ -423,10 +424,15 @@ def renderer() -> dict[str, str]:
             path = os.path.join(folder, name)
             if os.path.exists(path):
                 chosen = {"VK_DRIVER_FILES": path, "VK_ICD_FILENAMES": path}  # the second is the name older loaders know
-                if (os.cpu_count() or 1) <= 2:
-                    chosen["LP_NUM_THREADS"] = "1"  # its threads sweep the caches: one processor stays for arm, controller and policy
+                if few_processors() and "LP_NUM_THREADS" not in os.environ:
+                    chosen["LP_NUM_THREADS"] = "1"  # drawing sweeps the caches: one processor stays for arm, controller and policy
                 return chosen
     return {}
+
+
+def few_processors() -> bool:
+    """Whether drawing takes from the robot's processes what they need."""
+    return (os.cpu_count() or 1) <= 2
 
 
 def has_gpu() -> bool:
@@ -515,9 +521,8 @@ def _trimmed(manifest: Mapping[str, Any]) -> bool:
 
 
 def camera_fps(arguments: LaunchArguments) -> int:
-    if arguments.camera_fps or not arguments.sim:
-        return arguments.camera_fps or 30
-    return 20 if (os.cpu_count() or 1) > 2 else 10
+    usual = 30 if not arguments.sim else 10 if few_processors() else 20
+    return arguments.camera_fps or usual
 
 
 def session_name(arguments: LaunchArguments) -> str:

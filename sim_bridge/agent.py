@@ -214,10 +214,13 @@ class SingleArmController(LimitedJointController):
         self.setpoint, self.setpoint_velocity = position.astype(np.float32), velocity.astype(np.float32)
         self.drive(self.setpoint, self.setpoint_velocity)
 
-    def drive(self, position, velocity):
+    def targets(self, position, velocity):
+        """`finger_targets` of one arm: two tuples of 8 numbers."""
         finger, speed = finger_target(position[6], velocity[6])
-        positions = (*position[:6].tolist(), finger, -finger)
-        velocities = (*velocity[:6].tolist(), speed, -speed)
+        return (*position[:6].tolist(), finger, -finger), (*velocity[:6].tolist(), speed, -speed)
+
+    def drive(self, position, velocity):
+        positions, velocities = self.targets(position, velocity)
         for (set_position, set_velocity), position, velocity in zip(self._drives, positions, velocities):
             set_position(position)
             set_velocity(velocity)

@@ -28,8 +28,7 @@ from trajectory_msgs.msg import JointTrajectory
 from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import Chunk
-from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, chunk_to_message, positions_of
-from policytrim_ros.nodes.newest import Newest
+from policytrim_ros.nodes.messages import LATCHED, NEWEST, Consumed, Newest, chunk_to_message, positions_of
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
 from sim_bridge.demonstrators import STYLES, make_demonstrator

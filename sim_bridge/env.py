@@ -23,7 +23,7 @@ import sapien
 import torch
 from mani_skill.utils.structs.pose import Pose
 
-from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, finger_target, to_project
+from sim_bridge.agent import DAMPING, FORCE_LIMIT, STIFFNESS, to_project
 from sim_bridge.step import StepResult
 from sim_bridge.tasks import SETTINGS, SHARED, TASKS
 from sim_bridge.tasks.scene import FOV_Y, TIME_LIMIT
@@ -122,10 +122,8 @@ class TaskEnv:
         """Measured position (rad, m), velocity (rad/s, m/s) and effort of the drives (N m, N), each (7,) float64."""
         controller = self._controller
         position, velocity = (x.astype(np.float64) for x in controller.measured())
-        target, speed = controller.setpoint, controller.setpoint_velocity
-        finger, finger_speed = finger_target(target[6], speed[6])
-        error = np.array((*target[:6], finger, -finger)) - controller.qpos
-        speed_error = np.array((*speed[:6], finger_speed, -finger_speed)) - controller.qvel
+        target, speed = controller.targets(controller.setpoint, controller.setpoint_velocity)
+        error, speed_error = np.array(target) - controller.qpos, np.array(speed) - controller.qvel
         effort = np.clip(STIFFNESS * error + DAMPING * speed_error, -FORCE_LIMIT, FORCE_LIMIT)
         return position, velocity, np.append(effort[:6], 0.5 * (effort[6] - effort[7]))
 

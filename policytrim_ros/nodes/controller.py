@@ -33,12 +33,20 @@ from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
 from policytrim_ros.nodes import agilex
-from policytrim_ros.nodes.messages import LATCHED, NEWEST, BadMessage, Consumed, chunk_from_message, joint_state, seconds_to_time
-from policytrim_ros.nodes.newest import Heartbeats
+from policytrim_ros.nodes.messages import (
+    LATCHED,
+    LISTEN_S,
+    NEWEST,
+    BadMessage,
+    Consumed,
+    Heartbeats,
+    chunk_from_message,
+    joint_state,
+    seconds_to_time,
+)
 from policytrim_ros.nodes.parameters import current, declare
 from policytrim_ros.nodes.process import STEADY, ask_for_priority, priority_of, run, udp_alone
 
-LISTEN_S = 0.1  # between two looks at who lives
 SPEED_PERCENT = 100  # the arm's own speed limit; ours are lower and are kept setpoint by setpoint
 
 

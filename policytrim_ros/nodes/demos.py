@@ -19,7 +19,6 @@ import time
 from datetime import datetime, timezone
 
 import numpy as np
-import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Int64MultiArray, String
@@ -29,9 +28,11 @@ from policytrim_ros.nodes.messages import (
     LATCHED,
     BadMessage,
     Consumed,
+    Reader,
     chunk_from_message,
     positions_of,
     time_to_seconds,
+    unserved,
 )
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
@@ -57,9 +58,7 @@ class DemonstrationRecorder(Node):
         self._began = time.monotonic()
         self._sight = Sight(self.config)
         self._recorder = Recorder(self.config, self._sight.look, self._finished)
-        self._readers = rclpy.create_node(
-            f"{self.get_name()}_readers", namespace=self.get_namespace(), start_parameter_services=False
-        )
+        self._readers = unserved(self, "readers")
         self._cameras = {
             camera: Reader(self._readers, Image, f"{camera}/color/image_raw", IMAGES_WAITING) for camera in self.config.cameras
         }
@@ -187,22 +186,6 @@ class DemonstrationRecorder(Node):
         self._writer.close()
         self._readers.destroy_node()
         print(f"demonstrations: kept={self._kept} not_kept={self._lost} dataset={self.config.out}", flush=True)
-
-
-class Reader:
-    """What has arrived on a topic, taken off the middleware when asked for.
-
-    A callback for each of 500 messages a second would cost more than everything else here: no executor serves the reader.
-    """
-
-    def __init__(self, node, kind, topic: str, qos):
-        self._reader = node.create_subscription(kind, topic, lambda message: None, qos)
-
-    def take(self):
-        """Yields (message, when it was sent, in seconds since the epoch)."""
-        with self._reader.handle:
-            while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
-                yield taken[0], taken[1]["source_timestamp"] * 1e-9
 
 
 def main(args=None) -> int:

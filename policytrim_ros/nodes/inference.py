@@ -51,12 +51,12 @@ from policytrim_ros.nodes.messages import (
     LATCHED,
     NEWEST,
     Consumed,
+    Newest,
     chunk_to_message,
     positions_of,
     seconds_to_time,
     time_to_seconds,
 )
-from policytrim_ros.nodes.newest import Newest
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.policies import staging

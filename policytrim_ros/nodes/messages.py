@@ -1,4 +1,8 @@
-"""The messages between the nodes: one place that packs and unpacks them, and the QoS that both ends use."""
+"""The messages between the nodes: one place that packs and unpacks them, the QoS that both ends use, and readers without a callback.
+
+A callback wakes a whole executor, which costs about 1 ms. Where messages are many, or may wait, DDS keeps what has come (as much as
+the QoS says) until somebody takes it; no executor serves such readers, so they live on nodes of their own (`unserved`).
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import rclpy
 from builtin_interfaces.msg import Duration, Time
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
-from std_msgs.msg import Int64MultiArray
+from std_msgs.msg import Int64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from policytrim_ros.core.types import CONTROL_RATE_HZ, JOINTS, Chunk
@@ -25,6 +30,9 @@ EVENTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 """For streams of which only the newest matters (images, joint states)."""
+
+LISTEN_S = 0.1
+"""Between two looks at who lives."""
 
 
 class BadMessage(ValueError):
@@ -138,3 +146,55 @@ def seconds_to_time(seconds: float) -> Time:
 def time_to_seconds(stamp: Time) -> float:
     """Seconds since the epoch from ROS time."""
     return stamp.sec + stamp.nanosec * 1e-9
+
+
+def unserved(node, name: str, **options):
+    """A node beside ``node``, called after it, for readers that no executor serves."""
+    name = f"{node.get_name()}_{name}"
+    return rclpy.create_node(name, namespace=node.get_namespace(), start_parameter_services=False, **options)
+
+
+class Reader:
+    """What has arrived on a topic, taken off the middleware when asked for; ``node``: see `unserved`."""
+
+    def __init__(self, node, kind, topic: str, qos):
+        self._reader = node.create_subscription(kind, topic, lambda message: None, qos)
+
+    def take(self):
+        """Yields (message, when it was sent, in seconds since the epoch), oldest first."""
+        with self._reader.handle:
+            while (taken := self._reader.handle.take_message(self._reader.msg_type, False)) is not None:
+                yield taken[0], taken[1]["source_timestamp"] * 1e-9
+
+
+class Newest:
+    """The newest message of fast topics, taken when asked for: DDS keeps only that."""
+
+    def __init__(self, node, kind, topics: dict[str, str]):
+        self._node = unserved(node, "states")
+        self._readers = {name: Reader(self._node, kind, topic, NEWEST) for name, topic in topics.items()}
+        self._kept = dict.fromkeys(topics)
+
+    def take(self, name: str):
+        """The newest message of topic ``name``, or None before the first."""
+        for message, _ in self._readers[name].take():
+            self._kept[name] = message
+        return self._kept[name]
+
+    def close(self) -> None:
+        self._node.destroy_node()
+
+
+class Heartbeats:
+    """Who has been heard on ``heartbeat`` since the last look, which is due every LISTEN_S."""
+
+    def __init__(self, node):
+        self._node = unserved(node, "heartbeats")
+        self._reader = Reader(self._node, String, "heartbeat", 100)
+
+    def take(self) -> list[str]:
+        """The messages (core.types.heartbeats_of) that came since the last call, oldest first."""
+        return [message.data for message, _ in self._reader.take()]
+
+    def close(self) -> None:
+        self._node.destroy_node()

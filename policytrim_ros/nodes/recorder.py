@@ -33,7 +33,7 @@ from std_msgs.msg import Int64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.config import Config, setting
-from policytrim_ros.nodes.messages import LATCHED
+from policytrim_ros.nodes.messages import LATCHED, unserved
 from policytrim_ros.nodes.parameters import declare
 from policytrim_ros.nodes.process import STEADY, run
 from policytrim_ros.nodes.recording import ENDING, IMAGES, McapFile, free_path
@@ -94,9 +94,7 @@ class Recorder(Node):
         self._told = None
         self._scribe = Scribe(self.config.queue_size)
         self._scribe.start()
-        self._readers = rclpy.create_node(
-            f"{self.get_name()}_readers", namespace=self.get_namespace(), start_parameter_services=False, enable_rosout=False
-        )
+        self._readers = unserved(self, "readers", enable_rosout=False)
         pictures = [(camera + IMAGES, CompressedImage, PICTURES_KEPT) for camera in self.config.cameras]
         self._streams = [Stream(self._readers, *stream) for stream in (*STREAMS, *pictures)]
         self._latest: dict[str, tuple] = {}  # of latched topics and pictures: stream, data, sent_ns, number

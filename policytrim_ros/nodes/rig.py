@@ -21,12 +21,10 @@ from policytrim_ros.core.config import Config
 from policytrim_ros.core.config import setting as option
 from policytrim_ros.core.types import READY, heartbeats_of
 from policytrim_ros.nodes.asking import HOLD, answer
-from policytrim_ros.nodes.messages import EVENTS, LATCHED, TRIAL_EVENT, Consumed, positions_of
-from policytrim_ros.nodes.newest import Heartbeats, Newest
+from policytrim_ros.nodes.messages import EVENTS, LATCHED, LISTEN_S, TRIAL_EVENT, Consumed, Heartbeats, Newest, positions_of
 from policytrim_ros.nodes.process import STEADY
 from policytrim_ros.trials.protocol import Interrupted, RigError
 
-LISTEN_S = 0.1  # between two looks at who lives
 ANSWER_S = 5.0  # a service that is there answers well within this; discovery alone may take 3 s
 ENABLE_S = 12.0  # go and home may have to bring the motors on
 READY_TOLERANCE = 0.05  # rad, m
