@@ -70,6 +70,7 @@ def running_system(*arguments: str, said: list | None = None):
     ``said`` gets every line that it prints.
     """
     os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
+    os.environ.setdefault("POLICYTRIM_REAL_TIME_FACTOR", "1")  # the benchmark and what it measures go by one clock
     words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark", *arguments]
     system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = threading.Event()

@@ -38,7 +38,7 @@ from policytrim_ros.up import restart
 from sim_bridge import realsense
 from sim_bridge.faults import inject
 from sim_bridge.line import Line
-from sim_bridge.wall_clock import WallClock
+from sim_bridge.sim_clock import SimClock
 
 SESSION = "benchmark"
 STILL_RAD, STILL_S, SPEED_ZERO = 0.001, 0.3, 1e-6
@@ -91,7 +91,7 @@ class Case:
 class Bench:
     """The running system, its clock, and everything that can be broken in it."""
 
-    def __init__(self, clock: WallClock, said: list, folder: Path):
+    def __init__(self, clock: SimClock, said: list, folder: Path):
         self.watch, self.clock, self.said, self.folder = Watch(), clock, said, folder
         self.bus = str(runtime_dir() / f"{SESSION}.can")
         self._chunks = self.watch.node.create_publisher(JointTrajectory, "chunk", 10)
@@ -437,7 +437,7 @@ class PolicyServer:
 def running_bench(folder: Path) -> Iterator[Bench]:
     """The simulated robot, moved by the first of POLICIES, with recorder and console, and a clock that can be set; ended afterwards."""
     said: list[str] = []
-    clock = WallClock(folder, spares="sim_bridge.world")  # its software renderer waits by the wall clock
+    clock = SimClock(folder / "clock", spares="sim_bridge.world")  # its software renderer waits by the wall clock
     os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
     up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
     with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):

@@ -21,8 +21,8 @@ from policytrim_ros.graph import (
     LaunchArguments,
     command,
     consequence,
+    forget,
     graph,
-    last_good,
     prefix,
     session_name,
     stages,
@@ -49,7 +49,7 @@ def start(context):
     texts = {spec.name: LaunchConfiguration(spec.name).perform(context) for spec in fields(LaunchArguments)}
     arguments = from_text(LaunchArguments, texts)
     processes = graph(arguments)
-    last_good(session_name(arguments)).unlink(missing_ok=True)
+    forget(session_name(arguments))
     progress = {"missing": {process.name for process in processes if not process.finite}}
     begin = None
     for stage in reversed(stages(processes)):

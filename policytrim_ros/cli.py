@@ -15,7 +15,7 @@ import time
 from policytrim_ros.arguments import add_arguments, from_text, texts, values_of
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import is_remote
-from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, graph, runtime_dir, session_name
+from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, clock_file, graph, runtime_dir, session_name
 
 
 class Up:
@@ -623,6 +623,18 @@ def numbers(words) -> dict[str, float]:
     return values
 
 
+TIMED = ("trial", "trials", "swap", "trainer", "console", "doctor")
+"""Commands that compare a running system's times with their own."""
+
+
+def keep_its_time(argv) -> None:
+    """Where the running system's time is simulated (real_time_factor), becomes the same command on its clock."""
+    clock = clock_file(session_name(LaunchArguments()))
+    if clock.exists() and "POLICYTRIM_SIM_CLOCK" not in os.environ:
+        line = [sys.executable, "-m", "policytrim_ros.cli", *argv]
+        os.execv(sys.executable, [sys.executable, "-m", "sim_bridge.sim_clock", str(clock), "1", *line])
+
+
 def parser_for(argv) -> argparse.ArgumentParser:
     """The parser, with the options of the command in ``argv`` alone."""
     chosen = next((word for word in argv if not word.startswith("-")), None)
@@ -651,6 +663,8 @@ def main(argv=None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     options = parser_for(argv).parse_args(argv)
     try:
+        if options.command in TIMED:
+            keep_its_time(argv)
         return COMMANDS[options.command]().run(options) or 0
     except (ConfigError, CommandError, *_refusals()) as error:
         print(f"policytrim {options.command}: {error}", file=sys.stderr)

@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -31,6 +32,12 @@ TASKS = ("tape_box", "flip_mug", "hang_mug")
 SETTINGS = ("standard", "dynamic")
 EMULATED_SERIALS = {"front": "emulated-front", "wrist": "emulated-wrist"}
 DEMONSTRATORS = ("clean", "slow", "hesitant")
+FACTOR = "POLICYTRIM_REAL_TIME_FACTOR"
+"""Names the factor of simulated time in the environment: the user's wish, and what the processes are told."""
+
+LOWEST_FACTOR = 0.05
+"""Of simulated time; the middleware's own patience ends when seconds become minutes."""
+
 LAVAPIPE = ("lvp_icd.json", "lvp_icd.x86_64.json", "lvp_icd.aarch64.json")
 """Names that Mesa's packages have given to the description of its software renderer."""
 
@@ -52,10 +59,17 @@ class LaunchArguments(Config):
     )
     camera_fps: int = argument(
         0,
-        "pictures a second of each camera; 0: 30, in simulation 20, with two processors 10 (a software renderer pays about 10 ms "
-        "for each)",
+        "pictures a second of each camera; 0: 30, in simulation 20, with two processors in real time 10 (a software renderer pays "
+        "about 10 ms for each)",
         low=0,
         high=90,
+    )
+    real_time_factor: float = argument(
+        0.0,
+        "how fast simulated time runs, for every process alike: 0.5 gives each second of the robot two real ones; 0: 1, with two "
+        "processors 0.5; a real robot knows 1 only",
+        low=0.0,
+        high=1.0,
     )
     task: str = argument("tape_box", "what the arm is to do", choices=TASKS)
     setting: str = argument(
@@ -132,6 +146,10 @@ class LaunchArguments(Config):
             raise ConfigError("LaunchArguments.plan: it says which trials; leave trials out")
         if self.plan and not self.sim:
             raise ConfigError("LaunchArguments.plan: on a real robot an operator says go; use console:=true")
+        if not self.sim and self.real_time_factor not in (0.0, 1.0):
+            raise ConfigError("LaunchArguments.real_time_factor: the time of a real robot cannot be slowed; its motion can, by speed_scale")
+        if 0.0 < self.real_time_factor < LOWEST_FACTOR:
+            raise ConfigError(f"LaunchArguments.real_time_factor: at least {LOWEST_FACTOR:g}, or 0")
         if self.sim and self.speed_scale != 1.0 and self.checkpoint.startswith("demonstrator:"):
             raise ConfigError("LaunchArguments.speed_scale: a demonstrator is timed for 1.0")
         if self.control_rate_hz != CONTROL_RATE_HZ and self.checkpoint.startswith("demonstrator:"):
@@ -154,6 +172,7 @@ class Process:
     socket: str = ""  # ready when somebody serves this socket; empty: ready at its first heartbeat
     required: bool = True  # its death means hold
     finite: bool = False  # it ends by itself, and the system with it
+    clock: tuple[str, ...] = ()  # the file of a simulated clock that it runs on, and its factor
     niceness: int = 0  # asked for where the user may; what must answer within 0.1 s goes before what thinks
 
     @property
@@ -184,7 +203,12 @@ def graph(arguments: LaunchArguments) -> list[Process]:
             "LaunchArguments.compare: a demonstrator cannot be exchanged while the system runs; give two checkpoints"
         )
     driver = "demonstrator" if demonstrated else "inference"
-    common = dict(environment={**environment(arguments), "POLICYTRIM_COMMAND": typed}, remappings=parse_remap(arguments.remap))
+    factor = real_time_factor(arguments)
+    common = dict(
+        environment={**environment(arguments), "POLICYTRIM_COMMAND": typed},
+        remappings=parse_remap(arguments.remap),
+        clock=(str(clock_file(session)), f"{factor:g}") if factor != 1.0 else (),
+    )
 
     processes = []
     if sim:
@@ -212,6 +236,7 @@ def graph(arguments: LaunchArguments) -> list[Process]:
                 ros=False,
                 niceness=-10,
                 environment=common["environment"],
+                clock=common["clock"],
                 arguments=("--socket", can_port, "--session", session),
                 socket=can_port,
                 needs=("world",),
@@ -386,9 +411,10 @@ def command(process: Process, namespace: str = "") -> list[str]:
 
 
 def prefix(process: Process) -> list[str]:
-    """``nice``, where this user may raise a process as far as ``process`` asks."""
+    """``nice``, where this user may raise a process as far as ``process`` asks, and the simulated clock that it runs on."""
     allowed = os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
-    return ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
+    nice = ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
+    return nice + ([sys.executable, "-m", "sim_bridge.sim_clock", *process.clock] if process.clock else [])
 
 
 def environment(arguments: LaunchArguments) -> dict[str, str]:
@@ -405,6 +431,7 @@ def environment(arguments: LaunchArguments) -> dict[str, str]:
         chosen["POLICYTRIM_SESSION"] = session_name(arguments)
         chosen["POLICYTRIM_CAMERA_SIZE"] = arguments.camera_size
         chosen["POLICYTRIM_CAMERA_FPS"] = str(camera_fps(arguments))
+        chosen[FACTOR] = f"{real_time_factor(arguments):g}"
     return chosen
 
 
@@ -521,8 +548,23 @@ def _trimmed(manifest: Mapping[str, Any]) -> bool:
 
 
 def camera_fps(arguments: LaunchArguments) -> int:
-    usual = 30 if not arguments.sim else 10 if few_processors() else 20
+    usual = 30 if not arguments.sim else 10 if few_processors() and real_time_factor(arguments) > 0.5 else 20
     return arguments.camera_fps or usual
+
+
+def real_time_factor(arguments: LaunchArguments) -> float:
+    """Simulated seconds in a real one: as the arguments say, else POLICYTRIM_REAL_TIME_FACTOR, else what suits the machine.
+    ConfigError for what is not allowed."""
+    if not arguments.sim:
+        return 1.0
+    if arguments.real_time_factor:
+        return arguments.real_time_factor
+    if given := os.environ.get(FACTOR):
+        try:
+            return replace(arguments, real_time_factor=float(given)).real_time_factor or 1.0
+        except ValueError as error:
+            raise ConfigError(f"{FACTOR}={given} in the environment: {error}") from None
+    return 0.5 if few_processors() and shutil.which("cc") else 1.0
 
 
 def session_name(arguments: LaunchArguments) -> str:
@@ -540,8 +582,19 @@ def runtime_dir() -> Path:
 
 
 def last_good(session: str) -> Path:
-    """Where inference keeps its last good checkpoint while ``session`` runs; who starts a session removes what is left of the one before."""
+    """Where inference keeps its last good checkpoint while ``session`` runs."""
     return runtime_dir() / f"{session}.last_good"
+
+
+def clock_file(session: str) -> Path:
+    """The simulated clock of ``session``, while it runs slower than real time."""
+    return runtime_dir() / f"{session}.clock"
+
+
+def forget(session: str) -> None:
+    """Removes what is left of the ``session`` before: nothing of it may have a say in the next."""
+    for path in (last_good(session), clock_file(session)):
+        path.unlink(missing_ok=True)
 
 
 def parse_cameras(text: str) -> dict[str, str]:

@@ -28,8 +28,9 @@ from policytrim_ros.graph import (
     Process,
     command,
     consequence,
+    forget,
     graph,
-    last_good,
+    real_time_factor,
     runtime_dir,
     session_name,
 )
@@ -313,11 +314,15 @@ def up(arguments: LaunchArguments, say=lambda text: print(text, flush=True)) -> 
     Raises ConfigError and StartRefused before anything was started.
     """
     processes = graph(arguments)
-    lock = SessionLock(session_name(arguments))
+    session = session_name(arguments)
+    lock = SessionLock(session)
     try:
-        last_good(session_name(arguments)).unlink(missing_ok=True)
+        forget(session)
+        if (factor := real_time_factor(arguments)) != 1.0:
+            say(f"simulated time: {factor:g} of real time (real_time_factor)")
         return Starter(processes, arguments, say).run()
     finally:
+        forget(session)
         lock.release()
 
 

@@ -1,7 +1,8 @@
 """Blocks of shared memory between the world, the emulated arm and the emulated cameras (one writer, many readers).
 
-A block is a file in /dev/shm with a sequence number before the data (a seqlock): a reader never sees half a frame and
-never blocks the writer. All blocks of one running simulation live in one directory, named by its ``session``.
+A block is a file in /dev/shm: the number of finished records, then two places for them in turn. A reader never sees half a
+record, never blocks the writer and never waits for it. All blocks of one running simulation live in one directory, named by its
+``session``.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Block:
 
     def __init__(self, session: str, name: str, dtype: np.dtype, create: bool = False):
         self.path = session_dir(session) / name
-        size = 16 + dtype.itemsize
+        size = 16 + 2 * dtype.itemsize
         if create:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             beside = self.path.with_suffix(".new")
@@ -54,33 +55,30 @@ class Block:
             if os.fstat(file.fileno()).st_size != size:
                 raise ValueError(f"{self.path} has another layout than {name} expects; is another version running?")
             self._map = mmap.mmap(file.fileno(), size)
-        self._sequence = np.frombuffer(self._map, np.uint64, 1)
-        self._data = np.frombuffer(self._map, dtype, 1, offset=16)
+        self._finished = np.frombuffer(self._map, np.uint64, 1)
+        self._slots = np.frombuffer(self._map, dtype, 2, offset=16)
 
     def write(self, **values) -> None:
         """Publishes one record; only the writer may call it. Fields not named keep their last value."""
-        self._sequence[0] += 1
-        for name, value in values.items():
-            self._data[name][0] = value
-        self._sequence[0] += 1
+        finished = int(self._finished[0])
+        before, after = self._slots[finished % 2], self._slots[(finished + 1) % 2]
+        for name in self._slots.dtype.names:
+            after[name] = values[name] if name in values else before[name]
+        self._finished[0] = finished + 1
 
     def read(self):
-        """A consistent copy of the record (numpy.void), or None before the first write."""
-        for _ in range(1000):
-            before = int(self._sequence[0])
-            if before == 0:
-                return None
-            if before % 2 == 0:
-                copy = self._data[0].copy()
-                if int(self._sequence[0]) == before:
-                    return copy
-            time.sleep(0.0001)
-        return None  # the writer died in the middle of a write
+        """A consistent copy of the newest record (numpy.void), or None before the first write. Waits for nobody: a writer that is
+        held up, or dies, in the middle of a record leaves the one before."""
+        finished, seen = int(self._finished[0]), -1
+        while finished and finished != seen:  # its slot is written again only once the next one is finished
+            seen, copy = finished, self._slots[finished % 2].copy()
+            finished = int(self._finished[0])
+        return copy if finished else None
 
     @property
     def sequence(self) -> int:
         """Number of finished writes: cheap test for something new."""
-        return int(self._sequence[0]) // 2
+        return int(self._finished[0])
 
 
 def open_block(session: str, name: str, dtype: np.dtype, timeout_s: float = 60.0) -> Block:

@@ -17,7 +17,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 from policytrim_ros.nodes.messages import chunk_to_message, seconds_to_time
-from sim_bridge.wall_clock import WallClock
+from sim_bridge.sim_clock import SimClock
 
 REQUIRED = dict(required_nodes="['camera','camera/front','inference']")
 BEATS = ("camera", "camera/front", "inference")
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     running = Stack(tmp_path_factory.mktemp("stack"))
-    running.clock = WallClock(running.folder) if shutil.which("cc") else None
+    running.clock = SimClock(running.folder / "clock") if shutil.which("cc") else None
     if running.clock:
         running.environment.update(running.clock.environment)
     try:

@@ -25,6 +25,7 @@ from policytrim_ros.graph import (
     LaunchArguments,
     Process,
     baseline_of,
+    clock_file,
     command,
     consequence,
     graph,
@@ -155,6 +156,41 @@ def test_emulator_and_controller_meet_on_the_same_bus_and_session():
 
 
 @pytest.mark.parametrize(
+    "processors, compiler, wished, given, factor, fps",
+    [
+        (2, True, "", {}, 0.5, 20),
+        (2, False, "", {}, 1.0, 10),
+        (8, True, "", {}, 1.0, 20),
+        (2, True, "1", {}, 1.0, 10),
+        (8, True, "0.25", {}, 0.25, 20),
+        (8, True, "0.25", dict(real_time_factor=0.5), 0.5, 20),
+        (2, True, "0.25", REAL, 1.0, 30),
+    ],
+)
+def test_simulated_time_suits_the_machine_and_every_process_is_on_it(
+    processors, compiler, wished, given, factor, fps, checkpoint, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    monkeypatch.setenv("POLICYTRIM_REAL_TIME_FACTOR", wished)
+    processes = graph(LaunchArguments(checkpoint=checkpoint, trials=1, record=True, trainer=True, session="lab", **given))
+    for process in processes:
+        slow = ["-m", "sim_bridge.sim_clock", str(clock_file("lab")), f"{factor:g}"]
+        line = command(process)
+        assert process.clock == (() if factor == 1.0 else tuple(slow[2:]))
+        assert factor == 1.0 or line[line.index("-m") :][:4] == slow
+        assert given is REAL or process.environment["POLICYTRIM_REAL_TIME_FACTOR"] == f"{factor:g}"
+    assert next(process for process in processes if process.name == "camera").parameters["fps"] == fps
+
+
+def test_a_wish_in_the_environment_that_is_no_factor_is_refused(monkeypatch):
+    for wish in ("fast", "2", "0.001", "nan"):
+        monkeypatch.setenv("POLICYTRIM_REAL_TIME_FACTOR", wish)
+        with pytest.raises(ConfigError, match=f"POLICYTRIM_REAL_TIME_FACTOR={wish} in the environment"):
+            graph(LaunchArguments())
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         dict(trials=2, record=True, checkpoint="demonstrator:clean"),
@@ -265,6 +301,8 @@ def test_a_bad_launch_argument_is_refused_in_one_sentence(values, said):
         (dict(sim=False, checkpoint="demonstrator:clean", cameras="front=1"), "demonstrators know the simulated scene"),
         (dict(checkpoint="demonstrator:brilliant"), "allowed demonstrators are clean, slow, hesitant"),
         (dict(checkpoint="/nowhere"), "no manifest.json there"),
+        (dict(REAL, real_time_factor=0.5), "the time of a real robot cannot be slowed; its motion can, by speed_scale"),
+        (dict(real_time_factor=0.01), "real_time_factor: at least 0.05, or 0"),
     ],
 )
 def test_arguments_that_do_not_go_together_are_refused(arguments, said):

@@ -179,14 +179,37 @@ def test_an_unpowered_arm_is_limp_and_an_emergency_stop_is_damped(session):
         assert drives.newest(10.0, STILL)[2] == expected
 
 
+def test_a_reader_does_not_wait_for_a_writer_that_is_held_up_in_the_middle_of_a_record(session, monkeypatch):
+    writer, reader = Block(session, "arm_state", ARM_STATE, create=True), Block(session, "arm_state", ARM_STATE)
+    assert reader.read() is None
+    writer.write(stamp=1.0, position=STILL, velocity=STILL + 1, effort=STILL + 2)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("the reader waits"))
+
+    class HeldUp:
+        """A value in whose place the writer stands still: whoever reads meanwhile reads the record before."""
+
+        def __array__(self, *_arguments, **_keywords):
+            met.append(reader.read())
+            return ELSEWHERE
+
+    for stamp in (2.0, 3.0, 4.0):
+        met = []
+        writer.write(stamp=stamp, position=HeldUp())
+        assert met and all(record["stamp"] == stamp - 1.0 for record in met)
+        after = reader.read()
+        assert after["stamp"] == stamp and np.array_equal(after["position"], ELSEWHERE)
+        assert np.array_equal(after["effort"], STILL + 2)  # not named: kept
+    assert reader.sequence == 4
+
+
 def test_a_restarted_emulator_is_found_again_and_a_half_written_record_is_not_read(session):
     Block(session, "arm_command", ARM_COMMAND, create=True).write(stamp=10.0, position=ELSEWHERE, powered=1)
     drives = world.Drives(session)
     drives.newest(10.0, STILL)
     again = Block(session, "arm_command", ARM_COMMAND, create=True)
-    again._sequence[0] += 1  # killed in the middle of its first write
+    with pytest.raises(ValueError):  # killed in the middle of its first write
+        again.write(stamp=20.0, position=np.zeros(3))
     assert np.array_equal(drives.newest(20.0, STILL)[0], ELSEWHERE)
-    again._sequence[0] += 1
     again.write(stamp=30.0, position=ELSEWHERE + 1, powered=1)
     assert np.array_equal(drives.newest(30.0, STILL)[0], ELSEWHERE + 1)
 

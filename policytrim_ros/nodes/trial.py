@@ -152,7 +152,7 @@ def main(args=None) -> int:
                 f"{len(schedule(spec)) - len(trials)} of {len(schedule(spec))} trials are recorded already in {store.path}"
             )
         desk = Desk(store, records=config.recorded, changed=lambda: rig.tell(desk.seen(spec.blind)))
-        rig.live = lambda: screen.live(rig, desk, len(trials))
+        rig.live = lambda: screen.live(rig, desk, spec.planned)
         reason = run_session(rig, session, spec, trials, store, desk, screen.say)
         desk.phase("complete")
         returned = desk.canary is not None and desk.canary.returned  # stays open: the same plan again does not try it again

@@ -104,7 +104,7 @@ def run_session(
     while (trial := upcoming(spec, trials, store.rows_of(session))) is not None:
         done = {row.number for row in store.rows_of(session) if row.counts}
         attempt = sum(row.number == trial.number for row in store.rows_of(session)) + 1
-        left = f"{(rig.clock() - began) / here * (len(trials) - len(done)):.0f}" if here else "?"
+        left = f"{(rig.clock() - began) / here * sum(one.number not in done for one in trials):.0f}" if here else "?"
         desk.begin(trial, session, f"{session}/trial-{trial.number:04d}" + (f"-{attempt}" if attempt > 1 else ""), left)
         row, cause = run_trial(rig, trial, desk)
         stuck = put_back(rig, spec, trial, desk)  # before anything that a full disk can stop
@@ -119,7 +119,7 @@ def run_session(
         if alarm := desk.records and rig.recorded():
             desk.alarm(f"the recording of trial {trial.number} is not whole: {alarm}")
             store.note(session, "recording", trial=trial.number, reason=alarm)
-        say(line(row, len(trials), trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
+        say(line(row, spec.planned, trial.code if spec.blind else row.label if len(spec.arms) > 1 else "", left, spec.blind))
         if canary and canary.over:
             conclude(canary, session, row, store, desk, say)
         if stuck:
