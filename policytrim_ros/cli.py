@@ -27,7 +27,7 @@ class Up:
       policytrim up sim:=false can_port:=can0 cameras:=front=123456789012,wrist=210987654321 speed_scale:=0.3
 
     Ctrl-C ends everything, last process first; the arm is left held. Exit code 0 after a clean end, 1 after a refused
-    start or the death of a process.
+    start or the death of a process, 130 when trials were interrupted.
     """
 
     def add_arguments(self, parser) -> None:

@@ -9,9 +9,7 @@ from pathlib import Path
 from policytrim_ros.film import film
 from policytrim_ros.graph import LaunchArguments, baseline_of, resolve_checkpoint
 from policytrim_ros.trials.table import show
-from policytrim_ros.up import up
-
-INTERRUPTED = 130
+from policytrim_ros.up import INTERRUPTED, up
 
 
 def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
@@ -35,6 +33,7 @@ def demo(tasks, setting: str, trials: int, seed: int, out: str) -> int:
                 print(f"{task}: broke down; look into {out}/log.txt. Once more, with the trials that are left:", flush=True)
                 code = up(arguments, Screen(log))
             if code == INTERRUPTED:
+                print(f"\n{show(out)}\n\ninterrupted; records, recordings and log in {out}", flush=True)
                 return code
             for recording in sorted(set(Path(out).glob("*.mcap")) - recorded):
                 show_film(recording, Path(out) / f"{task}.mp4")

@@ -39,6 +39,7 @@ START_S = 180.0  # the first start of a simulated scene compiles shaders on a sl
 STOP_S = 8.0  # a controller decelerates and holds well within this
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = signal.SIGUSR1
+INTERRUPTED = 130  # exit code of trials that a signal ended
 
 
 class StartRefused(RuntimeError):
@@ -157,6 +158,8 @@ class Starter:
             self._say(f"start refused: {error}")
             self._code = 1
         finally:
+            if self._signal is not None and any(process.finite for process in self._processes):
+                self._code = self._code or INTERRUPTED  # what should have ended by itself was not done
             self._end()
             for number, handler in handlers.items():
                 signal.signal(number, handler)

@@ -486,6 +486,13 @@ def test_the_end_of_a_finite_process_ends_the_system_with_its_exit_code(scene):
 
 
 @pytest.mark.integration
+def test_ctrl_c_before_the_end_of_a_finite_process_says_that_its_work_is_not_done(scene):
+    scene.reactions["[trial] trial speaks"] = interrupt
+    assert scene.run(scene.process("world"), scene.process("trial", ("world",), finite=True, required=False)) == 130
+    assert scene.lines[-2:] == ["end trial", "end world"]
+
+
+@pytest.mark.integration
 def test_a_killed_starter_leaves_no_orphans(scene):
     script = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; from test_graph import Scene; "

@@ -70,7 +70,7 @@ def clock(tmp_path):
 def on(clock, code, *arguments):
     """What Python prints for ``code`` on ``clock``."""
     line = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(line, env={**os.environ, **clock.environment}, check=True, capture_output=True, text=True, timeout=120).stdout
+    return subprocess.run(line, cwd=ROOT, env={**os.environ, **clock.environment}, check=True, capture_output=True, text=True, timeout=120).stdout
 
 
 @needs_compiler
@@ -135,6 +135,21 @@ def test_all_processes_agree_on_the_time(clock):
 @needs_compiler
 def test_a_second_start_joins_the_clock_that_is_there(clock, tmp_path):
     assert SimClock(tmp_path / "clock", 1.0).factor == FACTOR
+
+
+@needs_compiler
+def test_a_clock_made_on_a_clock_shows_the_same_time_until_it_is_set(clock, tmp_path):
+    code = """
+import os, subprocess, sys, time
+from sim_bridge.sim_clock import SimClock
+made = SimClock(sys.argv[1], 1.0)
+show = [sys.executable, "-c", "import time; print(time.monotonic(), time.time())"]
+read = lambda: map(float, subprocess.run(show, env={**os.environ, **made.environment}, stdout=-1, check=True).stdout.split())
+before, (shown, wall), after = time.monotonic(), read(), time.monotonic()
+made.jump(1000.0)
+print(made.factor, before <= shown <= after, 900 < list(read())[1] - wall < 1100, time.time() - wall < 100)
+"""
+    assert on(clock, code, str(tmp_path / "copy")).split() == [str(FACTOR), "True", "True", "True"]
 
 
 @needs_compiler
