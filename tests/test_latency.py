@@ -23,6 +23,42 @@ def test_what_was_measured_before_a_policy_speaks_counts_until_there_is_enough_o
     assert latency.p99 == pytest.approx(0.05)
 
 
+def test_a_rare_hiccup_does_not_shorten_every_plan_and_a_slow_policy_does():
+    hiccups, varied = Latency(), Latency()
+    for n in range(200):
+        hiccups.add(0.8 if n % 50 == 7 else 0.1)
+        varied.add(0.1 + 0.001 * n)
+    assert hiccups.p99 > 0.7 and hiccups.planned == pytest.approx(0.15)
+    assert varied.planned == varied.p99 == pytest.approx(0.298, abs=0.002)
+    for _ in range(30):
+        hiccups.add(0.8)  # no longer rare
+    assert hiccups.planned == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("planned, calls, stalls", [("p99", 254, 1), ("planned", 118, 3)])
+def test_what_a_hiccup_in_fifty_chunks_costs_when_it_is_planned_for_and_when_it_slows_the_arm(planned, calls, stalls):
+    """A minute at h = H = 15: 80 ms a chunk, now and then 0.45 s."""
+    executor, replanner, latency = ChunkExecutor(RATE), Replanner("async", 15, RATE), Latency()
+    executor.start(np.zeros(7), 0.0)
+    made, coming, began = 0, None, 0.0
+    for tick in range(round(60.0 / DT)):
+        now = tick * DT
+        if coming and now >= coming[0]:
+            count = replanner.trim(15, getattr(latency, planned))
+            replanner.sent(coming[1], count, now)
+            executor.accept(Chunk(np.full((count, 7), 0.001 * made), 1, made, coming[1], RATE, True))
+            latency.add(coming[2])
+            coming = None
+        before = executor.next_step
+        point = executor.tick(now)
+        began = now if point.next_step != before else began
+        if not coming and replanner.turn(point.next_step, point.queued, point.playing, getattr(latency, planned), now):
+            made += 1
+            takes = 0.45 if made % 50 == 10 else 0.08
+            coming = now + takes, replanner.first(point.next_step, point.playing, now - began), takes
+    assert made == pytest.approx(calls, rel=0.1) and executor.stalls <= stalls and executor.slowed_s < 0.5
+
+
 def test_what_is_overdue_takes_ever_longer():
     assert [still_takes(0.2, running, 0.05) for running in (None, 0.0, 0.15)] == pytest.approx([0.2, 0.2, 0.05])
     assert still_takes(0.2, 0.21, 0.05) == pytest.approx(0.06) and still_takes(0.2, 0.5, 0.05) == pytest.approx(0.35)

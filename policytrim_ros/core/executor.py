@@ -29,7 +29,7 @@ SCALE_CHANGE = 0.1
 SLOWED_ACTIONS = 2
 """Actions before the end of a chunk whose successor is late over which the path clock slows to rest.
 
-As many as are left when a chunk takes as long as the Replanner expects at most (p99), so that one in time slows next to nothing.
+As many as are left when a chunk takes as long as it is planned for (core/latency.py), so that one in time slows next to nothing.
 """
 
 FULL = 1.0, 1.0

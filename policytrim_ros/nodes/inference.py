@@ -485,7 +485,7 @@ class Inference(Node):
         if self._replanner.mode == SYNC or not consumed.playing:
             return True
         waits = self._generations.waiting[-1]
-        return self._handover.takes_over(self._replanner.slack(consumed.next_step, waits.p99))
+        return self._handover.takes_over(self._replanner.slack(consumed.next_step, waits.planned))
 
     def _observe(self, consumed: Consumed):
         """(images, when the oldest was taken, state (14,), instruction, first control step, stamp, plan), or None while something is
@@ -520,7 +520,7 @@ class Inference(Node):
         if self._before is None:
             return None
         _, old_first, actions = self._before
-        return self._replanner.remainder(actions, old_first, first, playing, self._p99())
+        return self._replanner.remainder(actions, old_first, first, playing, self._planned())
 
     def _complain(self, text: str) -> None:
         if text and text != self._complaint:
@@ -606,13 +606,13 @@ class Inference(Node):
 
     # ---- reports ------------------------------------------------------------------------------------------------------
 
-    def _p99(self) -> float:
-        return self._generations.current.latency.p99
+    def _planned(self) -> float:
+        return self._generations.current.latency.planned
 
     def _expected(self) -> float:
         """What the next chunk takes (s), whoever makes it: while a generation waits, the slower of the two."""
         waiting = self._generations.waiting
-        return max(self._p99(), waiting[-1].p99) if waiting else self._p99()
+        return max(self._planned(), waiting[-1].planned) if waiting else self._planned()
 
     def _watch(self) -> None:
         """Says slack as it is now, and warns before the arm slows."""
@@ -638,7 +638,7 @@ class Inference(Node):
         period = 1.0 / self.config.control_rate_hz
         running = None if self._thinks_since is None else now - self._thinks_since
         rest = max(0.0, period - (now - self._stepped_at))  # of the action that plays
-        return self._replanner.slack(consumed.next_step, still_takes(self._p99(), running, period)) + rest
+        return self._replanner.slack(consumed.next_step, still_takes(self._planned(), running, period)) + rest
 
     @property
     def _said(self) -> str:
@@ -646,8 +646,9 @@ class Inference(Node):
         if self._complaint:
             return self._complaint
         if not self._late:
-            return staging.slower_than_gated(self._passed, [self.config.task] if self.config.task else [], self._p99())
-        return f"{self._slack * 1000:.0f} ms of the plan are left when the next chunk comes (p99): a longer h or a faster policy"
+            took = self._generations.current.latency.p99
+            return staging.slower_than_gated(self._passed, [self.config.task] if self.config.task else [], took)
+        return f"{self._slack * 1000:.0f} ms of the plan are left when the next chunk comes: a longer h or a faster policy"
 
     def _measures(self) -> dict:
         """What status and diagnostics both tell, rounded; None: unknown."""
