@@ -210,7 +210,7 @@ class Cameras:
 
 
 class Pace:
-    """Figures of the last second: real-time factor, frames a second, CPU time of the process, greatest lateness of a step."""
+    """Figures of the last second: pace (seconds of physics in a second), frames a second, CPU time of the process, greatest lateness of a step."""
 
     def __init__(self, now: float):
         self._since, self._frames, self._cpu_s = now, 0, time.process_time()
@@ -225,7 +225,7 @@ class Pace:
             return
         cpu_s = time.process_time()
         self.report = {
-            "real_time_factor": f"{self._steps * SUBSTEP_S / span:.3f}",
+            "pace": f"{self._steps * SUBSTEP_S / span:.3f}",
             "frames_per_s": f"{(frames - self._frames) / span:.1f}",
             "cpu_cores": f"{(cpu_s - self._cpu_s) / span:.2f}",
             "lateness_max_ms": f"{self._late_s * 1000:.1f}",
@@ -422,7 +422,7 @@ class World(Node):
         report = self._loop.pace.report
         if not report:
             return
-        slow = float(report["real_time_factor"]) < 0.95
+        slow = float(report["pace"]) < 0.95
         status = DiagnosticStatus(
             level=DiagnosticStatus.WARN if slow else DiagnosticStatus.OK,
             name="world",

@@ -32,12 +32,14 @@ OF_SESSION = {  # further columns, and how they come from a session
     "blind": is_blind,
     "locked": lambda session: session["locked"],
     "simulated": lambda session: session["provenance"].get("simulated"),
+    "real_time_factor": lambda session: session["provenance"].get("real_time_factor"),
     "commit": lambda session: session["provenance"].get("commit"),
     "version": lambda session: session["provenance"].get("version"),
     "machine": lambda session: session["provenance"].get("machine"),
     "spec_sha256": lambda session: spec_sha256(session["spec"]),
 }
-TYPES = {"str": str, "int": int, "float": float} | {"blind": bool, "locked": float, "simulated": bool, "contract_sha256": str}
+TYPES = {"str": str, "int": int, "float": float, "contract_sha256": str}
+TYPES |= {"blind": bool, "locked": float, "simulated": bool, "real_time_factor": float}
 COLUMNS = {spec.name: TYPES[spec.type] for spec in fields(Row)}
 COLUMNS |= {name: TYPES.get(name, str) for name in (*OF_SESSION, "contract_sha256")}
 
