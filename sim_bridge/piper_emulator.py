@@ -659,7 +659,8 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping, o
         if ahead > 0:
             time.sleep(ahead)
         elif ahead < -10 * TICK_S:
-            deadline = time.monotonic()  # the machine was away; do not catch up in a burst
+            print(f"piper_emulator: held up by this machine for {-ahead:.2f} s, silent meanwhile", file=sys.stderr, flush=True)
+            deadline = time.monotonic()  # do not catch up in a burst
 
 
 def parse_pose(words) -> tuple[float, ...]:
