@@ -29,6 +29,7 @@ from policytrim_ros.graph import (
     command,
     consequence,
     graph,
+    last_good,
     own_checkpoint,
     planned,
     renderer,
@@ -37,7 +38,7 @@ from policytrim_ros.graph import (
     session_name,
     stages,
 )
-from policytrim_ros.up import SessionLock, Starter, StartRefused, restart
+from policytrim_ros.up import SessionLock, Starter, StartRefused, restart, up
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCH_FILE = ROOT / "launch" / "piper_deploy.launch.py"
@@ -516,6 +517,21 @@ def test_a_second_start_of_a_session_is_refused_in_one_sentence():
         SessionLock("lab")
     lock.release()
     SessionLock("lab").release()
+
+
+def test_what_is_left_of_a_session_has_no_say_in_the_next_and_nothing_is_left_of_that(checkpoint, monkeypatch):
+    left = [make("leftover") for make in (last_good, clock_file)]
+    found = []
+    monkeypatch.setattr(Starter, "run", lambda self: found.append([path.exists() for path in left]) or touch())
+
+    def touch():
+        for path in left:
+            path.write_text("")
+        return 0
+
+    touch()
+    assert up(LaunchArguments(**REAL, checkpoint=checkpoint, session="leftover"), say=lambda text: None) == 0
+    assert found == [[False, False]] and not any(path.exists() for path in left)
 
 
 def test_the_death_of_the_controller_is_told_as_what_it_is(checkpoint):
