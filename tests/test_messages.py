@@ -6,7 +6,6 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import JointState
 
 from policytrim_ros.core.types import JOINTS, Chunk
-from policytrim_ros.nodes import messages
 from policytrim_ros.nodes.messages import (
     BadMessage,
     Consumed,
@@ -70,24 +69,3 @@ def test_consumed_and_joint_states_and_stamps_survive_the_wire():
     assert Consumed.from_message(consumed.to_message()) == consumed
     assert positions_of(joint_state(Time(), range(7), range(7))) == pytest.approx(np.arange(7))
     assert time_to_seconds(seconds_to_time(1234.5678)) == pytest.approx(1234.5678, abs=1e-6)
-
-
-def test_the_past_gives_the_message_of_a_moment_and_asks_the_middleware_only_then(monkeypatch):
-    waiting = []
-
-    class Reader:
-        def __init__(self, *_arguments):
-            pass
-
-        def take(self):
-            while waiting:
-                yield waiting.pop(0)
-
-    monkeypatch.setattr(messages, "Reader", Reader)
-    monkeypatch.setattr(messages, "unserved", lambda node, name: None)
-    past = messages.Past(None, object, {"measured": "joint_states"})
-    assert past.take("measured", 5.0) is None
-    waiting.extend((f"sent at {n}", 5.0 + 0.01 * n) for n in range(150))
-    assert past.take("measured", 6.2) == "sent at 120" and not waiting
-    assert past.take("measured", 6.204) == "sent at 120" and past.take("measured", 9.0) == "sent at 149"
-    assert past.take("measured", 0.0) == "sent at 50"  # the oldest that is kept

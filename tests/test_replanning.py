@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from policytrim_ros.core.executor import ChunkExecutor
-from policytrim_ros.core.replanning import Replanner, Steps
+from policytrim_ros.core.replanning import Replanner
 from policytrim_ros.core.types import Chunk
 
 RATE = 20.0
@@ -78,22 +78,3 @@ def test_slack_is_what_the_plan_still_plays_when_the_chunk_arrives():
     replanner.sent(10, 8, 0.0)
     assert replanner.slack(14, 0.1) == pytest.approx(0.1)
     assert replanner.slack(17, 0.1) == pytest.approx(-0.05)
-
-
-def test_a_picture_that_was_taken_some_steps_ago_belongs_to_the_step_of_then():
-    steps, replanner = Steps(), Replanner("async", 5, RATE)
-    assert steps.at(1.0) is None
-    for number in range(4):
-        for heard in (0.0, 0.02):  # each is told several times
-            steps.begin(7 + number, 1.0 + number / RATE + heard)
-    now = 1.17  # step 9 has played for 20 ms, 10 is next
-
-    def first(age_s):
-        next_step, since_s = steps.at(now - age_s)
-        return replanner.first(next_step, True, since_s)
-
-    assert steps.at(now) == (10, pytest.approx(0.02))
-    assert [first(age_s) for age_s in (0.0, 0.01, 0.03, 0.06, 0.08, 0.11, 0.13)] == [9, 9, 9, 8, 8, 7, 7]
-    assert first(5.0) == 6  # from before the go: its first step
-    steps.clear()
-    assert steps.at(now) is None

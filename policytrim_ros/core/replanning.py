@@ -7,7 +7,6 @@ before the old one runs out. ``rtc``: as async; the policy is told what is playe
 
 from __future__ import annotations
 
-import collections
 import math
 
 from policytrim_ros.core.commitment import Commitment, remainder
@@ -16,30 +15,6 @@ SYNC, ASYNC, RTC = "sync", "async", "rtc"
 MODES = SYNC, ASYNC, RTC
 LOST_AFTER_S = 0.5
 """A chunk that has not begun to play for so long after it was sent is taken for lost (refused, or a new go)."""
-
-
-class Steps:
-    """The control steps of one go: when each was heard to begin. An observation belongs to the moment at which its picture was taken, and
-    by then other steps may have begun."""
-
-    def __init__(self):
-        self._begun: collections.deque = collections.deque(maxlen=64)  # (s, number of the step after it), oldest first
-
-    def begin(self, next_step: int, now: float) -> None:
-        """A step began at ``now`` that is followed by ``next_step``."""
-        if not self._begun or self._begun[-1][1] != next_step:
-            self._begun.append((now, next_step))
-
-    def clear(self) -> None:
-        self._begun.clear()
-
-    def at(self, moment: float) -> tuple[int, float] | None:
-        """(the step that followed the one that played at ``moment``, for how long that had played, s); of a moment before all that is
-        known, the first that is. None when nothing is."""
-        if not self._begun:
-            return None
-        began, next_step = next((one for one in reversed(self._begun) if one[0] <= moment), self._begun[0])
-        return next_step, max(0.0, moment - began)
 
 
 class Replanner:

@@ -7,8 +7,7 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
 
     sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
-           there before the old one runs out; alignment is by the control step counted by the controller: an observation is of
-           the moment of its oldest picture, its joints are those of then, and its chunk begins with the step after that
+           there before the old one runs out; alignment is by the control step counted by the controller
     rtc    async, and the new chunk goes on from the old one: a flow policy is guided to what is played meanwhile
            (policies/guidance.py); another policy is played as async, which log and status say
 
@@ -44,7 +43,7 @@ from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
 from policytrim_ros.core.horizon import HorizonGuard, SceneChange, disagreement, spread, tracking_error
 from policytrim_ros.core.latency import Handover, Latency, still_takes
-from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner, Steps
+from policytrim_ros.core.replanning import ASYNC, MODES, RTC, SYNC, Replanner
 from policytrim_ros.core.safety import blames_policy
 from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, Chunk
 from policytrim_ros.nodes.last_good import Known, LastGood
@@ -52,7 +51,7 @@ from policytrim_ros.nodes.messages import (
     LATCHED,
     NEWEST,
     Consumed,
-    Past,
+    Newest,
     chunk_to_message,
     positions_of,
     seconds_to_time,
@@ -151,7 +150,6 @@ class Inference(Node):
         self._newest: dict[str, tuple[float, float, np.ndarray]] = {}  # camera -> (taken, monotonic s; stamp, ROS time; image)
         self._consumed = None
         self._stepped_at = 0.0  # when the newest control step was heard of
-        self._steps = Steps()  # of the present go
         self._controller_state = ""
         self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
@@ -180,7 +178,7 @@ class Inference(Node):
         self._heartbeat = self.create_publisher(String, "heartbeat", 10)
         self._status = self.create_publisher(String, "inference/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "diagnostics", 10)
-        self._states = Past(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
+        self._states = Newest(self, JointState, {"measured": "joint_states", "setpoint": "controller/setpoint"})
         self.create_subscription(Int64MultiArray, "controller/consumed", self._on_consumed, 10)
         self.create_subscription(String, "controller/state", self._on_controller, LATCHED)
         self.create_subscription(String, "scene/state", self._on_scene, LATCHED)
@@ -387,8 +385,6 @@ class Inference(Node):
         with self._changed:
             if self._consumed is None or consumed.next_step != self._consumed.next_step:
                 self._stepped_at = time.monotonic()
-            if consumed.playing:
-                self._steps.begin(consumed.next_step, self._stepped_at)
             self._consumed = consumed
             self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
             self._changed.notify_all()
@@ -470,7 +466,6 @@ class Inference(Node):
             if not self._running or consumed is None or not self._controller_state.startswith("moving"):
                 self._replanner.reset()  # a new go begins with a new plan
                 self._before = None
-                self._steps.clear()
                 rests, looks, self._hurry = True, False, False
             else:
                 turn = self._replanner.turn(
@@ -506,27 +501,26 @@ class Inference(Node):
             if self.config.mode == SYNC and taken < self._replanner.rest_since:
                 return None  # the next frame shows the arm at rest
             images[camera.name] = image
-        stamp = min((self._newest[camera.name][1] for camera in cameras), default=time.time())
-        oldest = min((self._newest[camera.name][0] for camera in cameras), default=now)
-        measured, setpoint = (self._states.take(name, stamp) for name in ("measured", "setpoint"))
+        measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
         if measured is None or setpoint is None:
             return self._complain("no joint_states from the controller")
         if not self._instruction:
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
-        next_step, since_s = consumed.playing and self._steps.at(oldest) or (consumed.next_step, 0.0)
-        first = self._replanner.first(next_step, consumed.playing, since_s)
+        stamp = min((self._newest[camera.name][1] for camera in cameras), default=time.time())
+        oldest = min((self._newest[camera.name][0] for camera in cameras), default=now)
+        first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
         self._hurry = False
-        return images, oldest, state, self._instruction, first, stamp, self._plan(first, consumed.playing, now - oldest)
+        return images, oldest, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
 
-    def _plan(self, first: int, playing: bool, age_s: float):
+    def _plan(self, first: int, playing: bool):
         """In mode rtc what is left of the plan that plays for a chunk that begins at ``first``; else, and at rest, None. It may be the plan
         of the generation before: its last actions play until the first chunk of this one arrives."""
         if self._before is None:
             return None
         _, old_first, actions = self._before
-        return self._replanner.remainder(actions, old_first, first, playing, age_s + self._planned())
+        return self._replanner.remainder(actions, old_first, first, playing, self._planned())
 
     def _complain(self, text: str) -> None:
         if text and text != self._complaint:
@@ -570,7 +564,7 @@ class Inference(Node):
             self._calls += 1
             self._chunk_id += 1
             self._trust(generation.number, first, samples, tracking=tracking_error(state), motion=motion)
-            trimmed = samples[0][: self._replanner.trim(len(samples[0]), began - oldest + self._expected())]
+            trimmed = samples[0][: self._replanner.trim(len(samples[0]), self._expected())]
             chunk = Chunk(
                 trimmed, generation.number, self._chunk_id, first, self.config.control_rate_hz, follows=self.config.mode != SYNC
             )

@@ -6,7 +6,6 @@ the QoS says) until somebody takes it; no executor serves such readers, so they 
 
 from __future__ import annotations
 
-import collections
 import math
 from dataclasses import dataclass
 
@@ -181,28 +180,6 @@ class Newest:
         for message, _ in self._readers[name].take():
             self._kept[name] = message
         return self._kept[name]
-
-    def close(self) -> None:
-        self._node.destroy_node()
-
-
-class Past:
-    """The messages of fast topics of the last moments, taken when asked for; ``at`` gives that of a moment."""
-
-    DEPTH = 100
-    """Messages of each topic: one second of states."""
-
-    def __init__(self, node, kind, topics: dict[str, str]):
-        self._node = unserved(node, "states")
-        qos = QoSProfile(depth=self.DEPTH, reliability=ReliabilityPolicy.RELIABLE)
-        self._readers = {name: Reader(self._node, kind, topic, qos) for name, topic in topics.items()}
-        self._kept = {name: collections.deque(maxlen=self.DEPTH) for name in topics}
-
-    def take(self, name: str, at: float):
-        """The message of topic ``name`` that was sent nearest to ``at`` (s since the epoch), or None before the first."""
-        kept = self._kept[name]
-        kept.extend((sent, message) for message, sent in self._readers[name].take())
-        return min(kept, key=lambda pair: abs(pair[0] - at))[1] if kept else None
 
     def close(self) -> None:
         self._node.destroy_node()
