@@ -90,8 +90,8 @@ import ctypes, os, select, threading, time
 library = ctypes.CDLL(None)
 
 def woken_by(wake, wait):
-    threading.Timer(0.1, wake).start()
     before = time.monotonic()
+    threading.Timer(0.1, wake).start()
     answer = wait()
     print(answer, time.monotonic() - before >= 0.1)
 
