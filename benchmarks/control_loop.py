@@ -19,10 +19,13 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Mapping
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from std_srvs.srv import SetBool, Trigger
+
+from policytrim_ros.graph import FACTOR
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAIN = "77"
@@ -64,15 +67,16 @@ class Probe:
 
 
 @contextmanager
-def running_system(*arguments: str, said: list | None = None):
+def running_system(*arguments: str, said: list | None = None, environment: Mapping[str, str] | None = None):
     """`policytrim up` with ``arguments``, in a session and a ROS domain of its own, ended afterwards; gives its command line.
 
-    ``said`` gets every line that it prints.
+    ``said`` gets every line that it prints, ``environment`` is set for it alone.
     """
     os.environ.update(ROS_DOMAIN_ID=DOMAIN, ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST")
-    os.environ.setdefault("POLICYTRIM_REAL_TIME_FACTOR", "1")  # the benchmark and what it measures go by one clock
+    os.environ.setdefault(FACTOR, "1")  # the benchmark and what it measures go by one clock
     words = [sys.executable, "-m", "policytrim_ros.cli", "up", "session:=benchmark", *arguments]
-    system = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    variables = {**os.environ, **(environment or {})}
+    system = subprocess.Popen(words, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     running = threading.Event()
 
     def read():

@@ -438,12 +438,9 @@ def running_bench(folder: Path) -> Iterator[Bench]:
     """The simulated robot, moved by the first of POLICIES, with recorder and console, and a clock that can be set; ended afterwards."""
     said: list[str] = []
     clock = SimClock(folder / "clock")
-    own = {name: os.environ.get(name) for name in clock.environment}
-    os.environ.update(clock.environment)  # of what is started from here on; this process keeps its clock
     up = ["mode:=async", "record:=true", "console:=true", "console_port:=0", f"out:={folder / 'runs'}"]
-    with running_system(f"checkpoint:={ROOT / 'models' / POLICIES[0]}", *up, said=said):
-        for name, value in own.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    first = f"checkpoint:={ROOT / 'models' / POLICIES[0]}"
+    with running_system(first, *up, said=said, environment=clock.environment):  # this process keeps its own
         bench = Bench(clock, said, folder)
         try:
             bench.until(lambda: bench.watch.status and bench.watch.state and bench.watch.consumed, "the system does not speak")

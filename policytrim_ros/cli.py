@@ -15,7 +15,7 @@ import time
 from policytrim_ros.arguments import add_arguments, from_text, texts, values_of
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.contract import is_remote
-from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, clock_file, graph, runtime_dir, session_name
+from policytrim_ros.graph import SETTINGS, TASKS, LaunchArguments, clock_file, graph, on_clock, runtime_dir, session_name
 
 
 class Up:
@@ -631,8 +631,7 @@ def keep_its_time(argv) -> None:
     """Where the running system's time is simulated (real_time_factor), becomes the same command on its clock."""
     clock = clock_file(session_name(LaunchArguments()))
     if clock.exists() and "POLICYTRIM_SIM_CLOCK" not in os.environ:
-        line = [sys.executable, "-m", "policytrim_ros.cli", *argv]
-        os.execv(sys.executable, [sys.executable, "-m", "sim_bridge.sim_clock", str(clock), "1", *line])
+        os.execv(sys.executable, [*on_clock(str(clock), "1"), sys.executable, "-m", "policytrim_ros.cli", *argv])
 
 
 def parser_for(argv) -> argparse.ArgumentParser:

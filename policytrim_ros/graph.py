@@ -414,7 +414,12 @@ def prefix(process: Process) -> list[str]:
     """``nice``, where this user may raise a process as far as ``process`` asks, and the simulated clock that it runs on."""
     allowed = os.geteuid() == 0 or 20 - resource.getrlimit(resource.RLIMIT_NICE)[0] <= process.niceness
     nice = ["nice", "-n", str(process.niceness)] if process.niceness and allowed else []
-    return nice + ([sys.executable, "-m", "sim_bridge.sim_clock", *process.clock] if process.clock else [])
+    return nice + (on_clock(*process.clock) if process.clock else [])
+
+
+def on_clock(file: str, factor: str) -> list[str]:
+    """What stands before a command that is to run on the simulated clock in ``file``, made with ``factor`` where there is none yet."""
+    return [sys.executable, "-m", "sim_bridge.sim_clock", file, factor]
 
 
 def environment(arguments: LaunchArguments) -> dict[str, str]:

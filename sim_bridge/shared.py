@@ -63,7 +63,10 @@ class Block:
         finished = int(self._finished[0])
         before, after = self._slots[finished % 2], self._slots[(finished + 1) % 2]
         for name in self._slots.dtype.names:
-            after[name] = values[name] if name in values else before[name]
+            if name not in values:
+                after[name] = before[name]
+        for name, value in values.items():
+            after[name] = value
         self._finished[0] = finished + 1
 
     def read(self):

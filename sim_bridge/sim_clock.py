@@ -1,7 +1,7 @@
 """The clock of a simulated system: it may run slower than real time, and the wall clock in it may be set (the fault `clock jump`).
 
     python -m sim_bridge.sim_clock FILE FACTOR COMMAND ...       runs COMMAND on the clock in FILE, which is made when missing
-    clock = SimClock(folder); subprocess.Popen(..., env={**os.environ, **clock.environment}); clock.jump(300.0)
+    clock = SimClock(file); subprocess.Popen(..., env={**os.environ, **clock.environment}); clock.jump(300.0)
 
 A second of it takes 1 / FACTOR real seconds, for every process on it alike: the robot's code runs as it is, at its own rates and
 deadlines, with more of the processor's time for each. A small library, compiled here and preloaded, stands between the processes
@@ -41,7 +41,6 @@ SOURCE = r"""
 #include <semaphore.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/select.h>
@@ -59,18 +58,7 @@ static const int slots[] = {0, 1, -1, -1, 2, 3, 4, 5}; /* clock id -> index in b
 
 #define REAL(name, ...) ({ static __typeof__(&name) f; if (!f) f = (__typeof__(&name))dlsym(RTLD_NEXT, #name); f(__VA_ARGS__); })
 
-static int spared(void) { /* whether a word of the command line is the one that is spared */
-    const char *word = getenv("POLICYTRIM_SIM_CLOCK_SPARES");
-    char line[4096];
-    int file = word && *word ? open("/proc/self/cmdline", O_RDONLY) : -1, found = 0;
-    ssize_t size = file < 0 ? 0 : read(file, line, sizeof line - 1);
-    if (file >= 0) close(file);
-    for (ssize_t at = 0; at < size && !found; at += strlen(line + at) + 1) line[size] = 0, found = !strcmp(line + at, word);
-    return found;
-}
-
 __attribute__((constructor)) static void begin(void) {
-    if (spared()) return;
     const char *path = getenv("POLICYTRIM_SIM_CLOCK");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     void *at = file < 0 ? MAP_FAILED : mmap(0, sizeof *clock_, PROT_READ, MAP_SHARED, file, 0);
@@ -109,10 +97,8 @@ static int64_t real_time_of(clockid_t id, int64_t at) { /* when, by the machine,
     return slow() ? sum(began, divided(at - began)) : at;
 }
 
-static int real_gettime(clockid_t id, struct timespec *t) { return REAL(clock_gettime, id, t); }
-
 int clock_gettime(clockid_t id, struct timespec *t) {
-    int failed = real_gettime(id, t);
+    int failed = REAL(clock_gettime, id, t);
     if (failed || !known(id)) return failed;
     int64_t ns = ns_of(t), began = clock_->began[slots[id]];
     if (slow()) ns = began + (int64_t)((ns - began) * clock_->factor);
@@ -215,7 +201,7 @@ static int64_t left_of(const struct timespec *until, struct timespec *slice) { /
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     int64_t left = ns_of(until) == NEVER ? NEVER : longer(ns_of(until) - ns_of(&now));
-    real_gettime(CLOCK_REALTIME, slice);
+    REAL(clock_gettime, CLOCK_REALTIME, slice);
     *slice = spec_of(ns_of(slice) + (left < 0 ? 0 : left < SLICE ? left : SLICE));
     return left;
 }
@@ -289,10 +275,9 @@ int pthread_mutex_clocklock(pthread_mutex_t *restrict mutex, clockid_t id, const
 
 class SimClock:
     """The clock kept in ``file``, made with ``factor`` (in (0, 1]) when it is not there; where this process is on a clock itself, as a
-    copy of that, which shows the same time until it is set. A process with the word ``spares`` in its command line keeps the
-    machine's. Raises RuntimeError without a C compiler."""
+    copy of that, which shows the same time until it is set. Raises RuntimeError without a C compiler."""
 
-    def __init__(self, file, factor: float = 1.0, spares: str = ""):
+    def __init__(self, file, factor: float = 1.0):
         file = Path(file)
         library = _library(file.parent)
         if not file.exists():
@@ -306,11 +291,10 @@ class SimClock:
             made.unlink()
         with open(file, "r+b") as opened:
             self._shared = mmap.mmap(opened.fileno(), struct.calcsize(FORMAT))
-        preloaded = [str(library), *filter(None, [os.environ.get("LD_PRELOAD")])]
+        others = [name for name in os.environ.get("LD_PRELOAD", "").split() if not Path(name).name.startswith("sim_clock.")]
         self.environment = {
-            "LD_PRELOAD": " ".join(preloaded),
+            "LD_PRELOAD": " ".join([str(library), *others]),  # one such library: a second would slow down what the first gives it
             VARIABLE: str(file),
-            "POLICYTRIM_SIM_CLOCK_SPARES": spares,
             "POLICYTRIM_REAL_TIME_FACTOR": f"{self.factor:g}",
         }
 

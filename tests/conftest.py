@@ -6,12 +6,12 @@ import pytest
 import real_time
 
 from policytrim_ros.awake import Awake
-from policytrim_ros.graph import renderer
+from policytrim_ros.graph import FACTOR, renderer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 49))  # a running system on this machine is not disturbed
-os.environ.setdefault("POLICYTRIM_REAL_TIME_FACTOR", "1")  # what a test starts goes by the test's own clock
+os.environ.setdefault(FACTOR, "1")  # what a test starts goes by the test's own clock
 os.environ.update(renderer())
 
 

@@ -202,6 +202,11 @@ def test_a_reader_does_not_wait_for_a_writer_that_is_held_up_in_the_middle_of_a_
     assert reader.sequence == 4
 
 
+def test_a_field_that_a_record_does_not_have_is_an_error(session):
+    with pytest.raises(ValueError, match="stmap"):
+        Block(session, "arm_state", ARM_STATE, create=True).write(stmap=1.0)
+
+
 def test_a_restarted_emulator_is_found_again_and_a_half_written_record_is_not_read(session):
     Block(session, "arm_command", ARM_COMMAND, create=True).write(stamp=10.0, position=ELSEWHERE, powered=1)
     drives = world.Drives(session)

@@ -27,16 +27,18 @@ class Latency:
     def __init__(self, expected=()):
         self._expected = tuple(float(seconds) for seconds in expected)
         self._measured: collections.deque = collections.deque(maxlen=WINDOW)
-        self._planned = None  # it is asked for at every turn
+        self._percentiles: dict[float, float] = {}  # they are asked for at every turn
 
     def add(self, seconds: float) -> None:
         self._measured.append(seconds)
-        self._planned = None
+        self._percentiles.clear()
 
     def percentile(self, q: float) -> float:
         """The ``q``-th percentile (s); UNKNOWN_S when nothing is known."""
-        known = [*self._measured, *(self._expected if len(self._measured) < ENOUGH else ())]
-        return float(np.percentile(known, q)) if known else UNKNOWN_S
+        if q not in self._percentiles:
+            known = [*self._measured, *(self._expected if len(self._measured) < ENOUGH else ())]
+            self._percentiles[q] = float(np.percentile(known, q)) if known else UNKNOWN_S
+        return self._percentiles[q]
 
     @property
     def p99(self) -> float:
@@ -47,9 +49,7 @@ class Latency:
         """For how long plans are made (s): the 99th percentile, but not for rare hiccups. One of those slows the arm when it comes
         (core/executor.py); planned for, it would cost actions of every chunk until it leaves the window: a few in 200 chunks made a
         policy of h = 15 look again after 5."""
-        if self._planned is None:
-            self._planned = min(self.p99, RARE * self.percentile(90))
-        return self._planned
+        return min(self.p99, RARE * self.percentile(90))
 
 
 def still_takes(planned_s: float, running_s: float | None, period_s: float) -> float:
