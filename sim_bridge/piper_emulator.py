@@ -44,6 +44,10 @@ LOW_SPEED_EVERY = 5
 MOTOR_SPEED, MOTOR_ACC = 3.0, 5.0
 """Firmware defaults of every joint (rad/s, rad/s^2)."""
 
+CATCHING_UP, ARRIVING = 0.1, 0.8
+"""Shares of MOTOR_ACC for braking relative to a target that moves, and to one that rests. Nearly all of it is wanted to brake with the
+target: joints that caught up as fast as can be swung by 0.02 rad around the setpoints of a policy."""
+
 GRIPPER_SPEED, GRIPPER_ACC = 0.25, 3.0
 """Of the full stroke (m/s, m/s^2)."""
 
@@ -443,7 +447,8 @@ class PiperEmulator:
         goal, goal_v, v_max, a_max = self._goal
         goal[:6], goal[6:], goal_v[:6], goal_v[6:] = q, stroke, q_v, stroke_v
         v_max[:6], a_max[:6] = self.max_speed * self.speed, self.max_acc
-        driven, v = limited_step(self.x, self.v, goal, goal_v, dt, v_max, a_max)
+        braking = np.where(goal_v == 0.0, ARRIVING, CATCHING_UP)
+        driven, v = limited_step(self.x, self.v, goal, goal_v, dt, v_max, a_max, braking)
         if all_on:
             self.x, self.v = driven, v
         else:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from piper_sdk import C_PiperForwardKinematics, C_PiperInterface_V2, LogLevel
 
+from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import PARK, READY
 from sim_bridge import shared
 from sim_bridge.can_hub import FRAME, Hub, HubInUse
@@ -100,6 +101,22 @@ def test_a_feasible_stream_is_followed_without_lag(rate_hz, jitter_s, error_mrad
         bench.arm.step(bench.now)
         errors.append(np.abs(bench.arm.x[:6] - path(tick * TICK_S)).max())
     assert max(errors[100:]) * 1000 < error_mrad
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_jerky_stream_within_the_limits_is_followed_without_swinging(seed):
+    bench, random, setpoints = Bench().enable(), np.random.default_rng(seed), SafetyFilter(SafetyLimits())
+    setpoints.reset(READY)
+    begin = goal = np.array(READY)
+    errors = []
+    for _ in range(40):  # control steps of a policy that changes its mind with each
+        begin, goal = goal, READY + np.append(random.normal(0.0, 0.02, 6), 0.0)
+        speed = 20.0 * (goal - begin)
+        for i in range(5):
+            setpoint = setpoints.step(begin + speed * 0.01 * i, speed, 0.01).setpoint
+            bench.joints(setpoint, bench.now + random.uniform(-0.0005, 0.0005))
+            errors.append(np.abs(bench.run(0.01)[-1] - setpoint)[:6].max())
+    assert np.percentile(errors, 95) < 0.025
 
 
 def test_when_the_stream_ends_the_last_target_is_held():
