@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.behind_the_arm import BehindTheArm
 from policytrim_ros.core import motion
 from policytrim_ros.core.kinematics import A_MAX, LIMITS, V_MAX, tool
 from policytrim_ros.core.types import READY
@@ -388,3 +389,31 @@ def test_environments_in_processes_agree_with_one_in_this_process():
 def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="'cpu' or 'gpu'"):
         make_vec("flip_mug", 1, backend="tpu")
+
+
+def test_behind_the_emulated_arm_the_joints_follow_the_setpoints_and_success_is_the_same():
+    env = BehindTheArm("flip_mug")
+    env.reset(3, rebuild=True)
+    rows = record(env, reach(steps=30))
+    measured, setpoint = rows[:, :6], rows[:, 7:13]
+    assert np.abs(measured - setpoint).max() < 0.03
+    assert np.abs(measured[-1] - HOME[:6]).max() > 0.05  # it moved
+    with pytest.raises(NotImplementedError):
+        env.save()
+    env.place(*done_pose(env))
+    assert any(env.step(env.proprioception()[7:]).success for _ in range(40))
+    env.close()
+
+
+def test_behind_the_emulated_arm_pictures_can_be_a_control_step_old():
+    env = BehindTheArm("tape_box", cameras=("front",), image_size=(64, 48), old_pictures=True)
+    env.reset(0)
+    far = np.append(HOME[:6] + (0.4, 0, 0, 0, 0, 0), 0.07)
+    shown = []
+    for _ in range(4):
+        env.step(far)
+        shown.append((env.images()["front"], TaskEnv._render(env, ("front",), False)["front"][0]))
+    env.close()
+    for (_, now), (seen, _) in zip(shown, shown[1:]):
+        assert (seen == now).all()
+    assert (shown[-1][0] != shown[-1][1]).any()
