@@ -2,7 +2,7 @@
 
     policytrim eval --environment benchmarks.behind_the_arm:make --checkpoint models/tape-box-pi0-trimmed --task tape_box --mode async --latency 0.05
 
-`TaskEnv` drives its joints with the controller's setpoints themselves. Here they go to the arm as CAN frames, SETPOINTS a control step,
+`TaskEnv` drives its joints with the controller's setpoints themselves. Here they go to the arm as CAN frames, five times a control step,
 and the joints are driven with what its motors make of them. ``make_with_old_pictures``: what is seen is 50 ms older than the joints, too.
 """
 
