@@ -2,72 +2,62 @@
 
     policytrim eval --environment benchmarks.behind_the_arm:make --checkpoint models/tape-box-pi0-trimmed --task tape_box --mode async --latency 0.05
 
-`TaskEnv` drives its joints with the controller's setpoints themselves. Here they go to the arm as CAN frames, five times a control step,
-and the joints are driven with what its motors make of them. ``make_with_old_pictures``: what is seen is 50 ms older than the joints, too.
+`TaskEnv` drives its joints with the controller's setpoints themselves. Here these go to the arm as CAN frames, one of every kind a physics
+step, and the joints are driven with what its motors make of them. ``make_with_old_pictures``: what is seen is a control step older
+than the joints, too.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-import struct
 
-import numpy as np
-
-from policytrim_ros.core.kinematics import A_MAX, LIMITS, V_MAX
-from policytrim_ros.core.motion import limited_step
-from sim_bridge.env import SUBSTEP_S, SUBSTEPS, TIME_LIMIT, StepResult, TaskEnv
-from sim_bridge.piper_emulator import MDEG, TICK_S, PiperEmulator
-
-ENABLE, CAN_MODE = bytes((7, 2, 0, 0, 0, 0, 0, 0)), bytes((1, 1, 100, 0, 0, 0, 0, 0))
-OLD = 5
-"""Physics steps by which old pictures are behind: a control step."""
+from sim_bridge.env import SUBSTEP_S, StepResult, TaskEnv
+from sim_bridge.piper_emulator import TICK_S
+from sim_bridge.virtual_arm import VirtualArm
 
 
 class BehindTheArm(TaskEnv):
-    """For evaluation: the arm is not part of what `save` returns."""
+    """A `TaskEnv` whose drives are given to a `VirtualArm`, which is part of its state."""
 
     def __init__(self, *arguments, old_pictures: bool = False, **options):
         super().__init__(*arguments, **options)
         self._old_pictures = old_pictures
 
     def reset(self, seed: int, rebuild: bool = False) -> None:
+        self._drive_directly()
         super().reset(seed, rebuild)
-        self._setpoint, self._velocity = np.array(self._controller.setpoint, dtype=float), np.zeros(7)
-        self._action, self._now, self._drawn = self._setpoint, 100.0, False
-        self._arm = PiperEmulator(self._setpoint)
-        for can_id, data in ((0x471, ENABLE), (0x471, ENABLE), (0x151, CAN_MODE)):
-            self._arm.receive(can_id, data, self._now, self._now)
-        self._tell()
+        self._drive_with(VirtualArm(pose=self._controller.setpoint).enable())
 
     def step(self, action) -> StepResult:
-        begin, self._action = self._action, np.clip(np.asarray(action, dtype=float), *LIMITS.T)
-        way = self._action - begin
-        for i in range(SUBSTEPS):
-            if self._old_pictures and i == SUBSTEPS - OLD:
-                self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-                self._drawn = True
-            goal, speed = begin + way * i / SUBSTEPS, way / (SUBSTEPS * SUBSTEP_S)
-            self._setpoint, self._velocity = limited_step(self._setpoint, self._velocity, goal, speed, SUBSTEP_S, V_MAX, A_MAX)
-            self._tell()
-            for tick in range(round(SUBSTEP_S / TICK_S)):
-                self._arm.step(self._now + (tick + 0.5) * TICK_S)
-            self._now += SUBSTEP_S
-            self.substep(self._arm.x, self._arm.v)
-        success, failure = self.control_tick()
-        return StepResult(success, failure, not (success or failure) and self.steps >= TIME_LIMIT, self.steps)
+        if self._old_pictures:
+            self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+            self._drawn = True
+        return super().step(action)
 
-    def proprioception(self) -> np.ndarray:
-        return np.concatenate([super().proprioception()[:7], self._setpoint]).astype(np.float32)
+    def save(self) -> dict:
+        return {**super().save(), "arm": copy.deepcopy(self._arm)}
 
-    def save(self):
-        raise NotImplementedError("the emulated arm cannot be saved: train without it")
+    def restore(self, saved: dict, rebuild: bool = True) -> None:
+        self._drive_directly()
+        super().restore(saved, rebuild)
+        self._drive_with(copy.deepcopy(saved["arm"]))
 
-    def _tell(self) -> None:
-        joints = np.rint(self._setpoint[:6] * MDEG).astype(int).reshape(3, 2).tolist()
-        frames = [struct.pack(">ii", *pair) for pair in joints]
-        gripper = struct.pack(">iHBB", round(self._setpoint[6] * 1e6), 1000, 1, 0)
-        for can_id, data in zip((0x155, 0x156, 0x157, 0x159), [*frames, gripper]):
-            self._arm.receive(can_id, data, self._now, self._now)
+    def _drive_directly(self) -> None:
+        vars(self._controller).pop("drive", None)
+
+    def _drive_with(self, arm: VirtualArm) -> None:
+        self._arm, self._drawn = arm, False
+        drive = self._controller.drive
+
+        def through_the_arm(position, velocity):
+            between_ticks = arm.now + TICK_S / 2
+            arm.joints(position, between_ticks)
+            arm.gripper(position[6], stamp=between_ticks)
+            arm.run(SUBSTEP_S)
+            drive(arm.arm.x, arm.arm.v)
+
+        self._controller.drive = through_the_arm
 
     def _render(self, names, depth):
         if not self._drawn:

@@ -601,6 +601,9 @@ class _CycleFrames:
         self.high_speed, self.low_speed = payload[8:14].view(self.HIGH_SPEED)[:, 0], payload[14:20].view(self.LOW_SPEED)[:, 0]
         self.low_speed["voltage"], self.low_speed["foc_temperature"], self.low_speed["motor_temperature"] = 240, 35, 33
 
+    def __reduce__(self):
+        return _CycleFrames, ()  # of a copy the views would not be views; every cycle is filled anew
+
     def put(self, can_id: int, layout: str, *values) -> None:
         struct.pack_into(layout, self._buffer, self.IDS.index(can_id) * FRAME.size + 8, *values)
 

@@ -1,5 +1,6 @@
 """The emulated Piper: its protocol through the vendor's unmodified driver, its habits, its faults, its bus."""
 
+import copy
 import json
 import math
 import os
@@ -25,50 +26,14 @@ from sim_bridge import shared
 from sim_bridge.can_hub import FRAME, Hub, HubInUse
 from sim_bridge.faults import FAULTS, FaultError, Faults, inject
 from sim_bridge.piper_emulator import DAMPED_SPEED, TICK_S, PiperEmulator, euler_xyz, parse_pose, pose_matrix
+from sim_bridge.virtual_arm import CAN_MODE, ENABLE, VirtualArm
 
 MDEG = math.degrees(1.0) * 1000.0
-ENABLE, DISABLE = bytes((7, 2, 0, 0, 0, 0, 0, 0)), bytes((7, 1, 0, 0, 0, 0, 0, 0))
-CAN_MODE, STOP, RESUME = bytes((1, 1, 100, 0, 0, 0, 0, 0)), bytes((1, 0, 0, 0, 0, 0, 0, 0)), bytes((2, 0, 0, 0, 0, 0, 0, 0))
-
-
-class Bench:
-    """A PiperEmulator without bus or process, in virtual time."""
-
-    def __init__(self, **options):
-        self.arm, self.now = PiperEmulator(**options), 100.0
-
-    def command(self, can_id, data, stamp=None):
-        self.arm.receive(can_id, data.ljust(8, b"\0"), self.now if stamp is None else stamp, self.now)
-
-    def joints(self, position, stamp=None):
-        for i, pair in enumerate(np.rint(np.asarray(position)[:6] * MDEG).astype(int).reshape(3, 2).tolist()):
-            self.command(0x155 + i, struct.pack(">ii", *pair), stamp)
-
-    def gripper(self, stroke, code=1):
-        self.command(0x159, struct.pack(">iHBB", round(stroke * 1e6), 1000, code, 0))
-
-    def enable(self, times=2):
-        for _ in range(times):
-            self.command(0x471, ENABLE)
-        self.command(0x151, CAN_MODE)
-        return self
-
-    def run(self, seconds):
-        """Positions (n, 7) of every tick."""
-        path = []
-        for _ in range(round(seconds / TICK_S)):
-            self.now += TICK_S
-            self.arm.step(self.now)
-            path.append(self.arm.x.copy())
-        return np.array(path)
-
-    def frames(self):
-        """{CAN id: data} of one tick's feedback."""
-        return {can_id: data for can_id, _, data in FRAME.iter_unpack(self.arm.feedback(self.now))}
+DISABLE, STOP, RESUME = bytes((7, 1, 0, 0, 0, 0, 0, 0)), bytes((1, 0, 0, 0, 0, 0, 0, 0)), bytes((2, 0, 0, 0, 0, 0, 0, 0))
 
 
 def test_a_resting_target_is_reached_within_the_speed_and_acceleration_of_the_motors():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     goal = np.array(READY) + (0.8, 0.5, -0.5, 0.5, -0.5, 1.0, 0)
     bench.joints(goal)
     path = bench.run(3.0)[:, :6]
@@ -79,7 +44,7 @@ def test_a_resting_target_is_reached_within_the_speed_and_acceleration_of_the_mo
 
 
 def test_the_speed_percentage_lowers_the_speed():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x151, bytes((1, 1, 10)))
     bench.joints(np.array(READY) + (1, 0, 0, 0, 0, 0, 0))
     assert 0.28 < np.abs(np.diff(bench.run(2.0)[:, 0])).max() / TICK_S <= 0.3 + 1e-9
@@ -92,7 +57,7 @@ def test_a_feasible_stream_is_followed_without_lag(rate_hz, jitter_s, error_mrad
     def path(t):
         return np.array(READY[:6]) + 0.25 * np.array((1, 0.5, -0.5, 1, 0.2, 1)) * (1 - np.cos(3 * t))
 
-    bench, random, errors, sent = Bench().enable(), np.random.default_rng(0), [], 0.0
+    bench, random, errors, sent = VirtualArm().enable(), np.random.default_rng(0), [], 0.0
     for tick in range(600):
         while sent <= tick * TICK_S:
             bench.joints(path(sent), stamp=100.0 + sent)
@@ -105,7 +70,7 @@ def test_a_feasible_stream_is_followed_without_lag(rate_hz, jitter_s, error_mrad
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_jerky_stream_within_the_limits_is_followed_without_swinging(seed):
-    bench, random, setpoints = Bench().enable(), np.random.default_rng(seed), SafetyFilter(SafetyLimits())
+    bench, random, setpoints = VirtualArm().enable(), np.random.default_rng(seed), SafetyFilter(SafetyLimits())
     setpoints.reset(READY)
     begin = goal = np.array(READY)
     errors = []
@@ -119,8 +84,18 @@ def test_a_jerky_stream_within_the_limits_is_followed_without_swinging(seed):
     assert np.percentile(errors, 95) < 0.025
 
 
+def test_a_copy_of_the_arm_moves_and_reports_as_the_arm_itself():
+    bench = VirtualArm().enable()
+    bench.joints(np.array(READY) + (0.3, 0, 0, 0, 0, 0, 0))
+    bench.run(0.1)
+    twin = copy.deepcopy(bench)
+    assert (twin.run(0.2) == bench.run(0.2)).all()
+    frames = bench.frames()
+    assert twin.frames() == frames and frames[0x2A5] != VirtualArm().enable().frames()[0x2A5]
+
+
 def test_when_the_stream_ends_the_last_target_is_held():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     for k in range(20):
         bench.joints(np.array(READY) + (0.01 * k, 0, 0, 0, 0, 0, 0))
         bench.run(0.01)
@@ -129,20 +104,20 @@ def test_when_the_stream_ends_the_last_target_is_held():
 
 
 def test_the_arm_rests_where_it_is_until_somebody_enables_it():
-    bench = Bench()
+    bench = VirtualArm()
     bench.command(0x151, CAN_MODE)
     bench.joints(np.array(READY) + 0.1)
     assert np.array_equal(bench.run(1.0)[-1], READY)
 
 
 def test_one_enable_is_not_enough():
-    bench = Bench().enable(times=1)
+    bench = VirtualArm().enable(times=1)
     assert not bench.arm.powered.any()
-    assert Bench().enable(times=2).arm.powered.all()
+    assert VirtualArm().enable(times=2).arm.powered.all()
 
 
 def test_a_disabled_arm_falls_at_a_plausible_rate_to_the_rest_pose():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x471, DISABLE)
     path = bench.run(3.0)
     assert np.abs(np.diff(path, axis=0)).max() / TICK_S <= 2.5 + 1e-9
@@ -152,7 +127,7 @@ def test_a_disabled_arm_falls_at_a_plausible_rate_to_the_rest_pose():
 
 
 def test_an_emergency_stop_sinks_slowly_and_ignores_targets_until_power_is_cut():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x150, STOP)
     bench.command(0x151, CAN_MODE)
     bench.joints(np.array(READY) + (1, 0, 0, 0, 0, 0, 0))
@@ -170,21 +145,21 @@ def test_an_emergency_stop_sinks_slowly_and_ignores_targets_until_power_is_cut()
 
 
 def test_enabling_does_not_move_the_arm():
-    bench = Bench()
+    bench = VirtualArm()
     bench.joints(np.array(READY) + 0.2)  # an old target, sent while disabled
     bench.enable()
     assert np.abs(bench.run(0.5) - READY).max() < 1e-9
 
 
 def test_targets_are_ignored_outside_can_control_mode():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x151, bytes((0, 1, 100)))
     bench.joints(np.array(READY) + 0.2)
     assert np.abs(bench.run(0.5) - READY).max() < 1e-9
 
 
 def test_a_target_beyond_a_limit_is_not_followed_and_reported():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.joints((3.0, 1.2, -1.1, 0, 0.9, 0))
     assert np.abs(bench.run(0.5) - READY).max() < 1e-9
     status = bench.frames()[0x2A1]
@@ -194,7 +169,7 @@ def test_a_target_beyond_a_limit_is_not_followed_and_reported():
 
 
 def test_configured_limits_speed_and_acceleration_are_kept():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x474, struct.pack(">BhhHx", 1, 100, -100, 500))
     bench.command(0x475, struct.pack(">BBBHB2x", 1, 0, 0xAE, 100, 0))
     bench.joints((0.5, *READY[1:]))
@@ -207,7 +182,7 @@ def test_configured_limits_speed_and_acceleration_are_kept():
 
 
 def test_setting_zero_changes_the_reading_and_not_the_arm():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x475, struct.pack(">BBBHB2x", 2, 0xAE, 0, 0x7FFF, 0))
     bench.run(0.1)
     frames = bench.frames()
@@ -217,7 +192,7 @@ def test_setting_zero_changes_the_reading_and_not_the_arm():
 
 
 def test_the_gripper_follows_only_when_it_is_enabled_and_within_its_range():
-    bench = Bench(pose=(*READY[:6], 0.0)).enable()
+    bench = VirtualArm(pose=(*READY[:6], 0.0)).enable()
     bench.gripper(0.05, code=0)
     assert bench.run(0.5)[-1, 6] == 0.0
     bench.gripper(0.05)
@@ -228,7 +203,7 @@ def test_the_gripper_follows_only_when_it_is_enabled_and_within_its_range():
 
 
 def test_an_end_pose_command_moves_the_flange_there_and_an_impossible_one_is_reported():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.command(0x151, bytes((1, 0, 50)))
     x, y, z = 0.26, 0.05, 0.33
     rpy = (0.0, math.radians(135.0), 0.0)
@@ -247,7 +222,7 @@ def test_the_reported_end_pose_is_that_of_the_vendors_kinematics():
     vendor, random = C_PiperForwardKinematics(1), np.random.default_rng(1)
     for _ in range(20):
         q = random.uniform((-2, 0.1, -2.5, -1.5, -1.1, -2), (2, 2.5, -0.1, 1.5, 1.1, 2))
-        frames = Bench(pose=(*q, 0.0)).frames()
+        frames = VirtualArm(pose=(*q, 0.0)).frames()
         units = struct.unpack(">iiiiii", frames[0x2A2] + frames[0x2A3] + frames[0x2A4])
         expected = np.array(vendor.CalFK(list(q))[5]) * 1000.0
         assert np.abs(units - expected)[:3].max() < 2.0
@@ -261,7 +236,7 @@ def test_euler_angles_survive_the_way_through_a_pose(rpy):
 
 
 def test_every_tick_carries_the_frames_of_one_real_arm():
-    bench = Bench()
+    bench = VirtualArm()
     counts = {}
     for _ in range(200):
         bench.run(TICK_S)
@@ -273,7 +248,7 @@ def test_every_tick_carries_the_frames_of_one_real_arm():
 
 def test_old_firmware_reports_a_quarter_of_the_current_of_the_first_joints():
     def current(firmware):
-        bench = Bench(firmware=firmware).enable()
+        bench = VirtualArm(firmware=firmware).enable()
         bench.joints(np.array(READY) + (0.5, 0, 0, 0.5, 0, 0, 0))
         bench.run(0.05)
         frames = bench.frames()
@@ -286,7 +261,7 @@ def test_old_firmware_reports_a_quarter_of_the_current_of_the_first_joints():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(PiperEmulator.HANDLERS)), st.binary(min_size=8, max_size=8)), max_size=40))
 def test_no_command_whatsoever_breaks_the_arm_or_its_feedback(commands):
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     for can_id, data in commands:
         bench.command(can_id, data)
         bench.run(2 * TICK_S)
@@ -299,14 +274,14 @@ def test_faults_do_not_stop_the_emulated_arm_from_following():
     for name in FAULTS:
         if name in ("teach_mode", "lost_frames", "joint_offset", "blocked"):
             continue
-        bench = Bench().enable()
+        bench = VirtualArm().enable()
         bench.arm.faults.inject(name, {})
         bench.joints(np.array(READY) + (0.1, 0, 0, 0, 0, 0, 0))
         assert abs(bench.run(1.0)[-1, 0] - 0.1) < 1e-4, name
 
 
 def test_a_blocked_joint_stays_while_the_others_follow_and_goes_on_when_it_is_free():
-    bench = Bench().enable()
+    bench = VirtualArm().enable()
     bench.arm.faults.inject("blocked", {"joint": 1})
     target = np.array(READY) + (0.3, 0.1, 0, 0, 0, 0, 0)
     bench.joints(target)
