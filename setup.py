@@ -75,7 +75,7 @@ EXTRAS = {
     "test": [
         "pytest>=7.4",  # the tests
         "pytest-rerunfailures>=14",  # a test of real processes that a busy machine has spoilt is tried again, and that is said
-        "pytest-xdist>=3.5",  # unit tests in two processes
+        "pytest-xdist>=3.8",  # unit tests in two processes, the long files first
         "hypothesis>=6.100",  # properties of core
         "scipy>=1.13",  # statistics to compare ours with
         "statsmodels>=0.14",  # the same, for rates and sample sizes

@@ -26,17 +26,25 @@ from diagnostic_msgs.msg import DiagnosticArray
 from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.graph import FACTOR
+from policytrim_ros.nodes.process import udp_alone
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAIN = "77"
 
 
 class Probe:
-    """Hears diagnostics and gives orders."""
+    """Hears diagnostics and gives orders; by UDP alone, like the controller, since it outlives the processes that it kills.
+
+    With shared memory it would write to a killed process's port until the wall clock has passed the latest one ever told (Fast DDS 2.14):
+    minutes, after a clock that was set back by minutes.
+    """
 
     def __init__(self):
+        before = dict(os.environ)
+        udp_alone()
         rclpy.init()
         self.node = rclpy.create_node("benchmark")
+        os.environ.clear(), os.environ.update(before)  # the others choose for themselves
         self.heard: dict[str, list[dict]] = {}
         self.node.create_subscription(DiagnosticArray, "diagnostics", self._on, 50)
 

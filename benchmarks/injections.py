@@ -13,9 +13,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +25,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from benchmarks.control_loop import ROOT, processes, running_system
+from benchmarks.policy_server import PolicyServer
 from benchmarks.swap import Watch
 from policytrim_ros.core.contract import is_remote
 from policytrim_ros.core.safety import FAILSAFES
@@ -37,7 +35,6 @@ from policytrim_ros.nodes.messages import LATCHED, chunk_to_message, seconds_to_
 from policytrim_ros.up import restart
 from sim_bridge import realsense
 from sim_bridge.faults import inject
-from sim_bridge.line import Line
 from sim_bridge.sim_clock import SimClock
 
 SESSION = "benchmark"
@@ -49,6 +46,9 @@ GOES_ON_S = 3.0
 SINKS_S = 60.0  # an arm in damped stop comes to rest at its lowest pose
 OWN_LIMITS = "beyond limits"
 """The policy was held for what it asked itself, after its task was done perhaps: such a round says nothing about the fault."""
+
+JUMP_S = 60.0
+"""For so long after a clock was set back, a node that was killed and started again gets no pictures: shared memory of Fast DDS 2.14, see Probe."""
 
 GO_ON = ("chunk late", "swap failed", "disk full")
 """Failsafes after which the arm goes on by itself."""
@@ -124,8 +124,8 @@ class Bench:
         cases["a chunk with NaN"] = Case(lambda: self.send(np.full((5, 7), np.nan)), "bad chunk")
         below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (80, 1))  # longer than what this process hears late
         cases["a chunk into the table"] = Case(lambda: self.send_last(below), "beyond limits")
-        cases["clock set forwards by 5 min"] = Case(lambda: self.clock.jump(300.0), "clock jump")
-        cases["clock set backwards by 5 min"] = Case(lambda: self.clock.jump(-300.0), "clock jump")
+        cases["clock set forwards by 1 min"] = Case(lambda: self.clock.jump(JUMP_S), "clock jump")
+        cases["clock set backwards by 1 min"] = Case(lambda: self.clock.jump(-JUMP_S), "clock jump")
         cases["swap for a damaged checkpoint"] = Case(
             lambda: refused_swap(self.watch, self.damaged), "swap failed", "changed or truncated"
         )
@@ -293,7 +293,10 @@ class Bench:
     def round(self, case: Case, pause_s: float) -> None:
         self.tried = ""
         if case.remote:
-            self.server.start()
+            try:
+                self.server.start()
+            except RuntimeError as error:
+                raise WentWrong(str(error)) from error
             self.speaks(self.server.address)
         elif is_remote(self.watch.status["checkpoint"]):
             self.speaks(str(ROOT / "models" / POLICIES[0]))
@@ -398,39 +401,6 @@ class Bench:
             raise WentWrong(f"{spoke} spoke, now {watch.status['checkpoint']}: {watch.status['news']}")
         case.said += f"; then: {watch.status['news']}" if self.tried else ""
         self.tried = ""
-
-
-class PolicyServer:
-    """`policytrim serve` for a policy of models/ behind a `Line`; runs from the first `start` on."""
-
-    def __init__(self, name: str):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self._port = free.getsockname()[1]
-        self._name, self._process = name, None
-        self.line = Line(self._port)
-        self.address = f"ws://127.0.0.1:{self.line.port}"
-
-    def start(self) -> None:
-        """Again, when it has been killed; WentWrong when it does not serve."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        words = [sys.executable, "-m", "policytrim_ros.cli", "serve", str(ROOT / "models" / self._name), "--port", str(self._port)]
-        self._process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        if not any("ws://" in line for line in self._process.stdout):  # ends with the first that is, or with the process
-            raise WentWrong("the policy's server does not serve")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def mend(self) -> None:
-        self.line.delay_s, self.line.silent = 0.0, False
-
-    def close(self) -> None:
-        if self._process is not None:
-            self.kill()
-        self.line.close()
 
 
 @contextmanager

@@ -130,16 +130,13 @@ class Hub:
                 continue
             try:
                 client.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                pass  # this client does not read; CAN does not wait for slow listeners either
             except OSError:
-                self._drop(client)
+                pass  # it does not read: CAN does not wait for slow listeners either; or it is gone: `collect` has its last words first
 
     def _drop(self, client) -> None:
-        if client in self._clients:  # a relay to it may have found that it is gone
-            self._clients.remove(client)
-            self._poll.unregister(client)
-            client.close()
+        self._clients.remove(client)
+        self._poll.unregister(client)
+        client.close()
 
 
 class PythonCanBus:

@@ -17,7 +17,10 @@ os.environ.update(renderer())
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.get_closest_marker("integration") is not None)  # stable: files stay in order
+    def turn(item) -> tuple[bool, bool]:
+        return item.get_closest_marker("integration") is not None, item.get_closest_marker("long") is None
+
+    items.sort(key=turn)  # stable: files stay in order
 
 
 @pytest.fixture(scope="session")

@@ -424,6 +424,18 @@ def test_a_hub_that_ends_is_an_error_for_its_clients_and_a_missing_one_for_newco
         bus_on(hub)
 
 
+def test_the_last_frame_of_a_client_that_leaves_at_once_arrives(hub):
+    listener, passer_by = bus_on(hub), bus_on(hub)
+    passer_by.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
+    passer_by.shutdown()
+    hub.collect()  # takes both in
+    hub.broadcast(FRAME.pack(0x2A1, 8, bytes(8)))  # finds that nobody listens there any more
+    assert [can_id for _, can_id, _ in hub.collect()] == [0x471]
+    assert [m.arbitration_id for m in (listener.recv(timeout=DEADLINE_S), listener.recv(timeout=DEADLINE_S))] == [0x2A1, 0x471]
+    assert hub.clients == 1
+    listener.shutdown()
+
+
 def test_a_live_socket_is_refused_a_dead_one_replaced_and_a_file_left_alone(tmp_path):
     path = str(tmp_path / "can")
     first = Hub(path)

@@ -8,7 +8,7 @@ import pytest
 from policytrim_ros.graph import own_checkpoint
 from policytrim_ros.share import share
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 CONTROLLER, INFERENCE = "policytrim_ros.nodes.controller", "policytrim_ros.nodes.inference"
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from policytrim_ros.training import demos, run_state, sft
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}

@@ -17,7 +17,7 @@ from policytrim_ros.nodes.messages import LATCHED
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.training import run_state
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 PATIENT_S = 600.0  # generous: every start imports torch, and the machine may be busy with other tests
 LITTLE = {

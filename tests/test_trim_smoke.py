@@ -15,7 +15,7 @@ from policytrim_ros.training.evidence import judge
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.long
 
 
 def test_a_short_run_trims_the_state_policy_of_metaworld(tmp_path):

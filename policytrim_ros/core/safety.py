@@ -105,7 +105,8 @@ FAILSAFES = {
             "clock jump",
             "the wall clock was set by more than clock_jump_s while moving; control itself goes by the monotonic clock",
             HOLD,
-            "find out who sets the clock: it must be slewed, not stepped; times in this recording are in doubt; then call controller/go",
+            "find out who sets the clock: it must be slewed, not stepped; times in this recording are in doubt, and after a step back start "
+            "everything anew rather than one node: it would not be heard until the clock has caught up; then call controller/go",
             1.0,
         ),
         Failsafe(
