@@ -100,11 +100,12 @@ class Watch(Probe):
 
     def swap_at_rest(self, directory: str) -> None:
         """While no policy runs."""
+        before = self.status["exchanges"]
         self.ask_for(directory)
-        while self.status["checkpoint"] != directory:
+        while self.status["exchanges"] == before:
             self.spin(0.1)
-            if self.status["news"]:
-                raise SystemExit(self.status["news"])
+        if self.status["checkpoint"] != directory:
+            raise SystemExit(self.status["news"])
 
     def roll_back(self, directory: str) -> None:
         """Until the earlier generation, that of ``directory``, plays its first action."""
