@@ -101,4 +101,4 @@ def _left_out(subject: Subject, deadline_s: float) -> Finding:
 
 
 def _silent(subject: Subject, share_s: float) -> Finding:
-    return Finding(subject.name, subject.silent, f"did not answer within {share_s:.3g} s", subject.advice)
+    return Finding(subject.name, subject.silent, f"did not answer within {share_s:.2g} s", subject.advice)
