@@ -57,7 +57,7 @@ class VirtualRig:
         self.script = script or {}
         self.scene = {"scene_id": 0, "phase": "ready", "outcome": None}
         self.inference = {"calls": 100, "horizon": 5, "mode": "async", "generation": 2, "checkpoint": "models/x"}
-        self.controller = ("unconfigured", "the arm waits")
+        self.controller, self.went = ("unconfigured", "the arm waits"), False
         self.next_step, self.stalls, self.stall_s = 1000, 7, 1.5
         self.now, self.laid, self.runs, self.orders, self.quiet = 50.0, [], False, [], None
 
@@ -102,7 +102,7 @@ class VirtualRig:
 
     def go(self):
         self.orders.append("go")
-        self.controller = ("moving", "go")
+        self.controller, self.went = ("moving", "go"), True
 
     def use(self, checkpoint, horizon):
         if checkpoint:
@@ -134,6 +134,29 @@ def trials(tmp_path, rig, plan=PLAN):
         return run_session(rig, "s", plan, schedule(plan), store, Desk(store), said.append), said
     finally:
         store.close()
+
+
+def test_a_hold_before_the_first_control_step_ends_the_trial_at_once(tmp_path):
+    class Startled(VirtualRig):
+        def run(self, on):
+            super().run(on)
+            self.hold()
+
+    why, _ = trials(tmp_path, Startled())
+    (row,) = read(tmp_path)
+    assert (row.outcome, row.reason) == ("aborted", "controller: holding: operator hold") and row.seconds < 1.0
+    assert "operator hold" in why
+
+
+def test_a_policy_whose_first_chunk_is_refused_has_failed(tmp_path):
+    class Wild(VirtualRig):
+        def run(self, on):
+            super().run(on)
+            if on:
+                self.controller = ("holding", "beyond limits: joint6")
+
+    trials(tmp_path, Wild())
+    assert {(row.outcome, row.reason) for row in read(tmp_path)} == {("failure", "held by the controller: beyond limits: joint6")}
 
 
 def test_a_policy_that_was_held_and_taken_back_on_probation_is_the_one_that_is_named(tmp_path):

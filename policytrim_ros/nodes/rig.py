@@ -57,7 +57,7 @@ class RosRig:
 
     def __init__(self, node, config: RigConfig, live=lambda: None):
         self.node, self.config, self.live = node, config, live
-        self.scene, self.inference, self.recorder, self.controller = {}, {}, {}, ("", "")
+        self.scene, self.inference, self.recorder, self.controller, self.went = {}, {}, {}, ("", ""), False
         self.next_step, self.stalls, self.stall_s = 0, 0, 0.0
         self.stop_signal = None
         self.diagnostics: dict[str, dict[str, str]] = {}  # node -> what it measures of itself
@@ -145,6 +145,7 @@ class RosRig:
 
     def go(self) -> None:
         """Go, asked for again for a while: a controller that has just started may not have heard every node yet."""
+        self.went = False
         end = time.monotonic() + DISCOVERY_S
         while True:
             try:
@@ -288,6 +289,7 @@ class RosRig:
     def _on_controller(self, message: String) -> None:
         state, _, reason = message.data.partition(": ")
         self.controller = (state, reason)
+        self.went |= state == "moving"
 
     def _on_consumed(self, message: Int64MultiArray) -> None:
         consumed = Consumed.from_message(message)

@@ -55,6 +55,7 @@ class Rig(Protocol):
     scene: dict  # the newest scene/state
     inference: dict  # the newest inference/status
     controller: tuple[str, str]  # state and reason
+    went: bool  # whether the controller has been moving since `go` was called
     next_step: int  # the next control step to begin; like the two below from controller/consumed
     stalls: int
     stall_s: float
@@ -305,7 +306,7 @@ def observe(rig: Rig, trial: Trial, desk: Desk, meter: "Meter") -> tuple[str, st
         if not moved and state == "moving" and rig.next_step > first:
             moved = True
             meter.moves()
-        stopped = state in ("fault", "unconfigured") or (moved and state == "holding")
+        stopped = state in ("fault", "unconfigured") or (rig.went and state == "holding")
         ended = stopped or rig.scene["phase"] == "done" or rig.scene["scene_id"] != scene_id or rig.silent() is not None
         return ended or desk.verdict is not None
 
@@ -321,14 +322,14 @@ def observe(rig: Rig, trial: Trial, desk: Desk, meter: "Meter") -> tuple[str, st
     if rig.scene["phase"] == "done":
         return rig.scene["outcome"], rig.scene.get("reason") or rig.scene["outcome"], "scene"
     state, reason = rig.controller
-    blamed = moved and blames_policy(reason)
+    blamed = blames_policy(reason) and (moved or (rig.went and state == "holding"))
     if blamed:  # a policy whose process has died starves the arm, too, which is heard a little later
         rig.wait(lambda: rig.silent() is not None, DEATH_S)
     if rig.silent() is not None:
         raise RigError(f"{rig.silent()} has fallen silent")
     if blamed:
         return "failure", f"{HELD}{reason}", "protocol"
-    if moved and desk.attended and state == "holding":
+    if rig.went and desk.attended and state == "holding":
         return UNKNOWN, reason, ""
     raise RigError(f"controller: {state}: {reason}")
 
