@@ -328,6 +328,7 @@ def test_ctrl_c_in_the_middle_of_a_trial_finishes_the_file(stack, conductor, tmp
     conductor.trial("one", "running")
     conductor.wait_status("it does not begin", lambda s: s["state"] == "recording")
     conductor.joints()
+    conductor.wait_status("not all has arrived", lambda s: s["messages"] > 40)  # with the state of the trial, at least
     process.send_signal(signal.SIGINT)
     assert stack.exit_code("recorder") == 0, stack.log("recorder")
     assert len(Recording(tmp_path / "out" / "one.mcap").messages({"joint_states": JointState})) == 40
