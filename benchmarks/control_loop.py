@@ -127,8 +127,8 @@ def processes() -> dict[str, int]:
         "policytrim_ros.nodes.recorder": "recorder",
         "policytrim_ros.nodes.console": "console",
     }
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
+    found: dict[str, int] = {}
+    for folder in sorted(Path("/proc").glob("[0-9]*"), key=lambda folder: int(folder.name)):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if f"ROS_DOMAIN_ID={DOMAIN}".encode() not in (folder / "environ").read_bytes().split(b"\0"):
@@ -137,7 +137,7 @@ def processes() -> dict[str, int]:
             continue
         for module, name in modules.items():
             if module.encode() in words:
-                found[name] = int(folder.name)
+                found.setdefault(name, int(folder.name))  # a child that is about to become another program still bears its name
     return found
 
 
