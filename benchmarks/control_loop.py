@@ -23,6 +23,7 @@ from typing import Mapping
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.graph import FACTOR
@@ -42,7 +43,7 @@ class Probe:
     def __init__(self):
         before = dict(os.environ)
         udp_alone()
-        rclpy.init()
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C is Python's own: what was measured is kept
         self.node = rclpy.create_node("benchmark")
         os.environ.clear(), os.environ.update(before)  # the others choose for themselves
         self.heard: dict[str, list[dict]] = {}
