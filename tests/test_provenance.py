@@ -16,6 +16,8 @@ CAMERA = {"cameras": ["front"], "serials": [""], "fps": 30}
 class Rig:
     """A rig whose nodes tell ``parameters`` and ``diagnostics``."""
 
+    real_time_factor = 1.0
+
     def __init__(self, simulated=False, diagnostics=None, **parameters):
         self.simulated, self._parameters, self._diagnostics = simulated, parameters, diagnostics or {}
         self.inference = {"checkpoint": "models/x"}

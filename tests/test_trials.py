@@ -53,6 +53,8 @@ def row(**changes) -> Row:
 class VirtualRig:
     """Answers at once; a trial ends as ``script[seed]`` says: an outcome, or an event at a step of 50 ms."""
 
+    real_time_factor = 1.0
+
     def __init__(self, script=None):
         self.script = script or {}
         self.scene = {"scene_id": 0, "phase": "ready", "outcome": None}
@@ -134,6 +136,14 @@ def trials(tmp_path, rig, plan=PLAN):
         return run_session(rig, "s", plan, schedule(plan), store, Desk(store), said.append), said
     finally:
         store.close()
+
+
+def test_what_is_left_is_told_in_real_seconds(tmp_path):
+    rig = VirtualRig()
+    rig.real_time_factor = 0.5
+    _, said = trials(tmp_path, rig)
+    planned = len(said)
+    assert [words.rpartition("left=")[2] for words in said] == ["? s"] + [f"{8 * (planned - done):.0f} s" for done in range(1, planned)]
 
 
 def test_a_hold_before_the_first_control_step_ends_the_trial_at_once(tmp_path):
@@ -241,6 +251,14 @@ def test_a_silent_process_aborts_the_trial_and_is_named(tmp_path):
 def test_no_outcome_in_time_is_a_failure_with_the_reason(tmp_path):
     stopped, _ = trials(tmp_path, VirtualRig({seed: lambda rig: None for seed in (10, 11, 12)}))
     assert stopped is None and {(r.outcome, r.reason) for r in read(tmp_path)} == {("failure", "no success within 30 s")}
+
+
+def test_what_is_left_is_told_in_real_seconds(tmp_path):
+    rig = VirtualRig()
+    rig.real_time_factor = 0.5
+    _, said = trials(tmp_path, rig)
+    planned = len(said)
+    assert [words.rpartition("left=")[2] for words in said] == ["? s"] + [f"{8 * (planned - done):.0f} s" for done in range(1, planned)]
 
 
 def test_a_hold_before_the_first_action_is_an_abort_and_not_a_failure_of_the_policy(tmp_path):

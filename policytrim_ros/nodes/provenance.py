@@ -29,7 +29,7 @@ def provenance(rig: RosRig, session: Session) -> dict:
         "version": policytrim_ros.__version__,
         "commit": commit(),
         "simulated": rig.simulated,
-        "real_time_factor": float(os.environ.get("POLICYTRIM_REAL_TIME_FACTOR") or 1.0) if rig.simulated else 1.0,
+        "real_time_factor": rig.real_time_factor,
         "operator": getpass.getuser(),
         "commands": [typed] if (typed := os.environ.get("POLICYTRIM_COMMAND")) else [],
         "machine": f"{platform.node()} {platform.platform()} {platform.machine()} Python {platform.python_version()}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -97,6 +98,11 @@ class RosRig:
     def simulated(self) -> bool:
         """Whether a simulated world was heard, and it lays the scenes."""
         return "world" in self._heard and not self.scene.get("by_hand", False)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of `clock` in a real one: of a simulated robot there may be fewer (graph.FACTOR)."""
+        return float(os.environ.get("POLICYTRIM_REAL_TIME_FACTOR") or 1.0) if self.simulated else 1.0
 
     def connect(self) -> None:
         """Waits until controller, scene and inference have been heard; RigError names the one that is missing."""

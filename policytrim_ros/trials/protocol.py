@@ -59,9 +59,10 @@ class Rig(Protocol):
     next_step: int  # the next control step to begin; like the two below from controller/consumed
     stalls: int
     stall_s: float
+    real_time_factor: float  # seconds of `clock` in a real one
 
     def clock(self) -> float:
-        """Monotonic seconds."""
+        """Monotonic seconds, of the robot."""
 
     def wait(self, condition: Callable[[], bool], timeout_s: float) -> bool:
         """Lets the world go on until ``condition()`` (True) or the timeout (False); raises Interrupted."""
@@ -105,7 +106,8 @@ def run_session(
     while (trial := upcoming(spec, trials, store.rows_of(session))) is not None:
         done = {row.number for row in store.rows_of(session) if row.counts}
         attempt = sum(row.number == trial.number for row in store.rows_of(session)) + 1
-        left = f"{(rig.clock() - began) / here * sum(one.number not in done for one in trials):.0f}" if here else "?"
+        took = (rig.clock() - began) / rig.real_time_factor
+        left = f"{took / here * sum(one.number not in done for one in trials):.0f}" if here else "?"
         desk.begin(trial, session, f"{session}/trial-{trial.number:04d}" + (f"-{attempt}" if attempt > 1 else ""), left)
         row, cause = run_trial(rig, trial, desk)
         stuck = put_back(rig, spec, trial, desk)  # before anything that a full disk can stop
