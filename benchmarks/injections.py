@@ -301,6 +301,8 @@ class Bench:
         elif is_remote(self.watch.status["checkpoint"]):
             self.speaks(str(ROOT / "models" / POLICIES[0]))
         self.moves()
+        if case.kills == "inference":  # else its successor is right to speak as the policy before
+            self.until(lambda: not self.watch.status["probation"], "the policy does not prove itself")
         self.watch.spin(pause_s)
         before, lines = self.truth(), len(self.said)
         began = time.monotonic()

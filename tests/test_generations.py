@@ -32,6 +32,15 @@ def test_trouble_on_probation_brings_the_one_before_back_under_a_new_number():
     assert generations.trouble() is None  # the old one has proved itself
 
 
+def test_what_is_being_tried_is_never_the_one_that_has_proved_itself():
+    generations = speaking("a")
+    assert (generations.tried(""), generations.tried("b"), generations.tried("a")) == ("", "b", "")
+    generations.stage("b", "sha", "B")
+    assert generations.tried("") == "b"
+    generations.switch()
+    assert (generations.tried(""), generations.tried("a"), generations.tried("c")) == ("b", "b", "c")  # b is on probation
+
+
 def test_after_its_probation_trouble_is_not_blamed_on_the_policy():
     generations = speaking("a", "b", probation=2)
     assert [generations.said(), generations.said(), generations.said()] == [False, True, False]

@@ -78,6 +78,12 @@ class Generations:
             self._count = number + 1
             self.current = replace(self.current, number=self._count)
 
+    def tried(self, wanted: str) -> str:
+        """The checkpoint that is being tried: ``wanted`` (which is being loaded), what waits or, on probation, what speaks; '' when none is
+        but the last that had proved itself."""
+        found = (wanted, self.waiting[0] if self.waiting else "", self.current.checkpoint if self.unproved else "")
+        return next((checkpoint for checkpoint in found if checkpoint not in ("", self.good.checkpoint)), "")
+
     def said(self) -> bool:
         """Counts one chunk of the current generation; True when it has just proved itself."""
         if self.unproved == 0:

@@ -249,9 +249,7 @@ class Inference(Node):
     def _remember(self) -> None:
         """For a process that is started when this one has died."""
         with self._changed:
-            generations = self._generations
-            good, waiting = generations.good, generations.waiting
-            tried = self._wanted or (waiting[0] if waiting else generations.current.checkpoint if generations.unproved else "")
+            good, tried = self._generations.good, self._generations.tried(self._wanted)
         try:
             self._last_good.write(Known(good.checkpoint, good.weights_sha256, tried))
         except OSError as error:
