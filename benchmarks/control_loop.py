@@ -46,7 +46,7 @@ class Probe:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C is Python's own: what was measured is kept
         self.node = rclpy.create_node("benchmark")
         os.environ.clear(), os.environ.update(before)  # the others choose for themselves
-        self.heard: dict[str, list[dict]] = {}
+        self._clients, self.heard = {}, {}  # by service; what each node has said in its diagnostics, newest last
         self.node.create_subscription(DiagnosticArray, "diagnostics", self._on, 50)
 
     def _on(self, message):
@@ -64,7 +64,9 @@ class Probe:
             rclpy.spin_once(self.node, timeout_sec=0.1)
 
     def order(self, name, request=None):
-        client = self.node.create_client(SetBool if request is not None else Trigger, name)
+        if name not in self._clients:  # one for each: every other process keeps account of them
+            self._clients[name] = self.node.create_client(SetBool if request is not None else Trigger, name)
+        client = self._clients[name]
         if not client.wait_for_service(60.0):
             raise SystemExit(f"no service {name}")
         future = client.call_async(Trigger.Request() if request is None else SetBool.Request(data=request))

@@ -301,8 +301,6 @@ class Bench:
         elif is_remote(self.watch.status["checkpoint"]):
             self.speaks(str(ROOT / "models" / POLICIES[0]))
         self.moves()
-        if case.kills == "inference":  # else its successor is right to speak as the policy before
-            self.until(lambda: not self.watch.status["probation"], "the policy does not prove itself")
         self.watch.spin(pause_s)
         before, lines = self.truth(), len(self.said)
         began = time.monotonic()
@@ -388,7 +386,7 @@ class Bench:
 
     def bring_back(self, case: Case) -> None:
         watch, began, name = self.watch, time.monotonic(), case.kills
-        spoke = watch.status["checkpoint"]
+        spoke = watch.status["earlier"][-1] if watch.status["probation"] else watch.status["checkpoint"]  # what had proved itself
         if name == "controller":
             watch.state, watch.consumed = "", None
         if name == "inference":
@@ -399,8 +397,8 @@ class Bench:
         self.until(lambda: watch.status and watch.state and watch.consumed, f"{name} does not come back")
         self.moves()
         case.back.append(time.monotonic() - began)
-        if watch.status["checkpoint"] != spoke or (self.tried and self.tried not in watch.status["news"]):
-            raise WentWrong(f"{spoke} spoke, now {watch.status['checkpoint']}: {watch.status['news']}")
+        if watch.status["checkpoint"] != spoke or (self.tried not in ("", spoke) and self.tried not in watch.status["news"]):
+            raise WentWrong(f"{spoke} had proved itself, now speaks {watch.status['checkpoint']}: {watch.status['news']}")
         case.said += f"; then: {watch.status['news']}" if self.tried else ""
         self.tried = ""
 
