@@ -386,7 +386,7 @@ class Bench:
 
     def bring_back(self, case: Case) -> None:
         watch, began, name = self.watch, time.monotonic(), case.kills
-        spoke = watch.status["earlier"][-1] if watch.status["probation"] else watch.status["checkpoint"]  # what had proved itself
+        spoke, on_probation = watch.status["checkpoint"], name == "inference" and watch.status["probation"] > 0
         if name == "controller":
             watch.state, watch.consumed = "", None
         if name == "inference":
@@ -397,9 +397,12 @@ class Bench:
         self.until(lambda: watch.status and watch.state and watch.consumed, f"{name} does not come back")
         self.moves()
         case.back.append(time.monotonic() - began)
-        if watch.status["checkpoint"] != spoke or (self.tried not in ("", spoke) and self.tried not in watch.status["news"]):
-            raise WentWrong(f"{spoke} had proved itself, now speaks {watch.status['checkpoint']}: {watch.status['news']}")
-        case.said += f"; then: {watch.status['news']}" if self.tried else ""
+        speaks, news = watch.status["checkpoint"], watch.status["news"]
+        if on_probation and "had proved itself" not in news or not on_probation and speaks != spoke:
+            raise WentWrong(f"{spoke} spoke{' on probation' if on_probation else ''}, now {speaks}: {news}")
+        if self.tried not in ("", speaks) and self.tried not in news:
+            raise WentWrong(f"{self.tried} was being tried, which is not said: {news}")
+        case.said += f"; then: {news}" if self.tried else ""
         self.tried = ""
 
 
