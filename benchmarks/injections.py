@@ -352,7 +352,7 @@ class Bench:
             if told is not None and late > told + STILL_S and all(still):
                 break
             if late > (SINKS_S if case.failsafe == "damped stop" else max(case.bound_s, 2.0) + 8.0):
-                raise WentWrong("not noticed" if told is None else "the arm does not come to rest")
+                raise WentWrong("not noticed" if told is None else f"the arm does not come to rest: {self.restless(samples)}")
         rest = next(t for i, (t, p) in enumerate(samples) if all(apart(q, p) < STILL_RAD for _, q in samples[i:]))
         case.told.append(told), case.rests.append(rest)
         if (slows := slowing(watch.setpoints, began)) is not None:
@@ -366,6 +366,12 @@ class Bench:
             unharmed(before, self.truth())
         if case.bound_s and rest > case.bound_s:
             raise WentWrong(f"at rest after {rest:.2f} s, the bound is {case.bound_s:g} s")
+
+    def restless(self, samples: list) -> str:
+        """What still moves: an arm whose setpoints rest may be shaken by what it touches in the simulated world."""
+        moved = np.ptp([position[:6] for t, position in samples if t > samples[-1][0] - STILL_S], axis=0)
+        speed = np.max(np.abs(self.watch.setpoints[-1][1:7])) if self.watch.setpoints else 0.0
+        return f"joint{np.argmax(moved) + 1} by {1000 * moved.max():.1f} mrad within {STILL_S:g} s; its setpoint at {speed:.3f} rad/s"
 
     def mend(self, case: Case) -> None:
         inject(self.bus, "clear")
