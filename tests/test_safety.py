@@ -337,6 +337,20 @@ def test_home_refuses_chunks_arrives_and_holds():
     assert arm.state == "holding" and "arrived" in arm.supervisor.reason and arm.position == pytest.approx(READY, abs=0.02)
 
 
+@pytest.mark.parametrize("position", [
+    [0.191, 1.535, -2.9, 0.156, 0.89, -0.147, 0.057],
+    [-0.447, 2.03, -0.45, -0.18, 1.18, -0.349, 0.047],
+    [-0.069, 2.567, -0.933, 0.458, 0.985, 0.783, 0.043],
+])  # fmt: skip
+def test_home_from_where_the_straight_way_is_barred_ends_with_what_to_do(position):
+    arm = Arm()
+    arm.position = np.array(position)
+    arm.run(0.1)
+    arm.supervisor.home(arm.health, arm.now)
+    arm.run(8.0)
+    assert arm.state == "holding" and arm.supervisor.reason.startswith("home: the straight way there leads beyond the limits")
+
+
 def test_a_damped_stop_ends_all_sending_until_cleared():
     arm = moving()
     arm.supervisor.damped_stop()

@@ -98,6 +98,11 @@ class Refused(RuntimeError):
     """An operator's order cannot be carried out now; the message says why and what to do."""
 
 
+BARRED_S = 1.0
+BARRED = "the straight way there leads beyond the limits of workspace or table; move the arm clear by hand (its teach button), then give the order again"
+"""What an order to a fixed pose ends with when the setpoint has come to rest on the way for BARRED_S."""
+
+
 class Supervisor:
     """Decides every setpoint. Not thread-safe: the caller serialises."""
 
@@ -110,6 +115,7 @@ class Supervisor:
         self._seen: dict[str, float] = {}
         self._server = ""  # why the policy's server does not answer, if that was said since the last chunk
         self._destination = None  # (pose, name) while an order to a fixed pose is carried out
+        self._barred_s = 0.0  # for so long the way there has been barred by the limits
         self._frozen = None  # (since when, setpoint then) while the joints read exactly the same
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
         self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
@@ -146,7 +152,7 @@ class Supervisor:
         """The operator orders the arm to a fixed pose (7,), slowly; it holds there."""
         self.may_enable(health)
         self._begin(health, now, name)
-        self._destination = (np.asarray(pose, dtype=np.float64), name)
+        self._destination, self._barred_s = (np.asarray(pose, dtype=np.float64), name), 0.0
 
     def home(self, health: Health, now: float) -> None:
         self.travel(READY, "home", health, now)
@@ -248,8 +254,14 @@ class Supervisor:
         out = self.filter.step(pose, np.zeros_like(pose), dt, speed=self.config.home_speed)
         if out.breach:
             self._trip("beyond limits", out.breach)
-        elif np.max(np.abs(out.setpoint - pose)) < 0.02 and np.max(np.abs(out.velocity)) < 1e-3:
+        elif np.max(np.abs(out.velocity)) >= 1e-3:
+            self._barred_s = 0.0
+        elif np.max(np.abs(out.setpoint - pose)) < 0.02:
             self._stop(HOLDING, f"{name}: arrived")
+        elif (waited := self._barred_s + dt) > BARRED_S:
+            self._stop(HOLDING, f"{name}: {BARRED}")
+        else:
+            self._barred_s = waited
         return out
 
     def _begin(self, health: Health, now: float, reason: str) -> None:
