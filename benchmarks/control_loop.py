@@ -20,6 +20,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Mapping
+from unittest.mock import patch
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -41,11 +42,10 @@ class Probe:
     """
 
     def __init__(self):
-        before = dict(os.environ)
-        udp_alone()
-        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C is Python's own: what was measured is kept
-        self.node = rclpy.create_node("benchmark")
-        os.environ.clear(), os.environ.update(before)  # the others choose for themselves
+        with patch.dict(os.environ):  # the others choose for themselves
+            udp_alone()
+            rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C is Python's own: what was measured is kept
+            self.node = rclpy.create_node("benchmark")
         self._clients, self.heard = {}, {}  # by service; what each node has said in its diagnostics, newest last
         self.node.create_subscription(DiagnosticArray, "diagnostics", self._on, 50)
 

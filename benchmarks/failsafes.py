@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.control_loop import ROOT
 from benchmarks.injections import Bench, Case, WentWrong, once, running_bench
 from benchmarks.results import circumstances, in_words, leave, markdown
 from policytrim_ros.children import LOWEST, step_aside
@@ -71,7 +70,7 @@ def table(cases: dict[str, Case]) -> str:
         wrong = f" ({len(case.wrong)} wrong)" if case.wrong else ""
         bound = f"{case.bound_s:g}" if case.bound_s else ("-" if case.rests else "goes on")
         said = case.said if case.failsafe in ("swap failed", "") else case.said.partition(";")[0]
-        row = (span(case.slows), span(case.rests), bound, span(case.told), said.replace(str(ROOT) + "/", "").replace("|", "/"))
+        row = (span(case.slows), span(case.rests), bound, span(case.told), said.replace("|", "/"))
         rows.append((name, case.failsafe or "-", f"{case.rounds}{wrong}", *row))
     return markdown(HEAD, rows)
 

@@ -215,8 +215,11 @@ class Bench:
     def exchange(self) -> None:
         """For the other of POLICIES."""
         now = Path(self.watch.status["checkpoint"]).name
+        self.swap(str(ROOT / "models" / POLICIES[now == POLICIES[0]]))
+
+    def swap(self, checkpoint: str, **how) -> None:
         try:
-            self.watch.swap(str(ROOT / "models" / POLICIES[now == POLICIES[0]]))
+            self.watch.swap(checkpoint, **how)
         except SystemExit as refusal:
             raise WentWrong(str(refusal)) from refusal
 
@@ -252,11 +255,7 @@ class Bench:
         self.ordered("controller/hold")
         self.ordered("inference/run", False)
         self.until(lambda: not self.watch.status["loading"], "the exchange does not end")
-        before = self.watch.status["exchanges"]
-        self.watch.ask_for(checkpoint)
-        self.until(lambda: self.watch.status["exchanges"] > before, f"{checkpoint} does not speak")
-        if self.watch.status["checkpoint"] != checkpoint:
-            raise WentWrong(self.watch.status["news"])
+        self.swap(checkpoint, at_rest=True, within_s=PATIENCE_S)
 
     def moves(self) -> None:
         """A new scene, and the policy moves the arm. Again while it is refused: nodes come back one after the other."""
@@ -328,7 +327,7 @@ class Bench:
             if [path.suffix for path in self.folder.glob(f"runs/full/trial{self.fills}.*")] != [".partial"]:
                 raise WentWrong("half a recording bears the name of a whole one")
         else:
-            case.said = self.watch.status["news"].replace(f"{self.folder}/", "")
+            case.said = self.watch.status["news"]
         if case.words not in case.said:
             raise WentWrong(f"other words: {case.said}")
 
@@ -442,6 +441,7 @@ def once(bench: Bench, case: Case, pause_s: float = 0.0) -> None:
         finally:
             if case.failsafe != "damped stop":
                 bench.mend(case)
+            case.said = case.said.replace(f"{bench.folder}/", "").replace(f"{ROOT}/", "")  # the pages name no machine's paths
 
 
 def slowing(setpoints, began: float) -> float | None:

@@ -11,11 +11,9 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
+from benchmarks.control_loop import ROOT
 from sim_bridge.line import Line
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class PolicyServer:

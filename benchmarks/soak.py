@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.control_loop import ROOT, processes
+from benchmarks.control_loop import processes
 from benchmarks.injections import GO_ON, SESSION, Bench, Case, WentWrong, once, running_bench
 from benchmarks.results import circumstances, in_words, markdown, write
 from policytrim_ros.children import Aside
@@ -155,7 +155,7 @@ class Soak:
             spans = (f"{np.median(v):.2f} / {max(v):.2f}" if v else "-" for v in (case.told, case.rests))
             disturbs = case.failsafe not in ("", *GO_ON) or case.kills == "controller"
             bound = f"{case.bound_s:g}" if case.bound_s else "-" if disturbs else "goes on"
-            said = case.said.replace(f"{ROOT}/", "").replace("|", "/").partition(";")[0]
+            said = case.said.replace("|", "/").partition(";")[0]
             rows.append((name, case.failsafe or "-", case.rounds, len(case.wrong), *spans, bound, said))
         return markdown(HEAD, rows)
 

@@ -84,28 +84,19 @@ class Watch(Probe):
             SetParameters.Request(parameters=[Parameter("checkpoint", value=directory).to_parameter_msg()])
         )
 
-    def swap(self, directory: str) -> float:
-        """Seconds until ``directory`` speaks and its first action plays."""
+    def swap(self, directory: str, at_rest: bool = False, within_s: float = 180.0) -> float:
+        """Seconds until ``directory`` speaks and, unless ``at_rest``, its first action plays."""
         began, before = time.monotonic(), self.status["exchanges"]
         self.ask_for(directory)
-        while self.status["exchanges"] == before or self.consumed.generation != self.status["generation"]:
+        while self.status["exchanges"] == before or not (at_rest or self.consumed.generation == self.status["generation"]):
             self.spin(0.01)
-            if not self.state.startswith("moving"):
+            if not (at_rest or self.state.startswith("moving")):
                 raise SystemExit(f"the arm does not move any more: {self.state}; {self.status['news']}")
-            if time.monotonic() - began > 180.0:
-                raise SystemExit(f"no exchange within 180 s: {self.status['news']}")
+            if time.monotonic() - began > within_s:
+                raise SystemExit(f"no exchange within {within_s:g} s: {self.status['news']}")
         if self.status["checkpoint"] != directory:
             raise SystemExit(self.status["news"])
         return time.monotonic() - began
-
-    def swap_at_rest(self, directory: str) -> None:
-        """While no policy runs."""
-        before = self.status["exchanges"]
-        self.ask_for(directory)
-        while self.status["exchanges"] == before:
-            self.spin(0.1)
-        if self.status["checkpoint"] != directory:
-            raise SystemExit(self.status["news"])
 
     def roll_back(self, directory: str) -> None:
         """Until the earlier generation, that of ``directory``, plays its first action."""
@@ -198,7 +189,7 @@ def main(arguments=None) -> int:
             for server in servers:
                 server.start()
             served = {server.address: name for server, name in zip(servers, NAMES)}
-            watch.swap_at_rest(servers[0].address)
+            watch.swap(servers[0].address, at_rest=True)
             rows += exchanges(watch, "served", served, options.swaps)
             undelayed = rows[-options.swaps - 2]["policy_p50_ms"] / 1000
             for latency in options.latency:

@@ -253,14 +253,6 @@ def test_no_outcome_in_time_is_a_failure_with_the_reason(tmp_path):
     assert stopped is None and {(r.outcome, r.reason) for r in read(tmp_path)} == {("failure", "no success within 30 s")}
 
 
-def test_what_is_left_is_told_in_real_seconds(tmp_path):
-    rig = VirtualRig()
-    rig.real_time_factor = 0.5
-    _, said = trials(tmp_path, rig)
-    planned = len(said)
-    assert [words.rpartition("left=")[2] for words in said] == ["? s"] + [f"{8 * (planned - done):.0f} s" for done in range(1, planned)]
-
-
 def test_a_hold_before_the_first_action_is_an_abort_and_not_a_failure_of_the_policy(tmp_path):
     rig = VirtualRig()
     rig.go = rig.hold
