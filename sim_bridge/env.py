@@ -135,15 +135,18 @@ class TaskEnv:
         self._env.agent.robot.set_qvel(np.zeros(8, dtype=np.float32))
         self._controller.put(position, np.zeros(7))
 
-    def loosen(self, damping: float | None) -> None:
-        """Takes the arm's motors away: only ``damping`` (N m s/rad) and the links' weight act on it. None brings them back
-        (the weight is compensated then, as by the arm's firmware)."""
-        for link in self._env.agent.robot._objs[0].links:
-            link.disable_gravity = damping is None
+    def loosen(self, resistance) -> None:
+        """Takes motors of the arm away: on a joint whose ``resistance`` (6, 2) (N m s/rad, at most N m) is not 0 only the weight of
+        what lies beyond it acts, against that. Where it is 0 the motor is back (the weight is compensated then, as by the arm's
+        firmware)."""
+        loose = np.flatnonzero(resistance[:, 0])
+        light = 1 + loose[0] if len(loose) else None  # the base, and a link for each joint before the first loose one
+        for i, link in enumerate(self._env.agent.robot._objs[0].links):
+            link.disable_gravity = light is None or i < light
         self._controller.set_drive_property()
-        if damping is not None:
-            for joint in self._controller.joints[:6]:
-                joint.set_drive_properties(0.0, damping, force_limit=1e3, mode="force")
+        for i in loose:
+            damping, most = resistance[i]
+            self._controller.joints[i].set_drive_properties(0.0, float(damping), force_limit=float(most), mode="force")
 
     # Observation --------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,10 @@ class Stream:
         """Forgets the stream; the target becomes ``at``."""
         self.__init__(at)
 
+    def follow(self, at, which) -> None:
+        """The target of the joints ``which`` (bool) becomes ``at``, at rest; the others keep their stream."""
+        self.target, self.velocity = np.where(which, at, self.target), np.where(which, 0.0, self.velocity)
+
     def goal(self, now: float):
         """Position and velocity of the stream at ``now``: extrapolated by at most one period, at rest when it has ended."""
         age = now - self.stamp
@@ -474,10 +478,14 @@ class PiperEmulator:
     def _couple(self, now: float) -> None:
         was_silent, self.silent = self.silent, not self.world.read(now)
         met = was_silent and not self.silent and self.supported  # take over the pose in which the world's arm stands
-        if met or not self.silent and (self.estop or not self.holding):
-            self.x, self.v = self.world.position + self.offset, np.zeros(7)
-            self._hold()
-        self.world.command(stamp=now, position=self.x - self.offset, velocity=self.v, powered=self.holding, damped=self.estop)
+        held = self.powered | self.supported
+        follows = np.append(~held | self.estop, False) | met
+        if not self.silent and follows.any():
+            self.x = np.where(follows, self.world.position + self.offset, self.x)
+            self.v = np.where(follows, 0.0, self.v)
+            self.joints.follow(self.x[:6], follows[:6])
+            self.gripper.follow(self.x[6:], follows[6:])
+        self.world.command(stamp=now, position=self.x - self.offset, velocity=self.v, held=held, damped=self.estop)
 
     # --- feedback -------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-ARM_COMMAND = np.dtype([("stamp", "f8"), ("position", "f8", 7), ("velocity", "f8", 7), ("powered", "u1"), ("damped", "u1")])
-"""Written by the emulated arm (200 Hz): drive targets, rad and m (gripper = full stroke), whether the motors hold."""
+ARM_COMMAND = np.dtype([("stamp", "f8"), ("position", "f8", 7), ("velocity", "f8", 7), ("held", "u1", 6), ("damped", "u1")])
+"""Written by the emulated arm (200 Hz): drive targets, rad and m (gripper = full stroke), which joints something holds."""
 
 ARM_STATE = np.dtype([("stamp", "f8"), ("position", "f8", 7), ("velocity", "f8", 7), ("effort", "f8", 7)])
 """Written by the world after each physics step: measured joints (rad, m; gripper = full stroke)."""

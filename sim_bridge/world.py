@@ -42,7 +42,11 @@ CAMERAS = ("front", "wrist")
 COMMAND_TIMEOUT_S = 0.5  # an emulated arm that is silent for longer is gone: its last targets hold
 DRAWING_S = 0.025  # both cameras are usually drawn after so long on one core; fetching earlier would block the physics
 MAX_BLIND_S = 0.2
-LIMP, DAMPED = 0.5, 20.0  # N m s/rad: the arm is down in less than a second, or sinks for two to three
+HELD = np.zeros((6, 2))
+LIMP = np.array([(200.0, 2.0)] * 3 + [(200.0, 0.3)] * 3)  # dry friction: the arm is down in less than a second, a wrist joint may stay
+DAMPED = np.array([(20.0, 1000.0)] * 6)  # the arm sinks for two to three seconds
+"""What resists a joint's turning, N m s/rad and at most N m, while its motor holds, is off, or brakes."""
+
 MAX_LATE_S = 0.5  # beyond this, physics is given up as well and the scene runs slower than time
 REPEAT_S = 0.02  # arm feedback is repeated this often while a scene is built
 BUILD_TIMEOUT_S = 120.0
@@ -81,14 +85,15 @@ class Drives:
         self._hold = None
 
     def newest(self, now: float, measured):
-        """(position (7,), velocity (7,), damping): drive targets in rad and m; damping is None while the motors hold."""
+        """(position (7,), velocity (7,), resistance (6, 2)): drive targets in rad and m; HELD, or what resists where no motor does."""
         command = self._newest(now)
         if command is None:
             self._hold = measured if self._hold is None else self._hold
-            return self._hold, np.zeros(7), None
+            return self._hold, np.zeros(7), HELD
         fresh = now - command["stamp"] <= COMMAND_TIMEOUT_S
-        damping = DAMPED if command["damped"] else None if command["powered"] else LIMP
-        return command["position"], command["velocity"] if fresh and damping is None else np.zeros(7), damping
+        resistance = DAMPED if command["damped"] else np.where(command["held"][:, None], HELD, LIMP)
+        driven = np.append(resistance[:, 0] == 0.0, True) & fresh
+        return command["position"], np.where(driven, command["velocity"], 0.0), resistance
 
     def _newest(self, now: float):
         command = None if self._block is None else self._block.read()
@@ -125,7 +130,7 @@ class Stage:
             env = self._make_env(task, setting)
             if self.env is not None:
                 self.env.close()
-            self.env, self._key, self._damping = env, (task, setting), None
+            self.env, self._key, self._resistance = env, (task, setting), HELD
         self.env.reset(seed)
         if joints is not None:
             self.env.place_arm(joints)
@@ -138,11 +143,11 @@ class Stage:
             raise RuntimeError(f"the scene is {self.phase}; call scene/reset first")
         self.phase = "running"
 
-    def step(self, position, velocity, damping=None) -> bool:
+    def step(self, position, velocity, resistance=HELD) -> bool:
         """One physics step with what `Drives.newest` returned; returns whether the trial's phase changed."""
-        if damping != self._damping:
-            self.env.loosen(damping)
-            self._damping = damping
+        if not np.array_equal(resistance, self._resistance):
+            self.env.loosen(resistance)
+            self._resistance = resistance
         self.env.substep(position, velocity)
         if self.phase != "running":
             return False

@@ -30,6 +30,7 @@ from sim_bridge.virtual_arm import CAN_MODE, ENABLE, VirtualArm
 
 MDEG = math.degrees(1.0) * 1000.0
 DISABLE, STOP, RESUME = bytes((7, 1, 0, 0, 0, 0, 0, 0)), bytes((1, 0, 0, 0, 0, 0, 0, 0)), bytes((2, 0, 0, 0, 0, 0, 0, 0))
+WRIST_OFF = bytes((6, 1, 0, 0, 0, 0, 0, 0))
 
 
 def test_a_resting_target_is_reached_within_the_speed_and_acceleration_of_the_motors():
@@ -426,7 +427,7 @@ def test_a_hub_that_ends_is_an_error_for_its_clients_and_a_missing_one_for_newco
 
 def test_the_last_frame_of_a_client_that_leaves_at_once_arrives(hub):
     listener, passer_by = bus_on(hub), bus_on(hub)
-    passer_by.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
+    passer_by.send(can.Message(arbitration_id=0x471, data=WRIST_OFF, is_extended_id=False))
     passer_by.shutdown()
     hub.collect()  # takes both in
     hub.broadcast(FRAME.pack(0x2A1, 8, bytes(8)))  # finds that nobody listens there any more
@@ -793,29 +794,41 @@ def test_with_a_session_the_world_is_the_arm(session):
     with EmulatedArm("--session", session) as arm:
         world = FakeWorld(session, pose)
         command = world.until(lambda command: np.allclose(command["position"], pose), "the world's pose taken over")
-        assert command["powered"] and not command["damped"] and not command["velocity"].any()
+        assert all(command["held"]) and not command["damped"] and not command["velocity"].any()
         with can.Bus(interface="piper_hub", channel=arm.socket) as client:
 
             def send(can_id, data):
                 client.send(can.Message(arbitration_id=can_id, data=data, is_extended_id=False))
 
-            def power_is(expected):
-                return world.until(lambda command: bool(command["powered"]) == expected, f"powered={expected}")
+            def held_are(*expected):
+                return world.until(lambda command: tuple(command["held"]) == expected, f"held={expected}")
+
+            def send_target(target):
+                for i, pair in enumerate(np.rint(target[:6] * MDEG).astype(int).reshape(3, 2).tolist()):
+                    send(0x155 + i, struct.pack(">ii", *pair))
 
             send(0x471, ENABLE)
             send(0x471, ENABLE)
             send(0x151, CAN_MODE)
             target = pose.copy()
             target[0] += 0.2
-            for i, pair in enumerate(np.rint(target[:6] * MDEG).astype(int).reshape(3, 2).tolist()):
-                send(0x155 + i, struct.pack(">ii", *pair))
+            send_target(target)
             world.until(lambda command: abs(command["position"][0] - target[0]) < 1e-4, "the drive target")
             state = arm.state()
             assert abs(state["position"][0] - pose[0]) < 1e-9 and abs(state["target"][0] - target[0]) < 1e-5
+
+            send(0x471, WRIST_OFF)  # that joint alone goes where the world lets it sink; the others still follow their targets
+            held_are(1, 1, 1, 1, 1, 0)
+            world.position[5] -= 0.4
+            target[[0, 5]] += 0.1
+            send_target(target)
+            command = world.until(lambda command: abs(command["position"][0] - target[0]) < 1e-4, "the others' next target")
+            assert abs(command["position"][5] - world.position[5]) < 1e-9
+
             send(0x150, STOP)
             world.until(lambda command: bool(command["damped"]), "damped")
             send(0x150, RESUME)
-            power_is(False)
+            held_are(0, 0, 0, 0, 0, 0)
 
 
 def test_measured_joints_are_extrapolated_by_their_velocity(session):

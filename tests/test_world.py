@@ -35,7 +35,7 @@ class FakeEnv:
 
     def __init__(self, task="tape_box", setting="standard"):
         self.task, self.setting, self.instruction = task, setting, f"do {task}"
-        self.position, self.velocity, self.damping = np.array(READY), np.zeros(7), None
+        self.position, self.velocity, self.resistance = np.array(READY), np.zeros(7), world.HELD
         self.seeds, self.ticks, self.closed, self.verdict = [], 0, False, (False, False)
 
     def reset(self, seed):
@@ -45,8 +45,8 @@ class FakeEnv:
     def place_arm(self, position):
         self.position = np.array(position)
 
-    def loosen(self, damping):
-        self.damping = damping
+    def loosen(self, resistance):
+        self.resistance = resistance
 
     def substep(self, position, velocity):
         assert not self.closed
@@ -147,9 +147,10 @@ def test_motors_are_loosened_and_brought_back_only_when_that_changes():
     it, made = stage()
     calls = []
     made[0].loosen = calls.append
-    for damping in (None, world.LIMP, world.LIMP, world.DAMPED, None, None):
-        it.step(STILL, STILL, damping)
-    assert calls == [world.LIMP, world.DAMPED, None]
+    wrist = np.where((np.arange(6) == 5)[:, None], world.LIMP, world.HELD)
+    for resistance in (world.HELD, wrist, wrist.copy(), world.DAMPED, world.HELD, world.HELD):
+        it.step(STILL, STILL, resistance)
+    assert [call.tolist() for call in calls] == [wrist.tolist(), world.DAMPED.tolist(), world.HELD.tolist()]
 
 
 # ---- the drives ----------------------------------------------------------------------------------------------------
@@ -158,25 +159,28 @@ def test_motors_are_loosened_and_brought_back_only_when_that_changes():
 def test_without_an_emulated_arm_the_joints_hold_where_they_were_first_seen(session):
     drives = world.Drives(session)
     for measured in (ELSEWHERE, ELSEWHERE - 0.01):
-        position, velocity, damping = drives.newest(10.0, measured)
-        assert np.array_equal(position, ELSEWHERE) and not velocity.any() and damping is None
+        position, velocity, resistance = drives.newest(10.0, measured)
+        assert np.array_equal(position, ELSEWHERE) and not velocity.any() and not resistance.any()
 
 
 def test_a_fresh_command_drives_and_a_stale_one_holds_its_last_position(session):
     writer = Block(session, "arm_command", ARM_COMMAND, create=True)
-    writer.write(stamp=10.0, position=ELSEWHERE, velocity=np.ones(7), powered=1, damped=0)
+    writer.write(stamp=10.0, position=ELSEWHERE, velocity=np.ones(7), held=1, damped=0)
     drives = world.Drives(session)
     assert drives.newest(10.4, STILL)[1].all()
-    position, velocity, damping = drives.newest(10.6, STILL)
-    assert np.array_equal(position, ELSEWHERE) and not velocity.any() and damping is None
+    position, velocity, resistance = drives.newest(10.6, STILL)
+    assert np.array_equal(position, ELSEWHERE) and not velocity.any() and not resistance.any()
 
 
 def test_an_unpowered_arm_is_limp_and_an_emergency_stop_is_damped(session):
     writer = Block(session, "arm_command", ARM_COMMAND, create=True)
     drives = world.Drives(session)
-    for powered, damped, expected in ((0, 0, world.LIMP), (1, 1, world.DAMPED), (0, 1, world.DAMPED), (1, 0, None)):
-        writer.write(stamp=10.0, position=ELSEWHERE, velocity=np.ones(7), powered=powered, damped=damped)
-        assert drives.newest(10.0, STILL)[2] == expected
+    for held, damped, expected in ((0, 0, world.LIMP), (1, 1, world.DAMPED), (0, 1, world.DAMPED), (1, 0, world.HELD)):
+        writer.write(stamp=10.0, position=ELSEWHERE, velocity=np.ones(7), held=held, damped=damped)
+        assert np.array_equal(drives.newest(10.0, STILL)[2], expected)
+    writer.write(stamp=10.0, held=[1, 1, 1, 1, 1, 0], damped=0)
+    _, velocity, resistance = drives.newest(10.0, STILL)
+    assert not resistance[:5].any() and np.array_equal(resistance[5], world.LIMP[5]) and velocity.tolist() == [1, 1, 1, 1, 1, 0, 1]
 
 
 def test_a_reader_does_not_wait_for_a_writer_that_is_held_up_in_the_middle_of_a_record(session, monkeypatch):
@@ -208,14 +212,14 @@ def test_a_field_that_a_record_does_not_have_is_an_error(session):
 
 
 def test_a_restarted_emulator_is_found_again_and_a_half_written_record_is_not_read(session):
-    Block(session, "arm_command", ARM_COMMAND, create=True).write(stamp=10.0, position=ELSEWHERE, powered=1)
+    Block(session, "arm_command", ARM_COMMAND, create=True).write(stamp=10.0, position=ELSEWHERE, held=1)
     drives = world.Drives(session)
     drives.newest(10.0, STILL)
     again = Block(session, "arm_command", ARM_COMMAND, create=True)
     with pytest.raises(ValueError):  # killed in the middle of its first write
         again.write(stamp=20.0, position=np.zeros(3))
     assert np.array_equal(drives.newest(20.0, STILL)[0], ELSEWHERE)
-    again.write(stamp=30.0, position=ELSEWHERE + 1, powered=1)
+    again.write(stamp=30.0, position=ELSEWHERE + 1, held=1)
     assert np.array_equal(drives.newest(30.0, STILL)[0], ELSEWHERE + 1)
 
 
@@ -305,8 +309,8 @@ class Process:
                 self._command.write(stamp=time.monotonic(), **self.targets)
             self._executor.spin_once(timeout_sec=0.01)
 
-    def drive(self, position=READY, powered=1, damped=0):
-        self.targets = dict(position=position, velocity=np.zeros(7), powered=powered, damped=damped)
+    def drive(self, position=READY, held=1, damped=0):
+        self.targets = dict(position=position, velocity=np.zeros(7), held=held, damped=damped)
 
     def joints(self):
         return Block(self.session, "arm_state", ARM_STATE).read()["position"]
@@ -387,7 +391,7 @@ def test_the_world_lays_starts_and_shows_scenes_and_moves_with_the_emulated_arm(
 
     it.drive(ELSEWHERE, damped=1)
     it.until(lambda: np.abs(it.joints() - ELSEWHERE).max() > 0.1, "a damped arm sinks")
-    it.drive(ELSEWHERE, powered=0)
+    it.drive(ELSEWHERE, held=0)
     it.until(lambda: np.abs(it.joints() - ELSEWHERE).max() > 0.4, "an unpowered arm falls")
     it.drive(READY)
     it.until(lambda: np.abs(it.joints() - READY).max() < 0.01, "the motors are back")
