@@ -126,3 +126,4 @@ def test_link_points_are_elbow_wrist_flange_and_tcp():
 
 def test_many_tool_poses_at_once_are_the_single_ones():
     assert np.array_equal(kinematics.tools(POSES), np.stack([kinematics.tool(q) for q in POSES]))
+    assert np.allclose(kinematics.many_link_points(POSES), np.stack([kinematics.link_points(q) for q in POSES]), atol=1e-12)

@@ -337,18 +337,57 @@ def test_home_refuses_chunks_arrives_and_holds():
     assert arm.state == "holding" and "arrived" in arm.supervisor.reason and arm.position == pytest.approx(READY, abs=0.02)
 
 
+def test_home_while_chunks_move_the_arm_comes_to_rest_before_it_goes_there():
+    arm = moving()
+    arm.play(offset=0.4, n=20)
+    arm.run(0.7)
+    arm.supervisor.home(arm.health, arm.now)
+    sent = np.array(arm.run(3.0))
+    speeds = np.abs(np.diff(sent, axis=0)).max(axis=1) / DT
+    resting = np.flatnonzero(speeds < 1e-9)
+    assert speeds[0] > 0.1 and resting[0] < 100 and speeds[resting[0] :].max() > 0.1
+    assert "home: arrived" in arm.supervisor.reason
+
+
+def test_an_order_to_a_fixed_pose_moves_all_joints_so_that_they_arrive_together():
+    arm = Arm()
+    start = arm.position = np.array([0.6, 0.9, -1.3, -0.3, 0.5, 0.4, 0.02])
+    arm.run(0.1)
+    arm.supervisor.home(arm.health, arm.now)
+    share = (np.array(arm.run(3.0)) - start) / (np.array(READY) - start)
+    assert np.ptp(share, axis=1).max() < 0.02 and arm.position == pytest.approx(READY, abs=1e-3)
+
+
+@pytest.mark.parametrize("order", ["home", "park"])
 @pytest.mark.parametrize("position", [
     [0.191, 1.535, -2.9, 0.156, 0.89, -0.147, 0.057],
     [-0.447, 2.03, -0.45, -0.18, 1.18, -0.349, 0.047],
     [-0.069, 2.567, -0.933, 0.458, 0.985, 0.783, 0.043],
+    [0.319, 2.389, -0.02, -0.43, 0.608, -0.91, 0.07],
 ])  # fmt: skip
-def test_home_from_where_the_straight_way_is_barred_ends_with_what_to_do(position):
+def test_where_table_or_workspace_bar_the_straight_way_the_arm_goes_around(position, order):
     arm = Arm()
     arm.position = np.array(position)
     arm.run(0.1)
-    arm.supervisor.home(arm.health, arm.now)
-    arm.run(8.0)
-    assert arm.state == "holding" and arm.supervisor.reason.startswith("home: the straight way there leads beyond the limits")
+    getattr(arm.supervisor, order)(arm.health, arm.now)
+    lowest = lambda q: kinematics.link_points(q[:6])[:, 2].min()  # noqa: E731
+    for setpoint in arm.run(12.0):
+        assert lowest(setpoint) >= min(lowest(np.array(position)), LIMITS.table_z) - 1e-6
+    assert arm.state == "holding" and arm.supervisor.reason == f"{order}: arrived"
+
+
+def test_where_no_way_is_found_the_arm_stays_and_says_what_to_do():
+    limits = SafetyLimits(workspace_low=[-0.3, -0.6, -0.02], workspace_high=[0.65, 0.6, 0.2])  # the ready pose lies above them
+    supervisor = Supervisor(SupervisorConfig(), limits)
+    low = np.array([0.0, 1.9, -1.1, 0.0, 0.9, 0.0, 0.07])
+    assert supervisor.filter.judge(low)[0] and not supervisor.filter.judge(np.array(READY))[0]
+    health = Health(low, 0.001, True)
+    supervisor.tick(1.0, health)
+    supervisor.home(health, 1.0)
+    for tick in range(1, 200):
+        command = supervisor.tick(1.0 + tick * DT, health)
+        assert command.setpoint is None or np.array_equal(command.setpoint, low)
+    assert supervisor.state == "holding" and supervisor.reason.startswith("home: no way there was found")
 
 
 def test_a_damped_stop_ends_all_sending_until_cleared():

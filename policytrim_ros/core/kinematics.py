@@ -75,6 +75,13 @@ def tool(q6) -> np.ndarray:
 
 def tools(q6) -> np.ndarray:
     """`tool` for many joint positions at once: (N, 6) in rad -> (N, 4, 4)."""
+    poses = _many_frames(q6)[5]
+    poses[:, :3, 3] += TCP_OFFSET * poses[:, :3, 2]
+    return poses
+
+
+def _many_frames(q6) -> list[np.ndarray]:
+    """`frames` for many joint positions at once: (N, 6) in rad -> six (N, 4, 4)."""
     theta = np.asarray(q6, dtype=float) + _THETA
     c, s = np.cos(theta), np.sin(theta)
     links = np.broadcast_to(_FIXED, (*theta.shape, 4, 4)).copy()
@@ -82,10 +89,9 @@ def tools(q6) -> np.ndarray:
     links[..., 1:3, 1] = _ROWS[:, 1:] * c[..., None]
     links[..., 0, 0] = c
     links[..., 0, 1] = -s
-    poses = links[:, 0]
+    poses = [links[:, 0]]
     for i in range(1, 6):
-        poses = poses @ links[:, i]
-    poses[:, :3, 3] += TCP_OFFSET * poses[:, :3, 2]
+        poses.append(poses[-1] @ links[:, i])
     return poses
 
 
@@ -94,6 +100,14 @@ def link_points(q6) -> np.ndarray:
     links = frames(q6)
     points = links[[2, 4, 5, 5], :3, 3]
     points[3] += TCP_OFFSET * links[5, :3, 2]
+    return points
+
+
+def many_link_points(q6) -> np.ndarray:
+    """`link_points` for many joint positions at once: (N, 6) in rad -> (N, 4, 3)."""
+    links = _many_frames(q6)
+    points = np.stack([links[i][:, :3, 3] for i in (2, 4, 5, 5)], axis=1)
+    points[:, 3] += TCP_OFFSET * links[5][:, :3, 2]
     return points
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.motion import limited_step, stopping_speed
+from policytrim_ros.core.route import Leg, route
 from policytrim_ros.core.types import JOINTS
 
 SLOW, HOLD, FAULT, REFUSE = "slow", "hold", "fault", "refuse"
@@ -303,6 +304,21 @@ class SafetyFilter:
         if excess[worst] <= self.limits.limit_tolerance_rad:
             return ""
         return f"{JOINTS[worst]} asked for {goal[worst]:.3f} rad, allowed is {self._low[worst]:.3f} to {self._high[worst]:.3f}"
+
+    def way_to(self, pose) -> list[np.ndarray]:
+        """The poses (7,) by which ``pose`` is reached from the setpoint within the limits; [] when no way was found."""
+        return route(self.setpoint, pose, self._depths, self._low, self._high)
+
+    def leg(self, pose, speed: float) -> Leg:
+        """The straight way from the setpoint to ``pose`` (7,) with the share ``speed`` of the velocity limits."""
+        return Leg(self.setpoint, pose, self._v_max * speed, self._a_max)
+
+    def _depths(self, poses) -> np.ndarray:
+        """`_depth` of many poses (N, 7) at once."""
+        points = kinematics.many_link_points(poses[:, :6])
+        tips = points[:, -1]
+        outside = np.maximum(np.max(self._box_low - tips, axis=1), np.max(tips - self._box_high, axis=1))
+        return np.maximum(outside, self.limits.table_z - np.min(points[:, :, 2], axis=1))
 
     def _depth(self, q) -> float:
         """How far (m) the arm at ``q`` is outside workspace and table; negative when inside."""

@@ -99,8 +99,8 @@ class Refused(RuntimeError):
 
 
 BARRED_S = 1.0
-BARRED = "the straight way there leads beyond the limits of workspace or table; move the arm clear by hand (its teach button), then give the order again"
-"""What an order to a fixed pose ends with when the setpoint has come to rest on the way for BARRED_S."""
+BARRED = "no way there was found that keeps within workspace and table; move the arm clear by hand (its teach button), then give the order again"
+"""What an order to a fixed pose ends with when there is no way, or when the setpoint has come to rest on it for BARRED_S."""
 
 
 class Supervisor:
@@ -115,6 +115,7 @@ class Supervisor:
         self._seen: dict[str, float] = {}
         self._server = ""  # why the policy's server does not answer, if that was said since the last chunk
         self._destination = None  # (pose, name) while an order to a fixed pose is carried out
+        self._way, self._leg = None, None  # the poses by which it is reached, once the arm rests, and the way to the first of them
         self._barred_s = 0.0  # for so long the way there has been barred by the limits
         self._frozen = None  # (since when, setpoint then) while the joints read exactly the same
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
@@ -149,10 +150,11 @@ class Supervisor:
         self.executor.start(self.filter.setpoint, now)
 
     def travel(self, pose, name: str, health: Health, now: float) -> None:
-        """The operator orders the arm to a fixed pose (7,), slowly; it holds there."""
+        """The operator orders the arm to a fixed pose (7,): it comes to rest, goes there slowly, around table and workspace where they
+        bar the straight way (core/route.py), and holds there."""
         self.may_enable(health)
         self._begin(health, now, name)
-        self._destination, self._barred_s = (np.asarray(pose, dtype=np.float64), name), 0.0
+        self._destination, self._way, self._leg, self._barred_s = (np.asarray(pose, dtype=np.float64), name), None, None, 0.0
 
     def home(self, health: Health, now: float) -> None:
         self.travel(READY, "home", health, now)
@@ -251,13 +253,24 @@ class Supervisor:
 
     def _travel(self, dt):
         pose, name = self._destination
-        out = self.filter.step(pose, np.zeros_like(pose), dt, speed=self.config.home_speed)
+        if self._way is None:
+            if not self.filter.at_rest:
+                return self.filter.brake(dt)
+            self._way = self.filter.way_to(pose)
+            if not self._way:
+                self._stop(HOLDING, f"{name}: {BARRED}")
+                return self.filter.brake(dt)
+        self._leg = self._leg or self.filter.leg(self._way[0], self.config.home_speed)
+        out = self.filter.step(*self._leg.tick(dt), dt, speed=self.config.home_speed)
         if out.breach:
             self._trip("beyond limits", out.breach)
         elif np.max(np.abs(out.velocity)) >= 1e-3:
             self._barred_s = 0.0
-        elif np.max(np.abs(out.setpoint - pose)) < 0.02:
-            self._stop(HOLDING, f"{name}: arrived")
+        elif np.max(np.abs(out.setpoint - self._way[0])) < 0.02:
+            self._leg = None
+            if not (way := self._way[1:]):
+                self._stop(HOLDING, f"{name}: arrived")
+            self._way = way
         elif (waited := self._barred_s + dt) > BARRED_S:
             self._stop(HOLDING, f"{name}: {BARRED}")
         else:
