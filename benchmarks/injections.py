@@ -96,7 +96,7 @@ class Bench:
         self.bus = str(runtime_dir() / f"{SESSION}.can")
         self._chunks = self.watch.node.create_publisher(JointTrajectory, "chunk", 10)
         self._trials = self.watch.node.create_publisher(String, "trial/state", LATCHED)
-        self.recorder, self.tried, self.fills = {}, "", 0
+        self.recorder, self.tried, self.refusal, self.fills = {}, "", "", 0
         self.watch.node.create_subscription(String, "recorder/status", self._on_recorder, LATCHED)
         self.damaged = damaged_checkpoint(folder)
         self.server = PolicyServer(POLICIES[1])
@@ -126,9 +126,7 @@ class Bench:
         cases["a chunk into the table"] = Case(lambda: self.send_last(below), "beyond limits")
         cases["clock set forwards by 1 min"] = Case(lambda: self.clock.jump(JUMP_S), "clock jump")
         cases["clock set backwards by 1 min"] = Case(lambda: self.clock.jump(-JUMP_S), "clock jump")
-        cases["swap for a damaged checkpoint"] = Case(
-            lambda: refused_swap(self.watch, self.damaged), "swap failed", "changed or truncated"
-        )
+        cases["swap for a damaged checkpoint"] = Case(self.swap_damaged, "swap failed", "changed or truncated")
         cases["disk full"] = Case(self.fill, "disk full", "File too large")
         cases["inference is stopped (SIGSTOP)"] = Case(lambda: self.signal("inference", signal.SIGSTOP), "node lost", "'inference'")
         cases["exchange of the policy"] = Case(self.exchange, "")
@@ -222,6 +220,16 @@ class Bench:
             self.watch.swap(checkpoint, **how)
         except SystemExit as refusal:
             raise WentWrong(str(refusal)) from refusal
+
+    def swap_damaged(self) -> None:
+        """Is refused, and what spoke goes on."""
+        before, self.refusal = self.watch.status["checkpoint"], ""
+        try:
+            self.watch.swap(str(self.damaged))
+        except SystemExit as refusal:
+            self.refusal = str(refusal)
+        if not self.refusal or self.watch.status["checkpoint"] != before:
+            raise WentWrong(f"a damaged checkpoint speaks: {self.watch.status['checkpoint']}; {self.refusal}")
 
     def kill_exchanging(self) -> None:
         """While another checkpoint is tried."""
@@ -326,6 +334,8 @@ class Bench:
             case.said = self.recorder["reason"]
             if [path.suffix for path in self.folder.glob(f"runs/full/trial{self.fills}.*")] != [".partial"]:
                 raise WentWrong("half a recording bears the name of a whole one")
+        elif case.failsafe == "swap failed":
+            case.said = self.refusal  # other news may have come since
         else:
             case.said = self.watch.status["news"]
         if case.words not in case.said:
@@ -465,18 +475,6 @@ def damaged_checkpoint(folder: Path) -> Path:
     with open(damaged / "model.safetensors", "r+b") as file:
         file.truncate(1000)
     return damaged
-
-
-def refused_swap(watch: Watch, damaged: Path) -> None:
-    """Orders the exchange for ``damaged``; WentWrong unless it is refused for that and what spoke goes on."""
-    before = watch.status["checkpoint"]
-    try:
-        watch.swap(str(damaged))
-    except SystemExit as refusal:
-        if "changed or truncated" not in str(refusal) or watch.status["checkpoint"] != before:
-            raise WentWrong(f"a damaged checkpoint: {refusal}") from refusal
-    else:
-        raise WentWrong("a damaged checkpoint speaks")
 
 
 def unharmed(before: dict, after: dict) -> None:
