@@ -200,6 +200,8 @@ class TaskEnv:
         for name in names:
             if name not in self.cameras:
                 raise ValueError(f"camera '{name}' was not asked for when the environment was made; it has {self.cameras}")
+        if not names:
+            return {}  # an environment without cameras has nothing to draw with
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         pictures = {}
         for name in names:
@@ -402,6 +404,8 @@ class GpuVec:
         return {name: actor.pose.raw_pose.cpu().numpy().astype(np.float64) for name, actor in self._env.actors.items()}
 
     def images(self, names) -> dict:
+        if not names:
+            return {}
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self._env.capture_sensor_data()
         sensors = {name: self._env._sensors[name] for name in names}

@@ -43,7 +43,7 @@ COMMAND_TIMEOUT_S = 0.5  # an emulated arm that is silent for longer is gone: it
 DRAWING_S = 0.025  # both cameras are usually drawn after so long on one core; fetching earlier would block the physics
 MAX_BLIND_S = 0.2
 HELD = np.zeros((6, 2))
-LIMP = np.array([(200.0, 2.0)] * 3 + [(200.0, 0.3)] * 3)  # dry friction: the arm is down in less than a second, a wrist joint may stay
+LIMP = np.array([(200.0, 0.5)] * 3 + [(200.0, 0.3)] * 3)  # dry friction: the arm is down in less than a second, a wrist joint may stay
 DAMPED = np.array([(20.0, 1000.0)] * 6)  # the arm sinks for two to three seconds
 """What resists a joint's turning, N m s/rad and at most N m, while its motor holds, is off, or brakes."""
 

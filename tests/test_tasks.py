@@ -16,6 +16,7 @@ from sim_bridge.env import SUBSTEPS, TaskEnv, intrinsics, make_vec
 from sim_bridge.tasks import TASKS
 from sim_bridge.tasks.hang_mug import PEG_DIRECTION, PEG_ROOT
 from sim_bridge.tasks.mug import HOLE
+from sim_bridge.world import HELD, LIMP
 
 torch.set_num_threads(1)
 HOME = np.array(READY)
@@ -357,6 +358,25 @@ def test_the_joint_state_reports_the_stroke_and_the_force_of_a_closed_gripper():
 def test_images_need_a_camera_that_was_asked_for():
     with pytest.raises(ValueError, match="not asked for"):
         env_of("flip_mug").images(["front"])
+    assert env_of("flip_mug").images() == {}
+
+
+@pytest.mark.parametrize("loose, sinks", [((1,), True), ((5,), False), (range(6), True), ((), False)])
+def test_a_joint_whose_motor_is_off_bears_no_weight_and_the_others_hold(loose, sinks):
+    env, pose = env_of("tape_box"), np.array((0.0, 0.9, -0.9, 0.0, 0.6, 0.0, 0.07))
+    env.reset(8)
+    env.place_arm(pose)
+    resistance = HELD.copy()
+    resistance[list(loose)] = LIMP[list(loose)]
+    try:
+        env.loosen(resistance)
+        for _ in range(100):
+            env.substep(pose, np.zeros(7))
+        moved = np.abs(env.joint_state()[0] - pose)[:6]
+        held = np.delete(moved, list(loose))
+        assert (moved.max() > 0.2) == sinks and (len(held) == 0 or held.max() < 0.02)
+    finally:
+        env.loosen(HELD)
 
 
 def test_a_square_picture_is_the_middle_of_a_wide_one():
