@@ -176,12 +176,13 @@ def main(arguments=None) -> int:
         "--latency", type=float, nargs="*", default=[], metavar="S", help="also with served policies that take so many seconds"
     )
     parser.add_argument("--mode", default=ASYNC, choices=MODES, help="when the policies look again (%(default)s)")
+    parser.add_argument("--up", nargs="+", default=[], metavar="NAME:=VALUE", help="more words for `policytrim up`, e.g. camera_fps:=20")
     parser.add_argument("--out", type=Path, default=Path("docs/results/swap"))
     options = parser.parse_args(arguments)
     load, rows = os.getloadavg()[0], []
     here = {str(ROOT / "models" / name): name for name in NAMES}
     with ExitStack() as stack:
-        stack.enter_context(running_system(f"checkpoint:={next(iter(here))}", f"mode:={options.mode}"))
+        stack.enter_context(running_system(f"checkpoint:={next(iter(here))}", f"mode:={options.mode}", *options.up))
         watch = Watch()
         rows += exchanges(watch, "in the inference node", here, options.swaps)
         if options.latency:
@@ -196,6 +197,9 @@ def main(arguments=None) -> int:
                 for server in servers:
                     server.line.delay_s = max(0.0, (latency - undelayed) / 2)
                 rows += exchanges(watch, f"served, {latency * 1000:.0f} ms", served, options.swaps)
+            unlike = {next(iter(here)): NAMES[0], servers[1].address: NAMES[1]}
+            watch.swap(next(iter(here)), at_rest=True)
+            rows += exchanges(watch, f"{NAMES[0]} in the node, {NAMES[1]} served, {latency * 1000:.0f} ms", unlike, options.swaps)
     head = circumstances("swap", load, mode=options.mode)
     about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}; mode {options.mode}; generations {rows[0]['generation']} to {rows[-1]['generation']}."
     leave(options.out, "Exchanging the policy while it moves the arm", about, table(rows), {**head, "rows": rows})
