@@ -72,8 +72,8 @@ class Leg:
     """One straight way, all joints arriving together: `tick` gives the pose (7,) to be at now and the velocity (7,) of the next ``dt`` s."""
 
     def __init__(self, start, end, v_max, a_max):
-        self.end = np.asarray(end, dtype=np.float64)
-        self._start, self._span = np.array(start, dtype=np.float64), self.end - start
+        self._start = np.array(start, dtype=np.float64)
+        self._span = np.asarray(end, dtype=np.float64) - self._start
         share = np.maximum(np.abs(self._span), 1e-9)
         self._v_max, self._a_max = float(np.min(v_max / share)), float(np.min(a_max / share))
         self._done = self._speed = 0.0  # share of the way, and of it a second
