@@ -11,7 +11,7 @@ from console_cockpit import CANARY, LAYOUT, SAID, MemoryCockpit, jpeg
 
 from policytrim_ros.console.cockpit import ORDERS
 from policytrim_ros.console.glance import WORDS
-from policytrim_ros.console.language import LANGUAGES, Words, keys, language_of, strings
+from policytrim_ros.console.language import LANGUAGES, Words, answers, keys, language_of, strings
 from policytrim_ros.console.server import PAGE, Server
 from policytrim_ros.core.canary import AS_GOOD
 from policytrim_ros.core.safety import FAILSAFES
@@ -66,6 +66,27 @@ def test_both_languages_say_the_same_things_with_the_same_gaps():
 def test_every_text_that_is_used_exists_and_every_text_is_used():
     known, used = set(strings("en")), set(literal_keys()) | set(families())
     assert len(set(literal_keys())) > 80 and used - known == set() and known - used == set()
+
+
+def test_what_the_processes_answer_is_understood_in_chinese_and_every_such_sentence_is_really_said():
+    code = "".join(path.read_text() for path in PAGE.parents[1].rglob("*.py"))
+    gaps = lambda text: sorted(set(re.findall(r"\{\w+\}", text)))  # noqa: E731
+    for english, chinese in answers("zh").items():
+        assert gaps(english) == gaps(chinese) and english != chinese, english
+        missing = [part for part in re.split(r"\{\w+\}|: |camera |node ", english) if part not in code]
+        assert missing == [], f"nobody says '{english}'"
+    chinese, english = Words("zh"), Words("en")
+    for said, means in (
+        ("Ann is in control; ask for it", "Ann 正在操作；请先请求控制权"),
+        ("nobody is in control", "无人掌握控制权"),
+        ("this system was started for tape_box, not for juggle; start it with task:=juggle", "本系统为 tape_box 启动，而非 juggle；请用 task:=juggle 启动"),
+        ("this system was started for a, not for b; start it with task:=c", "this system was started for a, not for b; start it with task:=c"),
+        ("controller/home refused: the arm is not enabled", "controller/home 拒绝：机械臂未使能"),
+        ("holding: home: arrived", "保持：已回位"),
+        ("a sentence (with [signs]) that nobody knows", "a sentence (with [signs]) that nobody knows"),
+        ("", ""),
+    ):
+        assert chinese.understood(said) == means and english.understood(said) == said
 
 
 def test_the_language_of_a_terminal_is_that_of_its_environment():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Mapping
 
@@ -13,6 +14,11 @@ LANGUAGES = ("en", "zh")
 def strings(language: str) -> dict[str, str]:
     """Texts by key."""
     return json.loads((PAGE / f"strings.{language}.json").read_text(encoding="utf-8"))
+
+
+def answers(language: str) -> dict[str, str]:
+    """What the processes say in English, with {gaps}, and the same in ``language``."""
+    return json.loads((PAGE / f"answers.{language}.json").read_text(encoding="utf-8"))
 
 
 def keys() -> dict[str, str]:
@@ -26,11 +32,21 @@ def language_of(environment: Mapping[str, str]) -> str:
     return "zh" if wanted.lower().startswith("zh") else "en"
 
 
+def pattern(english: str) -> re.Pattern:
+    """What is said with something in the {gaps} of ``english``; a gap that comes twice is the same twice."""
+    parts, seen = [], set()
+    for word, gap in re.findall(r"([^{]+)|\{(\w+)\}", english):
+        parts.append(re.escape(word) if word else f"(?P={gap})" if gap in seen else f"(?P<{gap}>.+?)")
+        seen.add(gap)
+    return re.compile("".join(parts), re.DOTALL)
+
+
 class Words:
     """Says things in one language."""
 
     def __init__(self, language: str):
         self.language, self._table = language, strings(language)
+        self._answers = [(pattern(english), text) for english, text in answers(language).items()]
 
     def say(self, key: str, **values) -> str:
         """The text called ``key`` with {name} replaced; the key itself when there is none."""
@@ -38,6 +54,14 @@ class Words:
         for name, value in values.items():
             text = text.replace("{" + name + "}", str(value))
         return text
+
+    def understood(self, answer: str) -> str:
+        """What a process said in English, in this language; as it is where that is not known. What fills a gap is understood, too."""
+        for english, text in self._answers:
+            if found := english.fullmatch(answer):
+                values = {name: self.understood(value) for name, value in found.groupdict().items()}
+                return re.sub(r"\{(\w+)\}", lambda gap: values[gap[1]], text)
+        return answer
 
     def knows(self, key: str) -> bool:
         return key in self._table

@@ -238,7 +238,7 @@ class Seat:
         done, text = await self.client.post(path, self.who, **more)
         if text is None:
             text = self.words.say("hold_lost" if name == "hold" else "not_delivered")
-        self.said = f"{'✔' if done else '✖'} {text}"
+        self.said = f"{'✔' if done else '✖'} {self.words.understood(text)}"
 
     async def _report(self, session: str = "") -> None:
         known = (self.client.state or {}).get("sessions") or ()
@@ -319,7 +319,7 @@ def headline(state: Mapping[str, Any], words: Words) -> tuple[str, str, str]:
     """The word with its symbol, its reason, its tone."""
     word = state["word"]
     name, reason = word["name"], printable(word["reason"])
-    why = words.say("why.silent", process=reason) if name == "silent" else reason or words.say(f"why.{name}")
+    why = words.say("why.silent", process=reason) if name == "silent" else words.understood(reason) or words.say(f"why.{name}")
     if word["failsafe"]:
         advice = words.say(f"failsafe.{word['failsafe']}")
         why += f"  → {advice}"

@@ -3,7 +3,7 @@
 import { beep } from "/page/sound.js";
 import { intervals, sparkline } from "/page/draw.js";
 import { client, connect, post } from "/page/link.js";
-import { knows, LANGUAGES, say, speak } from "/page/words.js";
+import { knows, LANGUAGES, say, speak, understood } from "/page/words.js";
 
 const $ = (id) => document.getElementById(id);
 const all = (selector) => document.querySelectorAll(selector);
@@ -26,7 +26,7 @@ async function order(name, details = {}) {
   tell(say("order.sent", { order: say(`order.${name}`) }), "sent");
   const answer = await post(`/order/${name}`, { client: client(), who: who(), details });
   busy.delete(name);
-  const text = answer.lost ? say(name === "hold" ? "hold_lost" : "not_delivered") : answer.text;
+  const text = answer.lost ? say(name === "hold" ? "hold_lost" : "not_delivered") : understood(answer.text);
   tell(text, answer.ok ? "done" : "refused");
   if (name === "hold") {
     seen.undelivered = answer.ok ? "" : text;
@@ -37,7 +37,7 @@ async function order(name, details = {}) {
 
 async function control(what) {
   const answer = await post(`/control/${what}`, { client: client(), who: who() });
-  tell(answer.text, answer.ok ? "done" : "refused");
+  tell(understood(answer.text), answer.ok ? "done" : "refused");
 }
 
 function tell(text, kind) {
@@ -144,7 +144,7 @@ function showWord({ name, symbol, tone, reason, failsafe }) {
   const text = say(`word.${name}`);
   $("symbol").textContent = symbol;
   if ($("name").textContent !== text) $("name").textContent = text;
-  $("reason").textContent = name === "silent" ? say("why.silent", { process: reason }) : reason || say(`why.${name}`);
+  $("reason").textContent = name === "silent" ? say("why.silent", { process: reason }) : understood(reason) || say(`why.${name}`);
   $("advice").textContent = failsafe ? say(`failsafe.${failsafe}`) : "";
   document.body.dataset.tone = tone;
   document.title = `${symbol} ${text}`;
