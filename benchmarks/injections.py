@@ -210,10 +210,15 @@ class Bench:
     def kill(self, name: str) -> None:
         self.signal(name, signal.SIGKILL)
 
+    @property
+    def other(self) -> str:
+        """The one of POLICIES that does not speak."""
+        now = Path(self.watch.status["checkpoint"]).name
+        return str(ROOT / "models" / POLICIES[now == POLICIES[0]])
+
     def exchange(self) -> None:
         """For the other of POLICIES."""
-        now = Path(self.watch.status["checkpoint"]).name
-        self.swap(str(ROOT / "models" / POLICIES[now == POLICIES[0]]))
+        self.swap(self.other)
 
     def swap(self, checkpoint: str, **how) -> None:
         try:
@@ -233,8 +238,7 @@ class Bench:
 
     def kill_exchanging(self) -> None:
         """While another checkpoint is tried."""
-        now = Path(self.watch.status["checkpoint"]).name
-        self.tried = str(ROOT / "models" / POLICIES[now == POLICIES[0]])
+        self.tried = self.other
         self.watch.ask_for(self.tried)
         self.until(lambda: self.watch.status["loading"], "the exchange does not begin", 20.0)
         self.kill("inference")

@@ -181,8 +181,9 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     load, rows = os.getloadavg()[0], []
     here = {str(ROOT / "models" / name): name for name in NAMES}
+    first = next(iter(here))
     with ExitStack() as stack:
-        stack.enter_context(running_system(f"checkpoint:={next(iter(here))}", f"mode:={options.mode}", *options.up))
+        stack.enter_context(running_system(f"checkpoint:={first}", f"mode:={options.mode}", *options.up))
         watch = Watch()
         rows += exchanges(watch, "in the inference node", here, options.swaps)
         if options.latency:
@@ -197,8 +198,8 @@ def main(arguments=None) -> int:
                 for server in servers:
                     server.line.delay_s = max(0.0, (latency - undelayed) / 2)
                 rows += exchanges(watch, f"served, {latency * 1000:.0f} ms", served, options.swaps)
-            unlike = {next(iter(here)): NAMES[0], servers[1].address: NAMES[1]}
-            watch.swap(next(iter(here)), at_rest=True)
+            unlike = {first: NAMES[0], servers[1].address: NAMES[1]}
+            watch.swap(first, at_rest=True)
             rows += exchanges(watch, f"{NAMES[0]} in the node, {NAMES[1]} served, {latency * 1000:.0f} ms", unlike, options.swaps)
     head = circumstances("swap", load, mode=options.mode)
     about = f"{__doc__.strip().split(chr(10) * 2)[2]}\n\n{in_words(head)}; mode {options.mode}; generations {rows[0]['generation']} to {rows[-1]['generation']}."

@@ -404,8 +404,6 @@ class GpuVec:
         return {name: actor.pose.raw_pose.cpu().numpy().astype(np.float64) for name, actor in self._env.actors.items()}
 
     def images(self, names) -> dict:
-        if not names:
-            return {}
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self._env.capture_sensor_data()
         sensors = {name: self._env._sensors[name] for name in names}

@@ -408,9 +408,9 @@ class PiperEmulator:
     # --- motors ---------------------------------------------------------------------------------------------------
 
     @property
-    def holding(self) -> bool:
-        """Whether motors (or, before the first enable, the operator) hold the joints."""
-        return bool(self.powered.all()) or self.supported
+    def held(self) -> np.ndarray:
+        """Which joints (6,) a motor, or before the first enable the operator, holds."""
+        return self.powered | self.supported
 
     def _hold(self) -> None:
         self.joints.rest(self.x[:6])
@@ -478,14 +478,13 @@ class PiperEmulator:
     def _couple(self, now: float) -> None:
         was_silent, self.silent = self.silent, not self.world.read(now)
         met = was_silent and not self.silent and self.supported  # take over the pose in which the world's arm stands
-        held = self.powered | self.supported
-        follows = np.append(~held | self.estop, False) | met
+        follows = np.append(~self.held | self.estop, False) | met
         if not self.silent and follows.any():
             self.x = np.where(follows, self.world.position + self.offset, self.x)
             self.v = np.where(follows, 0.0, self.v)
             self.joints.follow(self.x[:6], follows[:6])
             self.gripper.follow(self.x[6:], follows[6:])
-        self.world.command(stamp=now, position=self.x - self.offset, velocity=self.v, held=held, damped=self.estop)
+        self.world.command(stamp=now, position=self.x - self.offset, velocity=self.v, held=self.held, damped=self.estop)
 
     # --- feedback -------------------------------------------------------------------------------------------------
 
@@ -561,7 +560,7 @@ class PiperEmulator:
             motor_position=self.x,
             enabled=self.powered,
             gripper_enabled=self.gripper_on,
-            holding=self.holding,
+            holding=bool(self.held.all()),
             supported=self.supported,
             estop=self.estop,
             ctrl_mode=self.ctrl_mode,

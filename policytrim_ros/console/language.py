@@ -32,6 +32,11 @@ def language_of(environment: Mapping[str, str]) -> str:
     return "zh" if wanted.lower().startswith("zh") else "en"
 
 
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """``text`` with every {name} that is in ``values`` replaced."""
+    return re.sub(r"\{(\w+)\}", lambda gap: str(values.get(gap[1], gap[0])), text)
+
+
 def pattern(english: str) -> re.Pattern:
     """What is said with something in the {gaps} of ``english``; a gap that comes twice is the same twice."""
     parts, seen = [], set()
@@ -50,17 +55,13 @@ class Words:
 
     def say(self, key: str, **values) -> str:
         """The text called ``key`` with {name} replaced; the key itself when there is none."""
-        text = self._table.get(key, key)
-        for name, value in values.items():
-            text = text.replace("{" + name + "}", str(value))
-        return text
+        return filled(self._table.get(key, key), values)
 
     def understood(self, answer: str) -> str:
         """What a process said in English, in this language; as it is where that is not known. What fills a gap is understood, too."""
         for english, text in self._answers:
             if found := english.fullmatch(answer):
-                values = {name: self.understood(value) for name, value in found.groupdict().items()}
-                return re.sub(r"\{(\w+)\}", lambda gap: values[gap[1]], text)
+                return filled(text, {name: self.understood(value) for name, value in found.groupdict().items()})
         return answer
 
     def knows(self, key: str) -> bool:

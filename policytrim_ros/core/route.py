@@ -5,8 +5,6 @@ Poses in, poses out: no clock and no arm. What moves along the way is judged by 
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 
 from policytrim_ros.core.motion import limited_step
@@ -32,13 +30,22 @@ def route(start, goal, depths, low, high) -> list[np.ndarray]:
     Where the straight way is barred the arm is lifted, away from what it is nearest to, until the goal can be reached straight or by
     way of READY and of an arm that is drawn back.
     """
-    begun, lifted = [np.asarray(start, dtype=np.float64)], np.asarray(start, dtype=np.float64)
+    ready, goal = np.array(READY), np.asarray(goal, dtype=np.float64)
+    ways = [[goal], [ready, goal]] if is_clear(ready, goal, depths) else [[goal]]
+
+    def onwards(pose):
+        return next((way for way in ways if is_clear(pose, way[0], depths)), None)
+
+    lifted = np.asarray(start, dtype=np.float64)
+    begun = [lifted]
     for _ in range(LIFTS):
-        ready, raised = np.array(READY), np.array([lifted[0], *RAISED, *lifted[3:]])
-        for vias in ([], [ready], [raised], [raised, ready]):
-            way = [*vias, np.asarray(goal, dtype=np.float64)]
-            if all(is_clear(a, b, depths) for a, b in pairwise([lifted, *way])):
-                return [*begun[1:], lifted, *way] if lifted is not begun[0] else way
+        way = onwards(lifted)
+        if way is None:
+            raised = np.array([lifted[0], *RAISED, *lifted[3:]])
+            if is_clear(lifted, raised, depths) and (way := onwards(raised)):
+                way = [raised, *way]
+        if way is not None:
+            return [*begun[1:], lifted, *way] if lifted is not begun[0] else way
         away = _away(lifted, depths, low, high)
         if away is None:
             return []

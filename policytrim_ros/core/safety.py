@@ -315,16 +315,17 @@ class SafetyFilter:
 
     def _depths(self, poses) -> np.ndarray:
         """`_depth` of many poses (N, 7) at once."""
-        points = kinematics.many_link_points(poses[:, :6])
-        tips = points[:, -1]
-        outside = np.maximum(np.max(self._box_low - tips, axis=1), np.max(tips - self._box_high, axis=1))
-        return np.maximum(outside, self.limits.table_z - np.min(points[:, :, 2], axis=1))
+        return self._outside(kinematics.many_link_points(poses[:, :6]))
 
     def _depth(self, q) -> float:
         """How far (m) the arm at ``q`` is outside workspace and table; negative when inside."""
-        points = kinematics.link_points(q[:6])
-        tip = points[-1]
-        return float(max(np.max(self._box_low - tip), np.max(tip - self._box_high), self.limits.table_z - np.min(points[:, 2])))
+        return float(self._outside(kinematics.link_points(q[:6])))
+
+    def _outside(self, points):
+        """How far (m) the farthest of ``points`` (..., 4, 3) is outside workspace (the last of them) and table."""
+        tips = points[..., -1, :]
+        beyond = np.maximum(self._box_low - tips, tips - self._box_high).max(axis=-1)
+        return np.maximum(beyond, self.limits.table_z - points[..., 2].min(axis=-1))
 
 
 def failsafe_table() -> str:

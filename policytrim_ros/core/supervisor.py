@@ -16,6 +16,7 @@ import numpy as np
 
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.executor import ChunkExecutor, ChunkRefused, PathPoint
+from policytrim_ros.core.route import Leg
 from policytrim_ros.core.safety import FAILSAFES, FAULT, SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import CONTROL_RATE_HZ, CONTROL_RATES_HZ, PARK, READY, Chunk, heartbeats_of
 
@@ -103,6 +104,22 @@ BARRED = "no way there was found that keeps within workspace and table; move the
 """What an order to a fixed pose ends with when there is no way, or when the setpoint has come to rest on it for BARRED_S."""
 
 
+@dataclass
+class Journey:
+    """An order to a fixed ``pose`` (7,), called ``name``, while it is carried out."""
+
+    pose: np.ndarray
+    name: str
+    way: list[np.ndarray] | None = None
+    """The poses that are left on the way there; known once the arm rests."""
+
+    leg: Leg | None = None
+    """The straight way to the first of them."""
+
+    barred_s: float = 0.0
+    """For so long the limits have kept the setpoint at rest on it."""
+
+
 class Supervisor:
     """Decides every setpoint. Not thread-safe: the caller serialises."""
 
@@ -114,9 +131,7 @@ class Supervisor:
         self._required = tuple(name for name in config.required_nodes if name)
         self._seen: dict[str, float] = {}
         self._server = ""  # why the policy's server does not answer, if that was said since the last chunk
-        self._destination = None  # (pose, name) while an order to a fixed pose is carried out
-        self._way, self._leg = None, None  # the poses by which it is reached, once the arm rests, and the way to the first of them
-        self._barred_s = 0.0  # for so long the way there has been barred by the limits
+        self._journey: Journey | None = None  # the order to a fixed pose that is carried out
         self._frozen = None  # (since when, setpoint then) while the joints read exactly the same
         self._tick_at = self._moving_since = self._off_track_since = self._last_position = None
         self._streaming = False  # whether setpoints may be sent: the arm was enabled by an operator's order
@@ -154,7 +169,7 @@ class Supervisor:
         bar the straight way (core/route.py), and holds there."""
         self.may_enable(health)
         self._begin(health, now, name)
-        self._destination, self._way, self._leg, self._barred_s = (np.asarray(pose, dtype=np.float64), name), None, None, 0.0
+        self._journey = Journey(np.asarray(pose, dtype=np.float64), name)
 
     def home(self, health: Health, now: float) -> None:
         self.travel(READY, "home", health, now)
@@ -211,7 +226,7 @@ class Supervisor:
 
     def accept(self, chunk: Chunk) -> int:
         """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions."""
-        if self.state != MOVING or self._destination is not None:
+        if self.state != MOVING or self._journey is not None:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: the arm is {self.state} ({self.reason})")
         skipped = self.executor.accept(chunk)
         self._server = ""
@@ -233,7 +248,7 @@ class Supervisor:
         if not self._streaming or dt <= 0.0:
             return Command(None, None, None)
         path = None
-        if self.state == MOVING and self._destination is not None:
+        if self.state == MOVING and self._journey is not None:
             out = self._travel(dt)
         elif self.state == MOVING:
             path = self.executor.tick(now)
@@ -252,29 +267,28 @@ class Supervisor:
         self._trip(*("server lost", f"{dry_s:.1f} s, {lost}") if lost else ("chunk starved", f"{dry_s:.1f} s"))
 
     def _travel(self, dt):
-        pose, name = self._destination
-        if self._way is None:
+        journey = self._journey
+        if journey.way is None:
             if not self.filter.at_rest:
                 return self.filter.brake(dt)
-            self._way = self.filter.way_to(pose)
-            if not self._way:
-                self._stop(HOLDING, f"{name}: {BARRED}")
+            journey.way = self.filter.way_to(journey.pose)
+            if not journey.way:
+                self._stop(HOLDING, f"{journey.name}: {BARRED}")
                 return self.filter.brake(dt)
-        self._leg = self._leg or self.filter.leg(self._way[0], self.config.home_speed)
-        out = self.filter.step(*self._leg.tick(dt), dt, speed=self.config.home_speed)
+        journey.leg = journey.leg or self.filter.leg(journey.way[0], self.config.home_speed)
+        out = self.filter.step(*journey.leg.tick(dt), dt, speed=self.config.home_speed)
         if out.breach:
             self._trip("beyond limits", out.breach)
         elif np.max(np.abs(out.velocity)) >= 1e-3:
-            self._barred_s = 0.0
-        elif np.max(np.abs(out.setpoint - self._way[0])) < 0.02:
-            self._leg = None
-            if not (way := self._way[1:]):
-                self._stop(HOLDING, f"{name}: arrived")
-            self._way = way
-        elif (waited := self._barred_s + dt) > BARRED_S:
-            self._stop(HOLDING, f"{name}: {BARRED}")
+            journey.barred_s = 0.0
+        elif np.max(np.abs(out.setpoint - journey.way[0])) < 0.02:
+            journey.way, journey.leg = journey.way[1:], None
+            if not journey.way:
+                self._stop(HOLDING, f"{journey.name}: arrived")
+        elif (waited := journey.barred_s + dt) > BARRED_S:
+            self._stop(HOLDING, f"{journey.name}: {BARRED}")
         else:
-            self._barred_s = waited
+            journey.barred_s = waited
         return out
 
     def _begin(self, health: Health, now: float, reason: str) -> None:
@@ -284,12 +298,12 @@ class Supervisor:
             self.filter.reset(health.position)  # the first target is the measured pose
         self._streaming = True
         self._server = ""
-        self._destination, self._off_track_since, self._moving_since = None, None, now
+        self._journey, self._off_track_since, self._moving_since = None, None, now
         self.state, self.reason = MOVING, reason
 
     def _stop(self, state: str, reason: str) -> None:
         self.executor.stop()
-        self._destination = None
+        self._journey = None
         self.state, self.reason = state, reason
 
     def _trip(self, failsafe: str, detail: str) -> None:
@@ -329,7 +343,7 @@ class Supervisor:
             return
         for name in self._required:
             silent = now - self._seen.get(name, self._moving_since)
-            if silent > config.heartbeat_timeout_s and self._destination is None:
+            if silent > config.heartbeat_timeout_s and self._journey is None:
                 self._trip("camera stale" if _kind(name) == "camera" else "node lost", f"'{name}' is silent for {silent:.1f} s")
         self._track(now, health)
 

@@ -15,8 +15,10 @@ export async function speak(language) {
 
 // The text called `key`, with {name} replaced by values.name; the key itself when there is none.
 export function say(key, values = {}) {
-  return (table[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+  return filled(table[key] ?? key, values);
 }
+
+const filled = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 
 // What is said with something in the {gaps} of `english`; a gap that comes twice is the same twice.
 function pattern(english) {
@@ -34,7 +36,7 @@ function pattern(english) {
 export function understood(answer) {
   for (const [english, text] of answers) {
     const found = english.exec(answer);
-    if (found) return text.replace(/\{(\w+)\}/g, (_, gap) => understood(found.groups[gap]));
+    if (found) return filled(text, Object.fromEntries(Object.entries(found.groups ?? {}).map(([gap, said]) => [gap, understood(said)])));
   }
   return answer;
 }
