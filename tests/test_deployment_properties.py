@@ -2,13 +2,14 @@
 
     policy (drawn) --chunks--> a network that loses, delays, repeats and spoils --> Supervisor --setpoints--> arm that follows, or not
 
-The policy's side is what the inference node does: Replanner, HorizonGuard, Generations. At every tick all promises are looked at.
+The policy's side is what the inference node does: Replanner, Arrivals, HorizonGuard, Generations. At every tick all promises are looked at.
 """
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from policytrim_ros.core.arrivals import Arrivals
 from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.generations import Generations, NothingToReturnTo
 from policytrim_ros.core.horizon import HorizonGuard
@@ -48,19 +49,24 @@ class Deployment:
         self.generations.stage("first", "sha", None), self.generations.switch()
         self.replanner, self.guard = Replanner(self.mode, 6, RATE_HZ), HorizonGuard(6, 2, {"tail": 0.1}, calm=2)
         self.began, self.disagreement, self.coming = self.now, 0.0, None
+        self.pictures = Arrivals(["front", "wrist"])
 
     # ---- the policy's side, as in the inference node
 
     def think(self):
         executor = self.executor
+        self.see()
         self.generations.follow(executor.generation)
         if self.supervisor.state != MOVING or "no inference" in self.causes:
             return self.replanner.reset()
         if self.now < (self.coming or 0.0):
             return None
         playing = executor.running and executor.playing
-        if not self.replanner.turn(executor.next_step, executor.queued, playing, self.latency_s, self.now):
+        due = self.replanner.until_turn(executor.next_step, self.latency_s, self.now - self.began)
+        early = playing and self.pictures.best_now(["front", "wrist"], self.now, due)
+        if not (self.replanner.turn(executor.next_step, executor.queued, playing, self.latency_s, self.now) or early):
             return None
+        self.pictures.looked(["front", "wrist"])
         self.generations.switch()
         self.replanner.horizon = self.guard.judge(tail=self.disagreement)
         assert 2 <= self.replanner.horizon <= 6
@@ -70,6 +76,12 @@ class Deployment:
         self.generations.said()
         self.coming = self.now + self.latency_s
         self.post(first, count, self.generations.current.number)
+
+    def see(self):
+        """Two cameras that do not send together, 30 and 10 pictures a second."""
+        for camera, between in (("front", 1 / 30), ("wrist", 0.1)):
+            if self.now % between < (self.now - 0.01) % between:
+                self.pictures.came(camera, self.now, 0.035)
 
     def post(self, first, count, generation):
         self.calls += 1

@@ -47,6 +47,13 @@ class Replanner:
         left = queued if self._planned_until is None else max(queued, self._planned_until - next_step)
         return left <= self.lead(latency_s)
 
+    def until_turn(self, next_step: int, latency_s: float, since_step_s: float) -> float:
+        """Seconds until the turn comes while a plan plays, ``since_step_s`` after its last control step began; inf where it does not come
+        before the plan is over (sync) or nothing is planned."""
+        if self.mode == SYNC or self._planned_until is None:
+            return math.inf
+        return (self._planned_until - next_step - self.lead(latency_s)) / self.rate_hz - since_step_s
+
     def first(self, next_step: int, playing: bool, since_step_s: float) -> int:
         """The control step that an observation's first action belongs to, ``since_step_s`` after the last step began.
 

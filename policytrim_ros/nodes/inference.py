@@ -7,7 +7,8 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
 
     sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
-           there before the old one runs out; alignment is by the control step counted by the controller
+           there before the old one runs out, and up to one picture earlier than that where those pictures are the youngest
+           that it can get (core/arrivals.py); alignment is by the control step counted by the controller
     rtc    async, and the new chunk goes on from the old one: a flow policy is guided to what is played meanwhile
            (policies/guidance.py); another policy is played as async, which log and status say
 
@@ -38,6 +39,7 @@ from std_msgs.msg import Int64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
+from policytrim_ros.core.arrivals import Arrivals
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.contract import implausible, robot_contract
 from policytrim_ros.core.generations import Generation, Generations, NothingToReturnTo
@@ -153,6 +155,7 @@ class Inference(Node):
         self._controller_state = ""
         self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
+        self._stirred = False  # something has been written since the worker looked
         self._running, self._stop = False, threading.Event()
         self._slack, self._late = None, False  # s, now; whether it is less than the least
         self._scores = {}  # of the latest look, see HorizonGuard
@@ -165,7 +168,7 @@ class Inference(Node):
         self._wanted = self._complaint = ""  # checkpoint that is being loaded; why something is not as it should be
         self._loading_news, self._status = "", None
         self._news, self._exchanges = "", 0  # the latest of the generations, in words; exchanges that have come to an end
-        self._arrivals: dict[str, collections.deque] = {}
+        self._arrivals = Arrivals(self.config.cameras)
         self._generations = Generations(self.config.keep_generations, self.config.probation_chunks)
         self._replanner = Replanner(self.config.mode, 1, self.config.control_rate_hz)
         self._last_good = LastGood(self.config.last_good)
@@ -343,7 +346,7 @@ class Inference(Node):
             self._wanted = self._loading_news = ""
             if refusal:
                 self._news, self._exchanges = refusal, self._exchanges + 1
-            self._changed.notify_all()
+            self._stir()
         self._publish_status()
 
     def _on_roll_back(self, _request, response):
@@ -373,8 +376,13 @@ class Inference(Node):
             self._hurry = True
             if self._thinks_since is not None and threading.current_thread() is not self._worker:
                 self._put_to_work()  # nobody waits for a prediction that is not played
-            self._changed.notify_all()
+            self._stir()
         self._publish_status()
+
+    def _stir(self) -> None:
+        """Something that the worker has to know has been written; `_changed` is held."""
+        self._stirred = True
+        self._changed.notify_all()
 
     # ---- what arrives ----------------------------------------------------------------------------------------------
 
@@ -385,18 +393,16 @@ class Inference(Node):
                 self._stepped_at = time.monotonic()
             self._consumed = consumed
             self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
-            self._changed.notify_all()
+            self._stir()
 
     def _on_controller(self, message: String) -> None:
         with self._changed:
             before, self._controller_state = self._controller_state, message.data
-            self._changed.notify_all()
+            self._stir()
         if before.startswith("moving") and blames_policy(message.data.partition(": ")[2]):
             self._trouble(message.data)
 
     def _on_image(self, camera: str):
-        arrivals = self._arrivals[camera] = collections.deque(maxlen=150)  # (when, age), for diagnostics
-
         def callback(message: Image):
             if message.encoding != "rgb8" or (message.width, message.height) != (self.config.width, self.config.height):
                 self.fatal = (
@@ -407,10 +413,10 @@ class Inference(Node):
             image = np.frombuffer(message.data, np.uint8).reshape(message.height, message.width, 3)
             stamp, now = time_to_seconds(message.header.stamp), time.monotonic()
             age = time.time() - stamp
-            arrivals.append((now, age))
             with self._changed:  # by the monotonic clock from here on: a wall clock that is set must not make old pictures fresh
                 self._newest[camera] = (now - max(0.0, age), stamp, image)
-                self._changed.notify_all()
+                self._arrivals.came(camera, now, age)
+                self._stir()
 
         return callback
 
@@ -427,7 +433,7 @@ class Inference(Node):
                     return response
                 self._replanner.reset()
             self._running = bool(request.data)
-            self._changed.notify_all()
+            self._stir()
         self._publish_status()
         response.success, response.message = True, "running" if request.data else "stopped"
         return response
@@ -459,7 +465,8 @@ class Inference(Node):
     def _wait_for_turn(self):
         """Blocks until the policy should look; returns what it sees, or None to ask again."""
         with self._changed:
-            self._changed.wait(timeout=0.1)
+            self._changed.wait_for(lambda: self._stirred, timeout=0.1)
+            self._stirred = False
             consumed = self._consumed
             if not self._running or consumed is None or not self._controller_state.startswith("moving"):
                 self._replanner.reset()  # a new go begins with a new plan
@@ -469,7 +476,7 @@ class Inference(Node):
                 turn = self._replanner.turn(
                     consumed.next_step, consumed.queued, consumed.playing, self._expected(), time.monotonic()
                 )
-                rests, looks = False, turn or (self._hurry and self._replanner.mode != SYNC)
+                rests, looks = False, turn or self._early(consumed) or (self._hurry and self._replanner.mode != SYNC)
         if self._generations.waiting and (rests or looks and self._takes_over(consumed)):
             self._switch()
             self._publish_status()
@@ -477,6 +484,18 @@ class Inference(Node):
             return None
         with self._changed:
             return self._observe(self._consumed)
+
+    def _early(self, consumed: Consumed) -> bool:
+        """Whether a look that is due soon is better made now, with the pictures that have just come."""
+        if not consumed.playing:
+            return False
+        now = time.monotonic()
+        due = self._replanner.until_turn(consumed.next_step, self._expected(), now - self._stepped_at)
+        return self._arrivals.best_now(self._seen_by_policy, now, due)
+
+    @property
+    def _seen_by_policy(self) -> list[str]:
+        return [camera.name for camera in self._generations.current.policy.contract.cameras]
 
     def _takes_over(self, consumed: Consumed) -> bool:
         """Whether the generation that waits makes this look, or the one that speaks once more for a longer plan."""
@@ -489,16 +508,16 @@ class Inference(Node):
         """(images, when the oldest was taken, state (14,), instruction, first control step, stamp, plan), or None while something is
         missing."""
         now, images = time.monotonic(), {}
-        cameras = self._generations.current.policy.contract.cameras
+        cameras = self._seen_by_policy
         for camera in cameras:
-            taken, _, image = self._newest.get(camera.name, (None, None, None))
+            taken, _, image = self._newest.get(camera, (None, None, None))
             if taken is None:
-                return self._complain(f"no image of camera '{camera.name}' yet")
+                return self._complain(f"no image of camera '{camera}' yet")
             if now - taken > self.config.stale_after_s:
-                return self._complain(f"no image of camera '{camera.name}' for {now - taken:.1f} s")
+                return self._complain(f"no image of camera '{camera}' for {now - taken:.1f} s")
             if self.config.mode == SYNC and taken < self._replanner.rest_since:
                 return None  # the next frame shows the arm at rest
-            images[camera.name] = image
+            images[camera] = image
         measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
         if measured is None or setpoint is None:
             return self._complain("no joint_states from the controller")
@@ -506,8 +525,9 @@ class Inference(Node):
             return self._complain("no instruction: set the parameter or start a scene")
         self._complain("")
         state = np.concatenate([positions_of(measured), positions_of(setpoint)]).astype(np.float32)
-        stamp = min((self._newest[camera.name][1] for camera in cameras), default=time.time())
-        oldest = min((self._newest[camera.name][0] for camera in cameras), default=now)
+        stamp = min((self._newest[camera][1] for camera in cameras), default=time.time())
+        oldest = min((self._newest[camera][0] for camera in cameras), default=now)
+        self._arrivals.looked(cameras)
         first = self._replanner.first(consumed.next_step, consumed.playing, time.monotonic() - self._stepped_at)
         self._hurry = False
         return images, oldest, state, self._instruction, first, stamp, self._plan(first, consumed.playing)
@@ -704,13 +724,12 @@ class Inference(Node):
         with self._changed:
             values = {"calls": self._calls, "horizon": self._replanner.horizon, "mode": self._replanner.mode}
             values |= {name: "unknown" if value is None else value for name, value in self._measures().items()}
-        for camera, arrivals in self._arrivals.items():
-            seen = np.array(arrivals)
-            if len(seen) > 1:
-                values[f"{camera}_images_per_s"] = f"{(len(seen) - 1) / (seen[-1, 0] - seen[0, 0]):.1f}"
-                values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (
-                    f"{v * 1000:.1f}" for v in np.percentile(seen[:, 1], [50, 99])
-                )
+            for camera in self.config.cameras:
+                if per_second := self._arrivals.per_second(camera):
+                    values[f"{camera}_images_per_s"] = f"{per_second:.1f}"
+                    values[f"{camera}_age_ms_p50"], values[f"{camera}_age_ms_p99"] = (
+                        f"{v * 1000:.1f}" for v in np.percentile(self._arrivals.ages(camera), [50, 99])
+                    )
         said = self._said
         level = DiagnosticStatus.WARN if said else DiagnosticStatus.OK
         status = DiagnosticStatus(
@@ -727,7 +746,7 @@ class Inference(Node):
         self._stop.set()
         with self._changed:
             self._running = False
-            self._changed.notify_all()
+            self._stir()
         self._worker.join(timeout=2.0)
         self._states.close()
 
