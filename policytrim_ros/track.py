@@ -85,10 +85,6 @@ class Track:
             topic.removesuffix(IMAGES): [(time_to_seconds(item.message.header.stamp), item.message.data) for item in heard[topic]]
             for topic in pictures
         }
-        began: dict[int, float] = {}
-        for step in self.steps:
-            began.setdefault(step.number, step.at)
-        self._began = began
 
     @property
     def horizon(self) -> int:
@@ -111,9 +107,8 @@ class Track:
         return np.array([np.interp(at, stamps, column) for column in positions.T])
 
     def seen_at(self, said: Said) -> float:
-        """When the policy looked: as the first control step of its chunk began, or, at rest, as long before it spoke as it usually thinks."""
-        looked = said.sent - self.status.get("latency_ms_p50", 0.0) / 1000.0
-        return max(said.stamp, min(looked, self._began.get(said.chunk.first, looked)))
+        """When the policy looked: as long before it spoke as it usually thinks, and not before its picture was taken."""
+        return max(said.stamp, said.sent - self.status.get("latency_ms_p50", 0.0) / 1000.0)
 
     def picture_age_s(self) -> float:
         """How old the newest picture usually was when the policy looked (s)."""
