@@ -13,7 +13,7 @@ OLD = 0.035
 """Seconds that a picture takes until it is there."""
 
 
-def looks(cameras, horizon=12, latency_s=0.03, seconds=60.0, early=True, mode="async", jitter_s=0.0, dead=()):
+def looks(cameras, horizon=12, latency_s=0.03, seconds=60.0, early=1.0, jitter_s=0.0, dead=()):
     """[(s, age of the oldest picture, how long before it was due)] of a policy whose chunks are always in time.
 
     ``cameras``: name -> (seconds between two pictures, the first one). ``dead``: from when to when "front" is silent.
@@ -25,7 +25,7 @@ def looks(cameras, horizon=12, latency_s=0.03, seconds=60.0, early=True, mode="a
         for n in range(int(seconds / between))
         if not (name == "front" and dead and dead[0] <= first + n * between < dead[1])
     )
-    arrivals, replanner, newest, rows = Arrivals(cameras), Replanner(mode, horizon, RATE), {}, []
+    arrivals, replanner, newest, rows = Arrivals(cameras), Replanner("async", horizon, RATE), {}, []
     replanner.sent(0, horizon, 0.0)
     for tick in range(round(seconds / 0.001)):
         now = tick * 0.001
@@ -37,7 +37,7 @@ def looks(cameras, horizon=12, latency_s=0.03, seconds=60.0, early=True, mode="a
         since = now - (next_step - 1) / RATE
         due = replanner.until_turn(next_step, latency_s, since)
         turn = replanner.turn(next_step, 0, True, latency_s, now)
-        if len(newest) == len(cameras) and (turn or early and arrivals.best_now(list(cameras), now, due)):
+        if len(newest) == len(cameras) and (turn or replanner.may_look(due, early) and arrivals.best_now(list(cameras), now, due)):
             rows.append((now, now - min(newest.values()), due))
             arrivals.looked(cameras)
             replanner.sent(next_step - 1, replanner.trim(100, latency_s), now)
@@ -50,7 +50,7 @@ def test_pictures_are_looked_at_when_they_come(between, jitter_s):
     cameras = {"front": (between, 0.033), "wrist": (between, 0.033)}
     ages = looks(cameras, jitter_s=jitter_s)[:, 1]
     assert np.percentile(ages, 95) <= OLD + jitter_s + 0.003
-    late = looks(cameras, jitter_s=jitter_s, early=False)[:, 1]
+    late = looks(cameras, jitter_s=jitter_s, early=0.0)[:, 1]
     assert late.max() > ages.max() + between / 4 or between < 0.05, "waiting for the control step costs nothing here"
 
 
@@ -68,10 +68,14 @@ def test_cameras_that_do_not_send_together_are_looked_at_when_the_older_picture_
     assert np.percentile(ages, 95) <= OLD + 0.003 + 1 / 30
 
 
-def test_the_price_is_at_most_one_picture_of_every_chunk():
-    cameras = {"front": (0.1, 0.033)}
-    every_s = np.diff(looks(cameras)[:, 0]).mean()
-    assert 12 / RATE - 0.111 <= every_s <= 12 / RATE + 0.001
+@pytest.mark.parametrize("early", [0.0, 0.05, 0.1, 1.0])
+@pytest.mark.parametrize("horizon", [5, 12])
+def test_the_price_is_at_most_the_given_share_of_every_chunk_and_one_picture(early, horizon):
+    rows = looks({"front": (0.1, 0.033)}, horizon, early=early)
+    most_s = min(0.11, early * horizon / RATE)
+    assert rows[:, 2].max() <= most_s + 0.0011
+    if early > 0:
+        assert rows[:, 1].max() <= max(OLD, OLD + 0.1 - most_s) + 0.011
 
 
 def test_a_camera_that_falls_silent_does_not_keep_the_policy_from_looking():
@@ -98,3 +102,11 @@ def test_in_mode_sync_the_policy_waits_until_the_arm_rests():
     replanner.sent(0, 5, 0.0)
     assert replanner.until_turn(3, 0.1, 0.0) == math.inf
     assert Replanner("async", 5, RATE).until_turn(0, 0.1, 0.0) == math.inf
+
+
+def test_who_may_not_wait_for_the_next_picture_does_not_wait_until_the_look_is_due_either():
+    arrivals = Arrivals(["front"])
+    for came in (1.0, 1.1):
+        arrivals.came("front", came, OLD)
+    assert arrivals.best_now(["front"], 1.15, 0.04)
+    assert not arrivals.best_now(["front"], 1.15, 0.06)

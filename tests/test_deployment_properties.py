@@ -63,7 +63,7 @@ class Deployment:
             return None
         playing = executor.running and executor.playing
         due = self.replanner.until_turn(executor.next_step, self.latency_s, self.now - self.began)
-        early = playing and self.pictures.best_now(["front", "wrist"], self.now, due)
+        early = playing and self.replanner.may_look(due, 0.3) and self.pictures.best_now(["front", "wrist"], self.now, due)
         if not (self.replanner.turn(executor.next_step, executor.queued, playing, self.latency_s, self.now) or early):
             return None
         self.pictures.looked(["front", "wrist"])

@@ -1,8 +1,8 @@
 """When pictures come, and whether a look is better now than a little later.
 
 A policy sees the newest picture of every camera; the oldest of these is the age of what it sees. That age is least in the moment
-in which a picture comes: so a look that is due soon is made with the pictures that have just come, where the next ones would come too
-late for it. Time is an argument (s, one clock); nothing here measures it.
+in which a picture comes, and grows from then on: so a look that is due soon is made with the pictures that are there, where the next
+ones would come too late for it. Time is an argument (s, one clock); nothing here measures it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ MARGIN = 0.1
 
 LEAST_S = 0.001
 """Pictures that come together count as so far apart."""
-
-JUST = 0.25
-"""A picture has just come for this share of the seconds until the next one."""
 
 
 class Arrivals:
@@ -46,18 +43,15 @@ class Arrivals:
     def best_now(self, cameras, now: float, due_s: float) -> bool:
         """Whether to look at ``cameras`` now rather than within the next ``due_s``.
 
-        Now: all pictures are new, and none that can be counted on to come in time makes what is seen any younger than it is.
+        Now: all pictures are new, and none that can be counted on to come in time makes what is seen any younger than it is now.
         """
         if not cameras or any(len(self._seen[camera]) < 2 for camera in cameras):
             return False  # nothing is known; the look is made when it is due
-        last = {camera: self._seen[camera][-1][0] for camera in cameras}
-        if any(last[camera] == self._looked.get(camera) for camera in cameras):
+        if any(self._seen[camera][-1][0] == self._looked.get(camera) for camera in cameras):
             return False
         between = [self._until_next(camera) for camera in cameras]
         if due_s > (1 + MARGIN) * max(between):
             return False  # every camera sends another one before
-        if now - max(last.values()) > JUST * min(between):
-            return False  # nothing has just come; the next one may still come before the look is due
         coming = {camera: self._coming(camera, now, now + due_s) for camera in cameras}
         ages = [self._age(coming, when) for when in sum(coming.values(), [])]
         return self._age(dict.fromkeys(cameras, []), now) <= min(ages, default=np.inf)

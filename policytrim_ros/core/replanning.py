@@ -54,6 +54,10 @@ class Replanner:
             return math.inf
         return (self._planned_until - next_step - self.lead(latency_s)) / self.rate_hz - since_step_s
 
+    def may_look(self, due_s: float, early: float) -> bool:
+        """Whether a look that is due in ``due_s`` is at most the share ``early`` of h before its time: so many more calls may it cost."""
+        return due_s <= early * self.horizon / self.rate_hz
+
     def first(self, next_step: int, playing: bool, since_step_s: float) -> int:
         """The control step that an observation's first action belongs to, ``since_step_s`` after the last step began.
 

@@ -7,8 +7,8 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
 
     sync   the arm plays h actions, rests, and the policy looks again at the arm at rest (as in the paper)
     async  the policy looks while the old chunk still plays, early enough (by the measured latency) that the new one is
-           there before the old one runs out, and up to one picture earlier than that where those pictures are the youngest
-           that it can get (core/arrivals.py); alignment is by the control step counted by the controller
+           there before the old one runs out, or a little earlier, when the pictures are youngest (core/arrivals.py);
+           alignment is by the control step counted by the controller
     rtc    async, and the new chunk goes on from the old one: a flow policy is guided to what is played meanwhile
            (policies/guidance.py); another policy is played as async, which log and status say
 
@@ -109,6 +109,9 @@ class InferenceConfig(Config):
         0.0, "halve h when the samples differ by more at the last action that is executed (0: never)", low=0.0, high=3.0, unit="rad"
     )
     shortest_horizon: int = setting(2, "h is not cut below this", low=1, high=100)
+    early_looks: float = setting(
+        0.1, "look by up to this share of h earlier than needed, when the pictures are youngest (async, rtc; 0: never)", low=0.0, high=1.0
+    )
     least_slack_s: float = setting(0.05, "less slack than this is a warning (async, rtc)", low=-1.0, high=5.0, unit="s")
     denoising_steps: int = setting(0, "Euler steps of the flow sampler; 0: the checkpoint's own", low=0, high=50)
     task: str = setting("", "the task that the checkpoint must have been made for; empty: any")
@@ -486,12 +489,11 @@ class Inference(Node):
             return self._observe(self._consumed)
 
     def _early(self, consumed: Consumed) -> bool:
-        """Whether a look that is due soon is better made now, with the pictures that have just come."""
-        if not consumed.playing:
-            return False
-        now = time.monotonic()
-        due = self._replanner.until_turn(consumed.next_step, self._expected(), now - self._stepped_at)
-        return self._arrivals.best_now(self._seen_by_policy, now, due)
+        """Whether a look that is due soon is better made now, with pictures that are younger than they will be then."""
+        now, replanner = time.monotonic(), self._replanner
+        due = replanner.until_turn(consumed.next_step, self._expected(), now - self._stepped_at)
+        may = consumed.playing and replanner.may_look(due, self.config.early_looks)
+        return may and self._arrivals.best_now(self._seen_by_policy, now, due)
 
     @property
     def _seen_by_policy(self) -> list[str]:
