@@ -21,6 +21,7 @@ from policytrim_ros.console.access import GONE_S, Access, ConsoleError, Control,
 from policytrim_ros.console.cockpit import ORDERS, Malformed, Refused, checked
 from policytrim_ros.console.server import Server
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.core.safety import FAILSAFES
 from policytrim_ros.trials.session import Session
 
 ANN, BOB = "a" * 32, "b" * 32
@@ -904,6 +905,12 @@ def state_with(**changes):
 def test_a_state_is_one_word_the_worst_that_is_true(changes, name, reason):
     word = glance.word(state_with(**changes))
     assert (word["name"], word["reason"]) == (name, reason)
+
+
+@pytest.mark.parametrize("row", FAILSAFES.values(), ids=lambda row: row.name)
+def test_what_to_do_about_a_failsafe_is_left_to_the_operators_language(row):
+    word = glance.word(state_with(robot__state="fault", robot__reason=f"{row.name}: why; how; {row.advice}"))
+    assert word["reason"] == f"{row.name}: why; how" and word["failsafe"] == row.name.replace(" ", "_")
 
 
 def test_an_empty_state_is_unknown_and_only_holding_and_beginning_fit_it():

@@ -19,6 +19,7 @@ from policytrim_ros.console import glance, terminal
 from policytrim_ros.console.cockpit import Malformed
 from policytrim_ros.console.language import Words
 from policytrim_ros.console.server import Server
+from policytrim_ros.core.safety import FAILSAFES
 
 pytestmark = pytest.mark.alone
 
@@ -243,12 +244,16 @@ def test_everything_is_said_in_chinese(served, sit):
 
 
 def test_a_failsafe_says_what_to_do_in_both_languages():
-    state = {"robot": {"state": "holding", "reason": "beyond limits: joint6 asked for 2.336 rad"}}
+    reason = f"beyond limits: the goal holds NaN or infinity; {FAILSAFES['beyond limits'].advice}"
+    state = {"robot": {"state": "holding", "reason": reason}}
     state["word"] = glance.word(state)
     assert state["word"]["failsafe"] == "beyond_limits"
-    for language, advice in (("en", "Check the checkpoint and the limits; then Go."), ("zh", "然后按“出发”。")):
+    for language, says, advice in (
+        ("en", "beyond limits: the goal holds NaN or infinity", "Check the checkpoint and the limits; then Go."),
+        ("zh", "超出限位：目标含有 NaN 或无穷大", "然后按“出发”。"),
+    ):
         _, why, _ = terminal.headline(state, Words(language))
-        assert why.startswith("beyond limits: joint6 asked for 2.336 rad  → ") and why.endswith(advice)
+        assert why.startswith(f"{says}  → ") and why.endswith(advice)
     assert glance.word({"robot": {"state": "holding", "reason": "go first"}})["failsafe"] == ""
 
 

@@ -31,11 +31,14 @@ WORDS = {  # name of the word (its text is in page/strings.*.json): symbol, tone
 
 def word(state: Mapping[str, Any]) -> dict[str, str]:
     """{"name", "symbol", "tone", "reason", "failsafe"} of a state; the worst thing that is true wins. ``failsafe``: the row of the
-    failsafe table that the reason names, '' for none; page/strings.*.json says what an operator does about each."""
+    failsafe table that the reason names, '' for none; what an operator does about it is left out of the reason: page/strings.*.json says
+    that in the operator's language."""
     name, reason = _name_and_reason(state)
     symbol, tone = WORDS[name]
-    failsafe = next((row.replace(" ", "_") for row in FAILSAFES if reason.startswith(row)), "")
-    return {"name": name, "symbol": symbol, "tone": tone, "reason": reason, "failsafe": failsafe}
+    row = next((row for row in FAILSAFES.values() if reason.startswith(row.name)), None)
+    if row:
+        reason = reason.removesuffix(f"; {row.advice}")
+    return {"name": name, "symbol": symbol, "tone": tone, "reason": reason, "failsafe": row.name.replace(" ", "_") if row else ""}
 
 
 def _name_and_reason(state: Mapping[str, Any]) -> tuple[str, str]:
