@@ -97,7 +97,7 @@ def run(make_node, args=None) -> int:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
-    node, code, waker = None, 0, None
+    node, executor, code, waker = None, None, 0, None
     try:
         node = make_node()
         heartbeat(node)
@@ -121,6 +121,8 @@ def run(make_node, args=None) -> int:
             waker.join()  # it must not wake what is gone
         if node is not None and hasattr(node, "close"):
             node.close()
+        if executor is not None:
+            executor.shutdown(0.0)  # left to the garbage collector it may outlive its context, and complain
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
