@@ -515,7 +515,7 @@ def test_ctrl_c_in_a_trial_stops_inference_holds_and_keeps_the_aborted_row(syste
     until_running(system, process)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "ended by the operator" in err and "1 aborted" in out
+    assert process.returncode == 130 and "told to end" in err and "1 aborted" in out
     assert system.orders[-2:] == ["run False", "controller/hold"] and [r.outcome for r in read(tmp_path)] == ["aborted"]
 
 

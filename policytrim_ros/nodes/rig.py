@@ -130,7 +130,7 @@ class RosRig:
         while not condition():
             if self.stop_signal is not None:
                 said, self.stop_signal = self.stop_signal, None
-                raise Interrupted(said if isinstance(said, str) else "ended by the operator")
+                raise Interrupted(said if isinstance(said, str) else "told to end, by Ctrl-C or with the system")
             if time.monotonic() > end:
                 return False
             self._spin()
