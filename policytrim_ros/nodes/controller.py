@@ -385,8 +385,15 @@ class Controller(Node):
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
-        if self._published_state is not None:  # said again: a state must not be lost for whom one message was lost
-            self._state.publish(String(data=self._published_state))
+        self._say_again()
+
+    def _say_again(self) -> None:
+        """A state must not be lost for whom one message was lost; nor may the state before be heard after a new one, which another
+        thread may tell meanwhile."""
+        said = None
+        while said != self._published_state:
+            said = self._published_state
+            self._state.publish(String(data=said))
 
     def _joint_rate(self) -> float:
         """Complete reports of the joints a second since the call before; none are counted over a reconnection."""

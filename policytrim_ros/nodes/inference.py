@@ -158,6 +158,7 @@ class Inference(Node):
         self._controller_state = ""
         self._instruction = self.config.instruction
         self._changed = threading.Condition()  # guards everything the callbacks write
+        self._saying = threading.Lock()  # taken before `_changed`, never the other way round
         self._stirred = False  # something has been written since the worker looked
         self._running, self._stop = False, threading.Event()
         self._slack, self._late = None, False  # s, now; whether it is less than the least
@@ -696,30 +697,35 @@ class Inference(Node):
         )
 
     def _publish_status(self) -> None:
-        with self._changed:
-            generations = self._generations
-            values = dict(
-                generation=generations.current.number,
-                checkpoint=generations.current.checkpoint,
-                weights_sha256=generations.current.weights_sha256,
-                loading_news=self._loading_news,
-                loading=self._wanted or (generations.waiting[0] if generations.waiting else ""),
-                earlier=[generation.checkpoint for generation in generations.previous],
-                probation=generations.unproved,
-                news=self._news,
-                exchanges=self._exchanges,
-                horizon=self._guard.longest,
-                horizon_now=self._replanner.horizon,
-                cuts=self._guard.cuts,
-                mode=self._replanner.mode,
-                calls=self._calls,
-                **self._measures(),
-                running=self._running,
-                complaint=self._said,
-            )
-            self._said_at = time.monotonic()
-        self._remember()
-        self._status.publish(String(data=json.dumps(values)))
+        """Says what is so now; of several threads one after the other, so that nothing newer is followed by something older."""
+        with self._saying:
+            with self._changed:
+                values = self._state_of_things()
+                self._said_at = time.monotonic()
+            self._remember()
+            self._status.publish(String(data=json.dumps(values)))
+
+    def _state_of_things(self) -> dict:
+        generations = self._generations
+        return dict(
+            generation=generations.current.number,
+            checkpoint=generations.current.checkpoint,
+            weights_sha256=generations.current.weights_sha256,
+            loading_news=self._loading_news,
+            loading=self._wanted or (generations.waiting[0] if generations.waiting else ""),
+            earlier=[generation.checkpoint for generation in generations.previous],
+            probation=generations.unproved,
+            news=self._news,
+            exchanges=self._exchanges,
+            horizon=self._guard.longest,
+            horizon_now=self._replanner.horizon,
+            cuts=self._guard.cuts,
+            mode=self._replanner.mode,
+            calls=self._calls,
+            **self._measures(),
+            running=self._running,
+            complaint=self._said,
+        )
 
     def _publish_diagnostics(self) -> None:
         self._publish_status()
