@@ -428,9 +428,8 @@ def environment(arguments: LaunchArguments) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # on few cores, more threads in one process make all others late
         "PYTHONUNBUFFERED": "1",
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(share("config", "fastdds_shm.xml")),  # room for whole images in shared memory
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",  # ROS asks nobody for a token: an arm does not answer to other machines
     }
-    if arguments.sim:
-        wanted["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # a simulated arm must not answer to somebody else's network
     chosen = {name: value for name, value in wanted.items() if name not in os.environ}
     if arguments.sim:
         chosen["POLICYTRIM_SESSION"] = session_name(arguments)

@@ -256,3 +256,27 @@ def test_a_session_that_goes_on_notes_what_has_changed_since(system, cockpit, tm
     here.until_phase("complete")
     (event,) = [e for e in read_sessions(tmp_path)[0]["events"] if e["kind"] == "resumed"]
     assert event["detail"]["changed"]["commit"][0] == "of before" and "parameters of controller" in event["detail"]["missing"]
+
+
+def test_the_orders_that_concern_policy_and_arm_reach_their_nodes_and_not_while_a_session_decides(cockpit, monkeypatch):
+    here, asked = cockpit(), []
+    monkeypatch.setattr(here.console, "_ask", lambda service, *_: asked.append(service) or f"{service} did it")
+    answer = type("Answer", (), {"results": [type("Result", (), {"successful": True, "reason": ""})]})
+    monkeypatch.setattr(here.console, "_answer", lambda service, request: asked.append((service, request)) or answer)
+    assert "is being tried" in here.order("swap", checkpoint="models/new")
+    (service, request), = asked
+    assert service == "inference/set_parameters"
+    assert [(p.name, p.value.string_value) for p in request.parameters] == [("checkpoint", "models/new")]
+    answer.results[0].successful, answer.results[0].reason = False, "models/old is being loaded; ask again in a moment"
+    with pytest.raises(Refused, match="models/old is being loaded"):
+        here.order("swap", checkpoint="models/new")
+    asked.clear()
+    for order in ("roll_back", "clear_fault", "home"):
+        here.order(order)
+    assert asked == ["inference/roll_back", "controller/clear_fault", "controller/home"]
+    here.console._conducting, here.console._spec = True, BLIND
+    for order, details in (("swap", {"checkpoint": "models/new"}), ("roll_back", {}), ("home", {})):
+        with pytest.raises(Refused, match="pause it first"):
+            here.order(order, **details)
+    assert len(asked) == 3
+    here.console._conducting = False

@@ -360,6 +360,32 @@ def test_keys_do_nothing_while_a_person_types_or_an_order_makes_no_sense(page):
 
 
 @in_a_browser
+def test_a_policy_is_exchanged_and_rolled_back_and_training_is_shown_with_its_progress(page):
+    cockpit = MemoryCockpit()
+    seen = page(cockpit)
+    assert not seen.seen("#training")
+    cockpit.now["trainer"] = dict(state="running", phase="saving", iteration=30, iterations=120, success_rate=0.94, eta_s=600)
+    seen.until(lambda: seen.seen("#training") and seen.at("#training").get_property("value") == 0.25)
+    assert all(part in seen.text("#trainer") for part in ("saving", "30", "120", "0.94", "10"))
+    seen.press("models/new\ue007", "#swap-to")
+    seen.until(lambda: cockpit.given)
+    seen.click("[data-order=roll_back]")
+    seen.until(lambda: len(cockpit.given) == 2)
+    assert [given[:2] for given in cockpit.given] == [("swap", {"checkpoint": "models/new"}), ("roll_back", {})]
+
+
+@in_a_browser
+def test_the_page_says_when_the_scene_is_to_be_disturbed(page):
+    cockpit = MemoryCockpit()
+    seen = started(page(cockpit), cockpit)
+    seen.press("g")
+    seen.word("RUNNING")
+    cockpit.now["disturb"] = True
+    seen.word(strings("en")["word.disturb"].upper())
+    assert seen.text("#reason") == strings("en")["why.disturb"]
+
+
+@in_a_browser
 def test_an_invalid_trial_needs_a_reason(page):
     cockpit = MemoryCockpit()
     seen = started(page(cockpit), cockpit)

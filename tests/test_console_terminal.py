@@ -257,6 +257,16 @@ def test_a_failsafe_says_what_to_do_in_both_languages():
     assert glance.word({"robot": {"state": "holding", "reason": "go first"}})["failsafe"] == ""
 
 
+def test_training_and_a_disturbance_that_is_due_are_shown():
+    state = {"disturb": True, "robot": {"state": "moving"}, "trial": {"phase": "running"}, "control": {}}
+    state["trainer"] = dict(state="running", phase="saving", iteration=30, iterations=120, success_rate=0.94, eta_s=600)
+    state["word"], words = glance.word(state), Words("en")
+    word, why, tone = terminal.headline(state, words)
+    assert words.say("word.disturb") in word and why == words.say("why.disturb") and tone == "attention"
+    [line] = [line for line in terminal._system(state, words, 0.0) if line.startswith(words.say("system.trainer"))]
+    assert all(part in line for part in ("saving", "30", "120", "0.94", "600 s"))
+
+
 def test_a_lost_server_is_shown_and_found_again(cockpit, sit):
     with Server(cockpit, port=0) as first:
         seat, port = sit(first.url), first.port

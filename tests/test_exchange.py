@@ -7,10 +7,10 @@ import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from stack import Operator, Stack, wait_for
-from std_msgs.msg import Int64MultiArray
+from std_msgs.msg import Int64MultiArray, String
 
 from policytrim_ros.nodes.last_good import Known, LastGood
-from policytrim_ros.nodes.messages import Consumed
+from policytrim_ros.nodes.messages import LATCHED, Consumed
 from policytrim_ros.share import share
 
 pytestmark = pytest.mark.integration
@@ -78,6 +78,30 @@ def test_the_one_before_comes_back_under_a_new_number(inference):
     assert operator.order("inference/roll_back").success
     operator.until(lambda: status(operator)["checkpoint"] == first, "the first checkpoint does not come back")
     assert status(operator)["generation"] == 3 and status(operator)["earlier"] == []
+
+
+def test_a_hold_that_a_policy_can_cause_takes_one_on_probation_back_and_an_operators_hold_does_not(inference):
+    operator, ask, first, second = inference
+    says = operator.node.create_publisher(String, "controller/state", LATCHED)
+    operator.until(lambda: status(operator), "inference does not report", 60.0)
+
+    def held(why):
+        for state in ("moving: go", why):
+            says.publish(String(data=state))
+            operator.spin(0.3)
+
+    assert ask(second).successful
+    operator.until(lambda: status(operator)["checkpoint"] == second, "the second checkpoint is not loaded", 60.0)
+    held("holding: operator hold")
+    held("fault: feedback silent: 0.20 s; check CAN cable, power and interface, then call controller/clear_fault")
+    assert (status(operator)["checkpoint"], status(operator)["generation"]) == (second, 2)
+    held("holding: beyond limits: joint6 asked for 2.336 rad")
+    operator.until(lambda: status(operator)["checkpoint"] == first, "the one on probation is not taken back")
+    now = status(operator)
+    assert now["generation"] == 3 and now["probation"] == 0
+    assert now["news"] == f"{second} was taken back on probation: holding: beyond limits: joint6 asked for 2.336 rad"
+    held("holding: beyond limits: joint6 asked for 2.336 rad")
+    assert status(operator)["generation"] == 3, "nobody is left to return to"
 
 
 def test_a_killed_process_is_followed_by_one_with_the_last_good_checkpoint_and_never_with_one_that_was_tried(stack):

@@ -100,7 +100,7 @@ def test_the_robot_has_neither_world_nor_emulators(checkpoint):
     processes = graph(LaunchArguments(**REAL, checkpoint=checkpoint))
     assert [process.name for process in processes] == ["camera", "controller", "inference"]
     text = " ".join(" ".join(command(process)) + str(process) for process in processes)
-    assert "sim_bridge" not in text and "piper_hub" not in text and "LOCALHOST" not in text
+    assert "sim_bridge" not in text and "piper_hub" not in text
 
 
 @pytest.mark.parametrize(
@@ -252,14 +252,14 @@ def test_settings_of_the_user_are_kept(monkeypatch):
     assert renderer() == {}
 
 
-def test_a_simulation_stays_on_this_machine_and_a_robot_does_not_have_to(monkeypatch, checkpoint):
+@pytest.mark.parametrize("robot", [{}, REAL])
+def test_what_has_an_arm_stays_on_this_machine_unless_the_user_says_otherwise(robot, monkeypatch, checkpoint):
     monkeypatch.delenv("ROS_AUTOMATIC_DISCOVERY_RANGE", raising=False)
-    assert all(
-        p.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST" for p in graph(LaunchArguments(checkpoint=checkpoint))
-    )
-    assert not any(
-        "ROS_AUTOMATIC_DISCOVERY_RANGE" in p.environment for p in graph(LaunchArguments(**REAL, checkpoint=checkpoint))
-    )
+    processes = graph(LaunchArguments(**robot, checkpoint=checkpoint))
+    assert {process.environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] for process in processes} == {"LOCALHOST"}
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
+    processes = graph(LaunchArguments(**robot, checkpoint=checkpoint))
+    assert not any("ROS_AUTOMATIC_DISCOVERY_RANGE" in process.environment for process in processes)
 
 
 def test_the_session_is_named_after_the_ros_domain(monkeypatch):

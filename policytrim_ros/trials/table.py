@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from policytrim_ros.core.statistics import bootstrap_mean, wilson
+from policytrim_ros.core.statistics import bootstrap_mean, t_mean, wilson
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.store import Row, read, read_sessions
 
@@ -137,8 +137,10 @@ def _line(key: tuple, group: list[Row]) -> tuple:
 
 
 def _mean(values: list, digits: int) -> str:
-    """The mean with its interval; of a single value, whose spread nobody knows, without."""
-    mean, low, high = bootstrap_mean(values)
+    """The mean with its interval, by the bootstrap or by Student's t, whichever is wider on either side: with few values the bootstrap is
+    too narrow. Of a single value, whose spread nobody knows, without."""
+    (mean, *one), (_, *other) = bootstrap_mean(values), t_mean(values)
+    low, high = min(one[0], other[0]), max(one[1], other[1])
     if math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if len(values) > 1 else "")
