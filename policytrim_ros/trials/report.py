@@ -179,7 +179,7 @@ def _results(rows: Sequence[Row], stated: Claims) -> Iterator[Block]:
     header, *body = lines(list(rows))
     yield Grid(header, body)
     yield Text(
-        "Intervals are 95 %: Wilson for rates, bootstrap for means (too narrow below some 20 trials). Seconds (from go to the "
+        "Intervals are 95 %: Wilson for rates; bootstrap or t, the wider, for means. Seconds (from go to the "
         "outcome), steps and calls are means over the successes, stalls over all that count. Calls, steps, seconds and stalls are "
         "four things: fewer calls are no shorter task."
     )
