@@ -7,7 +7,7 @@ Starts the simulated robot (`policytrim up`), lets a policy move the arm, exchan
 which delays every answer. Each exchange has a scene of its own. Rests are the executor's own count; slack is what was left of the plan when
 the next chunk came, at least; velocity is that of the setpoints which left the safety filter, as the share of what the acceleration
 limit allows between two of them (a listener that misses setpoints sees more than 1; tests/test_safety.py keeps the limit itself);
-lateness is the setpoint thread's own, over the last five seconds; the age is that of an observation when its first action plays.
+lateness is the setpoint thread's own, over the last five seconds, ticks missed its own count from a second before; the age is that of an observation when its first action plays.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ QUIET_S = 8.0
 
 TICK_S = 0.01
 HEAD = (
-    "policies", "phase", "seconds", "rests", "least slack, ms", "setpoint late p99, ms", "largest step of velocity, of the limit",
+    "policies", "phase", "seconds", "rests", "ticks missed", "least slack, ms", "setpoint late p99, ms", "largest step of velocity, of the limit",
     "policy p50 / p99, ms", "age of an observation p95, ms",
 )  # fmt: skip
 NAMES = ("piper-pi0-tiny", "tape-box-pi0-trimmed")
@@ -115,8 +115,10 @@ class Watch(Probe):
 
 def measured(watch: Watch, policies: str, phase: str, act) -> dict:
     """One row: what happened while ``act()`` ran."""
+    missed = lambda: int(watch.heard["controller"][-1]["ticks_missed"])  # noqa: E731
+    watch.spin(1.2)  # diagnostics come once a second
+    missed_before, rests, began = missed(), watch.consumed.stalls, time.monotonic()
     watch.setpoints.clear(), watch.heard.clear(), watch.slacks.clear()
-    rests, began = watch.consumed.stalls, time.monotonic()
     act()
     seconds = time.monotonic() - began
     rested = watch.consumed.stalls - rests
@@ -129,6 +131,7 @@ def measured(watch: Watch, policies: str, phase: str, act) -> dict:
         "phase": phase,
         "seconds": seconds,
         "rests": rested,
+        "ticks_missed": missed() - missed_before,
         "least_slack_ms": min(watch.slacks, default=None),
         "late_p99_ms": float(watch.heard["controller"][-1]["lateness_p99_ms"]),
         "velocity_step_of_limit": float(steps.max()),
@@ -142,7 +145,7 @@ def measured(watch: Watch, policies: str, phase: str, act) -> dict:
 def exchanges(watch: Watch, policies: str, names: dict[str, str], swaps: int) -> list[dict]:
     """Rows: no exchange, ``swaps`` exchanges between the two addresses of ``names`` (address -> name), the last one taken back."""
     rows = []
-    for number in range(swaps + 2):
+    for number in range(swaps + 2 if swaps else 1):
         for tries_left in (2, 1, 0):  # a policy may ask for what lies beyond the limits, and is held: once more
             watch.begin()
             speaking = watch.status["checkpoint"]
@@ -171,7 +174,7 @@ def exchanges(watch: Watch, policies: str, names: dict[str, str], swaps: int) ->
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--swaps", type=int, default=3, help="exchanges, before the one that is taken back (%(default)s)")
+    parser.add_argument("--swaps", type=int, default=3, help="exchanges, before the one that is taken back; 0: none, and none is (%(default)s)")
     parser.add_argument(
         "--latency", type=float, nargs="*", default=[], metavar="S", help="also with served policies that take so many seconds"
     )
@@ -193,7 +196,7 @@ def main(arguments=None) -> int:
             served = {server.address: name for server, name in zip(servers, NAMES)}
             watch.swap(servers[0].address, at_rest=True)
             rows += exchanges(watch, "served", served, options.swaps)
-            undelayed = rows[-options.swaps - 2]["policy_p50_ms"] / 1000
+            undelayed = next(row for row in rows if row["policies"] == "served")["policy_p50_ms"] / 1000
             for latency in options.latency:
                 for server in servers:
                     server.line.delay_s = max(0.0, (latency - undelayed) / 2)
@@ -213,7 +216,8 @@ def table(rows: list[dict]) -> str:
         HEAD,
         [
             (
-                row["policies"], row["phase"], f"{row['seconds']:.1f}", row["rests"], ms(row["least_slack_ms"]), f"{row['late_p99_ms']:.2f}",
+                row["policies"], row["phase"], f"{row['seconds']:.1f}", row["rests"], row["ticks_missed"], ms(row["least_slack_ms"]),
+                f"{row['late_p99_ms']:.2f}",
                 f"{row['velocity_step_of_limit']:.2f}", f"{ms(row['policy_p50_ms'])} / {ms(row['policy_p99_ms'])}",
                 ms(row["observation_age_p95_ms"]),
             )
