@@ -247,3 +247,12 @@ def test_a_line_that_is_cut_is_a_sentence_and_the_next_question_finds_another(li
         remote.predict(seen, seeds=[0])
     assert remote.predict(seen, seeds=[0]).shape == (1, remote.contract.prediction_horizon, 7)
     remote.close()
+
+
+def test_an_array_on_the_wire_is_byte_by_byte_that_of_openpis_client():
+    """Written out by the msgpack specification from openpi_client/msgpack_numpy.py: a map of four byte-string keys."""
+    one = "84" "c40b5f5f6e6461727261795f5f" "c3" "c40464617461" "c4040000803f" "c4056474797065" "a33c6634" "c4057368617065" "9101"
+    assert pack(np.array([1.0], np.float32)) == bytes.fromhex(one)
+    assert unpack(bytes.fromhex(one)).tolist() == [1.0]
+    number = "83" "c40d5f5f6e7067656e657269635f5f" "c3" "c40464617461" "cb3ff8000000000000" "c4056474797065" "a33c6634"
+    assert unpack(bytes.fromhex(number)) == 1.5
