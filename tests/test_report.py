@@ -17,9 +17,11 @@ from std_msgs.msg import String
 from policytrim_ros.arguments import from_text, texts
 from policytrim_ros.cli import parser_for
 from policytrim_ros.console.terminal import parsed
+from policytrim_ros.core.statistics import bootstrap_mean, t_mean
 from policytrim_ros.graph import LaunchArguments
 from policytrim_ros.nodes.recording import McapFile
 from policytrim_ros.trials import report as report_module
+from policytrim_ros.trials import table
 from policytrim_ros.trials.clips import LAST_FRAME_S, ClipError, clip
 from policytrim_ros.trials.figures import curve
 from policytrim_ros.trials.page import SYMBOLS, Code, Grid, Page, Strip, Text, clean
@@ -513,3 +515,12 @@ def test_reports_of_several_threads_do_not_disturb_each_other(tmp_path):
     for thread in threads:
         thread.join()
     assert found == [alone_] * 3
+
+
+def test_a_mean_of_few_trials_stands_alone_and_an_interval_is_the_wider_one_and_never_negative():
+    values = [6.1, 7.9, 7.0, 9.2]
+    (_, *bootstrap), (_, *t) = bootstrap_mean(values), t_mean(values)
+    assert t[0] < bootstrap[0] and t[1] > bootstrap[1]
+    assert table._mean(values, 2) == f"7.55 [{t[0]:.2f}, {t[1]:.2f}]"
+    assert table._mean([6.1, 7.9], 1) == "7.0" and table._mean([], 1) == "-"
+    assert table._mean([0.0, 0.0, 0.3], 1).startswith("0.1 [0.0, ")

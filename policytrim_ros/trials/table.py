@@ -136,14 +136,18 @@ def _line(key: tuple, group: list[Row]) -> tuple:
     )
 
 
+FEW = 3
+"""Of fewer values the spread is anybody's guess: their mean stands alone."""
+
+
 def _mean(values: list, digits: int) -> str:
-    """The mean with its interval, by the bootstrap or by Student's t, whichever is wider on either side: with few values the bootstrap is
-    too narrow. Of a single value, whose spread nobody knows, without."""
+    """The mean of what cannot be negative, from FEW values on with its interval: by the bootstrap, which is too narrow for few, or by
+    Student's t, whichever is wider on either side."""
     (mean, *one), (_, *other) = bootstrap_mean(values), t_mean(values)
-    low, high = min(one[0], other[0]), max(one[1], other[1])
+    low, high = max(0.0, min(one[0], other[0])), max(one[1], other[1])
     if math.isnan(mean):
         return "-"
-    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if len(values) > 1 else "")
+    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
 
 
 def _change(pairs: list[tuple[float, float]]) -> str:
