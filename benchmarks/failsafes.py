@@ -4,8 +4,8 @@
 
 Starts the simulated robot (`policytrim up`, async, a learned policy, recorder and console) once. Every round lets the policy move the arm,
 injects one fault beneath the running processes, and asks the emulated arm what it really does. `slows after`: the setpoints' speed falls
-from then on until they rest; `at rest after`: no true joint moves further than 3 mrad any more (contacts shake a held one by 2); `told after`: the controller
-has said so. The bound is the table's (core/safety.py). A killed node is started again with `policytrim restart`, and moves
+from then on until they rest; `at rest after`: no true joint moves further than 3 mrad any more (contacts shake a held one by 2);
+`told after`: the controller has said so. The bound is the table's (core/safety.py). A killed node is started again with `policytrim restart`, and moves
 the arm again, before the next round. Exit code 1 when a round went wrong. It takes about ten minutes.
 """
 

@@ -7,7 +7,8 @@ Starts the simulated robot (`policytrim up`), lets a policy move the arm, exchan
 which delays every answer. Each exchange has a scene of its own. Rests are the executor's own count; slack is what was left of the plan when
 the next chunk came, at least; velocity is that of the setpoints which left the safety filter, as the share of what the acceleration
 limit allows between two of them (a listener that misses setpoints sees more than 1; tests/test_safety.py keeps the limit itself);
-lateness is the setpoint thread's own, over the last five seconds, ticks missed its own count from a second before; the age is that of an observation when its first action plays.
+lateness is the setpoint thread's own, over the last five seconds, ticks missed its own count from up to a second before; the age is
+that of an observation when its first action plays.
 """
 
 from __future__ import annotations
@@ -116,7 +117,6 @@ class Watch(Probe):
 def measured(watch: Watch, policies: str, phase: str, act) -> dict:
     """One row: what happened while ``act()`` ran."""
     missed = lambda: int(watch.heard["controller"][-1]["ticks_missed"])  # noqa: E731
-    watch.spin(1.2)  # diagnostics come once a second
     missed_before, rests, began = missed(), watch.consumed.stalls, time.monotonic()
     watch.setpoints.clear(), watch.heard.clear(), watch.slacks.clear()
     act()
@@ -174,7 +174,7 @@ def exchanges(watch: Watch, policies: str, names: dict[str, str], swaps: int) ->
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--swaps", type=int, default=3, help="exchanges, before the one that is taken back; 0: none, and none is (%(default)s)")
+    parser.add_argument("--swaps", type=int, default=3, help="exchanges, before one is taken back; 0: neither (%(default)s)")
     parser.add_argument(
         "--latency", type=float, nargs="*", default=[], metavar="S", help="also with served policies that take so many seconds"
     )

@@ -214,6 +214,15 @@ def started(page, cockpit, **plan):
     return page
 
 
+def in_a_trial(page):
+    """A cockpit whose first trial runs, and its page."""
+    cockpit = MemoryCockpit()
+    seen = started(page(cockpit), cockpit)
+    seen.press("g")
+    seen.word("RUNNING")
+    return cockpit, seen
+
+
 @in_a_browser
 def test_an_operator_runs_a_blind_session_from_its_start_to_its_report(page):
     cockpit = MemoryCockpit()
@@ -376,10 +385,7 @@ def test_a_policy_is_exchanged_and_rolled_back_and_training_is_shown_with_its_pr
 
 @in_a_browser
 def test_the_page_says_when_the_scene_is_to_be_disturbed(page):
-    cockpit = MemoryCockpit()
-    seen = started(page(cockpit), cockpit)
-    seen.press("g")
-    seen.word("RUNNING")
+    cockpit, seen = in_a_trial(page)
     cockpit.now["disturb"] = True
     seen.word(strings("en")["word.disturb"].upper())
     assert seen.text("#reason") == strings("en")["why.disturb"]
@@ -387,10 +393,7 @@ def test_the_page_says_when_the_scene_is_to_be_disturbed(page):
 
 @in_a_browser
 def test_an_invalid_trial_needs_a_reason(page):
-    cockpit = MemoryCockpit()
-    seen = started(page(cockpit), cockpit)
-    seen.press("g")
-    seen.word("RUNNING")
+    cockpit, seen = in_a_trial(page)
     seen.press("x")
     seen.until(lambda: seen.seen("#ask-reason"))
     seen.press("\ue007", "#why")

@@ -79,6 +79,12 @@ def t_mean(values, confidence: float = 0.95) -> tuple[float, float, float]:
     return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
 
 
+def wider(bootstrap: tuple[float, float, float], t: tuple[float, float, float]) -> tuple[float, float, float]:
+    """(estimate, low, high) of the bootstrap, each bound that of the wider of the two: with few values the bootstrap is too narrow
+    (docs/results/statistics.md), and t alone supposes that means are normal."""
+    return bootstrap[0], min(bootstrap[1], t[1]), max(bootstrap[2], t[2])
+
+
 def t_difference(a, b, confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean(b) - mean(a), low, high) of two unpaired groups by Welch's t (Biometrika 34:28, 1947).
 

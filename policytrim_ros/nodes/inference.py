@@ -254,7 +254,7 @@ class Inference(Node):
         )
 
     def _remember(self) -> None:
-        """For a process that is started when this one has died."""
+        """For a process that is started when this one has died; `_saying` is held."""
         with self._changed:
             good, tried = self._generations.good, self._generations.tried(self._wanted)
         try:

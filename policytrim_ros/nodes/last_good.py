@@ -10,7 +10,6 @@ A small file of the running system (`graph.py` says where; a fresh start removes
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,11 +32,10 @@ class Known:
 
 
 class LastGood:
-    """The file at ``path``; without a path nothing is remembered."""
+    """The file at ``path``; without a path nothing is remembered. Not thread-safe: the caller serialises."""
 
     def __init__(self, path: str):
         self._path, self._written = Path(path) if path else None, None
-        self._writing = threading.Lock()
 
     def read(self) -> Known | None:
         """What a process before this one has left; None when there was none, or its file cannot be read."""
@@ -48,7 +46,6 @@ class LastGood:
 
     def write(self, known: Known) -> None:
         """Remembers ``known``, when it is not what was written last. OSError leaves the file as it was."""
-        with self._writing:
-            if self._path is not None and known != self._written:
-                replace_file(self._path, json.dumps(asdict(known)).encode())
-                self._written = known
+        if self._path is not None and known != self._written:
+            replace_file(self._path, json.dumps(asdict(known)).encode())
+            self._written = known

@@ -9,7 +9,7 @@ from typing import Mapping, Sequence
 from policytrim_ros.core.sample_size import pairs_still_needed
 from policytrim_ros.core.sample_size import still_needed as trials_still_needed
 from policytrim_ros.core.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, difference, paired_difference
-from policytrim_ros.core.statistics import t_difference, t_mean
+from policytrim_ros.core.statistics import t_difference, t_mean, wider
 from policytrim_ros.trials.protocol import pairs
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import Change, Interval
@@ -89,16 +89,12 @@ class Evidence:
         return tuple([getattr(row, quantity) for row in side] for side in sides)
 
     def change(self, quantity: str, confidence: float) -> tuple[float, float, float]:
-        """Difference of the means by the bootstrap and by Student's t (unpaired: Welch's), whichever is wider on either side: with few
-        values the bootstrap is too narrow (docs/results/statistics.md), and t alone supposes that means are normal."""
+        """Difference of the means by the bootstrap and by Student's t (unpaired: Welch's), whichever is wider on either side."""
         before, after = self.values(quantity)
         if self.paired:
             differences = [b - a for a, b in zip(before, after)]
-            both = bootstrap_mean(differences, confidence), t_mean(differences, confidence)
-        else:
-            both = bootstrap_difference(before, after, confidence), t_difference(before, after, confidence)
-        (estimate, *_), lows, highs = both[0], [found[1] for found in both], [found[2] for found in both]
-        return estimate, min(lows), max(highs)
+            return wider(bootstrap_mean(differences, confidence), t_mean(differences, confidence))
+        return wider(bootstrap_difference(before, after, confidence), t_difference(before, after, confidence))
 
 
 def counted(rows, cell, label) -> list[Row]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from policytrim_ros.core.statistics import bootstrap_mean, t_mean, wilson
+from policytrim_ros.core.statistics import bootstrap_mean, t_mean, wider, wilson
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.store import Row, read, read_sessions
 
@@ -141,13 +141,11 @@ FEW = 3
 
 
 def _mean(values: list, digits: int) -> str:
-    """The mean of what cannot be negative, from FEW values on with its interval: by the bootstrap, which is too narrow for few, or by
-    Student's t, whichever is wider on either side."""
-    (mean, *one), (_, *other) = bootstrap_mean(values), t_mean(values)
-    low, high = max(0.0, min(one[0], other[0])), max(one[1], other[1])
+    """The mean of what cannot be negative, from FEW values on with its interval: bootstrap or Student's t, the wider."""
+    mean, low, high = wider(bootstrap_mean(values), t_mean(values))
     if math.isnan(mean):
         return "-"
-    return f"{mean:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
+    return f"{mean:.{digits}f}" + (f" [{max(0.0, low):.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
 
 
 def _change(pairs: list[tuple[float, float]]) -> str:
