@@ -376,10 +376,11 @@ def test_every_try_that_does_not_count_is_counted_also_when_it_was_repeated():
     assert cells[3] == "1/1" and cells[-1] == "2 aborted, 2 invalid"
 
 
-def test_a_single_value_has_no_interval_and_two_have_one():
-    one, two = ([cell.strip() for cell in table(rows).splitlines()[2].split("|")] for rows in ([row()], [row(), row(seed=1)]))
-    assert one[6:9] == ["4.0", "80", "16"] and one[10] == "0.0"
-    assert two[6:9] == ["4.0 [4.0, 4.0]", "80 [80, 80]", "16 [16, 16]"]
+def test_means_of_one_and_two_stand_alone_and_three_have_an_interval():
+    tables = [table([row(seed=seed) for seed in range(n)]).splitlines()[2] for n in (1, 2, 3)]
+    one, two, three = ([cell.strip() for cell in line.split("|")] for line in tables)
+    assert one[6:9] == two[6:9] == ["4.0", "80", "16"] and one[10] == "0.0"
+    assert three[6:9] == ["4.0 [4.0, 4.0]", "80 [80, 80]", "16 [16, 16]"]
 
 
 def test_a_table_without_a_success_or_without_rows_can_be_read(tmp_path):
