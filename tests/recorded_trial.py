@@ -124,8 +124,8 @@ class Rig:
             first = replanner.first(executor.next_step, executor.playing, self.now - self.stepped_at)
             state = np.concatenate([self.filter.setpoint, self.filter.setpoint]).astype(np.float32)
             stamp = min(stamp for stamp, _ in self.images.values())
-            if replanner.mode == SYNC and stamp < replanner.rest_since:
-                return  # the next picture shows the arm at rest
+            if replanner.predates(stamp):
+                return  # the next picture will do
             actions = self.policy(first, {name: message for name, (_, message) in self.images.items()}, state)
             self.chunk_id += 1
             chunk = Chunk(actions[: replanner.trim(len(actions), self.latency_s)], 1, self.chunk_id, first)

@@ -78,3 +78,18 @@ def test_slack_is_what_the_plan_still_plays_when_the_chunk_arrives():
     replanner.sent(10, 8, 0.0)
     assert replanner.slack(14, 0.1) == pytest.approx(0.1)
     assert replanner.slack(17, 0.1) == pytest.approx(-0.05)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "rtc"])
+def test_what_follows_go_rests_on_pictures_that_were_taken_after_it(mode):
+    replanner = Replanner(mode, 5, RATE)
+    assert not replanner.predates(0.0)  # nothing rests yet
+    assert replanner.turn(0, 0, False, 0.05, 7.0)
+    assert replanner.predates(6.99) and not replanner.predates(7.0)
+    replanner.sent(0, 6, 7.1)
+    replanner.turn(2, 4, True, 0.05, 7.3)
+    assert not replanner.predates(0.0)  # a plan plays
+    replanner.turn(6, 0, False, 0.05, 7.6)  # it ran out: sync rests at every look, the others move on with what they have
+    assert replanner.predates(7.5) == (mode == "sync")
+    replanner.reset()
+    assert replanner.turn(6, 0, False, 0.05, 9.0) and replanner.predates(8.0)  # a new go

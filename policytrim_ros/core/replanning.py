@@ -47,6 +47,12 @@ class Replanner:
         left = queued if self._planned_until is None else max(queued, self._planned_until - next_step)
         return left <= self.lead(latency_s)
 
+    def predates(self, taken: float) -> bool:
+        """Whether a picture ``taken`` then (s) is too old for this look: what follows go, and in sync mode every chunk, rests on
+        pictures taken since the arm rests."""
+        waits = self.mode == SYNC or self._planned_until is None
+        return waits and self.rest_since is not None and taken < self.rest_since
+
     def until_turn(self, next_step: int, latency_s: float, since_step_s: float) -> float:
         """Seconds until the turn comes while a plan plays, ``since_step_s`` after its last control step began; inf where it does not come
         before the plan is over (sync) or nothing is planned."""

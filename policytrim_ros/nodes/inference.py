@@ -518,8 +518,8 @@ class Inference(Node):
                 return self._complain(f"no image of camera '{camera}' yet")
             if now - taken > self.config.stale_after_s:
                 return self._complain(f"no image of camera '{camera}' for {now - taken:.1f} s")
-            if self.config.mode == SYNC and taken < self._replanner.rest_since:
-                return None  # the next frame shows the arm at rest
+            if self._replanner.predates(taken):
+                return None  # the next one will do
             images[camera] = image
         measured, setpoint = self._states.take("measured"), self._states.take("setpoint")
         if measured is None or setpoint is None:
