@@ -19,7 +19,7 @@ demo: setup
 
 DURATIONS = --durations=12 --durations-min=15
 test: setup
-	@scripts/bootstrap --browser
+	@scripts/bootstrap --tests
 	@.venv/bin/python -m pytest -m "not integration and not alone" --numprocesses 2 --dist loadfile --no-loadscope-reorder $(DURATIONS) $(ARGS); unit=$$?; \
 	.venv/bin/python -m pytest -m "integration or alone" --reruns 2 --reruns-delay 3 $(DURATIONS) $(ARGS); real=$$?; \
 	case $$unit,$$real in 0,0|0,5|5,0) ;; *) echo "tests failed: exit code $$unit (unit), $$real (real processes)"; exit 1;; esac

@@ -70,7 +70,7 @@ EXTRAS = {
         "aiohttp>=3.14,<4",  # the operator's page and its terminal client; older ones keep connections that never send a header
     ],
     "rerun": [
-        "rerun-sdk>=0.23",  # `policytrim replay --rerun`; the first with set_time and Scalars. Optional: nothing else needs it
+        "rerun-sdk>=0.23",  # `policytrim replay --rerun`; the first with set_time and Scalars. Optional: nothing but its test needs it
     ],
     "test": [
         "pytest>=7.4",  # the tests

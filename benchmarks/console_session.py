@@ -4,7 +4,7 @@
 
 Starts the whole simulated robot with its console, fills the form of the page with the plan, presses `g` whenever a trial is ready
 until the simulator has judged the last one (and clears a fault, of which it tells), locks the session on the page and writes its report and its rows (JSON) to --to. With
---resume the newest session of --out goes on. Needs chromium and chromedriver (`scripts/bootstrap --browser`).
+--resume the newest session of --out goes on. Needs chromium and chromedriver (`scripts/bootstrap --tests`).
 """
 
 from __future__ import annotations

@@ -533,7 +533,7 @@ class Serve(Delegate):
       policytrim serve models/mine --device cuda
       ssh -L 8000:127.0.0.1:8000 gpu-machine         then, beside the arm: policytrim up checkpoint:=ws://127.0.0.1:8000
 
-    It listens on 127.0.0.1; on any other address only with a token in POLICYTRIM_TOKEN, which clients need, too.
+    It listens on 127.0.0.1; on any other address only with a token of 16 characters or more in POLICYTRIM_TOKEN, which clients need, too.
     """
 
     module = "policytrim_ros.policies.remote"

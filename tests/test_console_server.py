@@ -497,6 +497,9 @@ def test_control_can_be_given_to_nobody_kept_and_is_not_given_to_one_who_has_lef
 def test_listening_beyond_this_machine_without_a_token_is_refused_in_one_sentence(cockpit, host):
     with pytest.raises(ConsoleError, match="lets everybody in: set POLICYTRIM_TOKEN, or listen on 127.0.0.1"):
         Server(cockpit, host=host)
+    with pytest.raises(ConsoleError, match="the 15 characters of POLICYTRIM_TOKEN can be guessed .*set 16 or more"):
+        Server(cockpit, host=host, token="x" * 15)
+    Server(cockpit, host=host, token="x" * 16)
 
 
 def test_a_port_that_is_taken_is_named(serve, cockpit):

@@ -13,8 +13,9 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from policytrim_ros.core.contract import robot_contract
+from policytrim_ros.core.listening import TOKEN
 from policytrim_ros.policies import checkpoint, staging
-from policytrim_ros.policies.remote import TOKEN, RemoteError, RemotePolicy, Server, metadata_of
+from policytrim_ros.policies.remote import RemoteError, RemotePolicy, Server, metadata_of
 from policytrim_ros.policies.wire import WireError, pack, unpack
 from sim_bridge.line import Line
 
@@ -116,6 +117,8 @@ def test_other_machines_need_a_token_and_browsers_are_turned_away(served):
     start, policy = served
     with pytest.raises(RemoteError, match=f"lets everybody in: set {TOKEN}"):
         Server(policy, {}, host="0.0.0.0", port=0)
+    with pytest.raises(RemoteError, match="the 5 characters of POLICYTRIM_TOKEN can be guessed .*set 16 or more"):
+        Server(policy, {}, host="0.0.0.0", port=0, token="guess")
     with pytest.raises(InvalidStatus, match="403"), connect(address(start()), origin="http://evil.example"):
         pass
     server = start()

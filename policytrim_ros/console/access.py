@@ -14,9 +14,8 @@ import socket
 from typing import Any, Mapping
 
 from policytrim_ros.console.cockpit import Malformed, Refused
+from policytrim_ros.core.listening import objection
 
-TOKEN = "POLICYTRIM_TOKEN"
-LOCAL = ("127.0.0.1", "localhost", "::1")
 COOKIE = "policytrim_console"
 GONE_S = 10.0
 """Whoever is in control and has not been heard of for this long has left."""
@@ -30,8 +29,8 @@ class Access:
     """The token and what is asked of every request. ``host``: address that is listened on."""
 
     def __init__(self, host: str, token: str):
-        if host not in LOCAL and not token:
-            raise ConsoleError(f"listening on {host} lets everybody in: set {TOKEN}, or listen on 127.0.0.1 (the default)")
+        if why_not := objection(host, token):
+            raise ConsoleError(why_not)
         own = socket.gethostname().lower()
         self._names = {"localhost", own, f"{own}.local", host.lower()}
         self._token = token

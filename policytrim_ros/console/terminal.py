@@ -27,9 +27,10 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import yaml
 
-from policytrim_ros.console.access import TOKEN, ConsoleError, checked_name
+from policytrim_ros.console.access import ConsoleError, checked_name
 from policytrim_ros.console.cockpit import ORDERS, Malformed
 from policytrim_ros.console.language import Words, keys, language_of
+from policytrim_ros.core.listening import TOKEN
 from policytrim_ros.files import replace_file
 
 SILENCE_S = 3.0  # the server speaks at least every second

@@ -32,6 +32,7 @@ from policytrim_ros.console.cockpit import Malformed, Refused
 from policytrim_ros.console.server import Server
 from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.config import setting as option
+from policytrim_ros.core.listening import TOKEN
 from policytrim_ros.core.statistics import wilson
 from policytrim_ros.nodes.asking import HOLD, answer
 from policytrim_ros.nodes.messages import LATCHED, time_to_seconds
@@ -50,7 +51,6 @@ from policytrim_ros.trials.session import Session, schedule
 from policytrim_ros.trials.store import UNLABELLED, Store, StoreError, read_sessions
 from policytrim_ros.trials.table import is_blind
 
-TOKEN = "POLICYTRIM_TOKEN"
 SHOWN = ("generation", "checkpoint", "horizon", "horizon_now", "cuts", "tail_rad", "slack_ms", "latency_ms_p50", "latency_ms_p99")
 SHOWN += ("mode", "calls", "probation", "earlier", "loading", "news", "complaint", "running")
 STILL = dict(mode="", complaint="", running=False)

@@ -29,13 +29,12 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from policytrim_ros.core.contract import Contract
+from policytrim_ros.core.listening import TOKEN, objection
 from policytrim_ros.policies.pictures import resize_images
 from policytrim_ros.policies.policy import Observation
 from policytrim_ros.policies.wire import WireError, pack, unpack
 
 PROTOCOL = 1
-TOKEN = "POLICYTRIM_TOKEN"
-LOCAL = ("127.0.0.1", "localhost", "::1")
 LARGEST = 1 << 24
 """Bytes of one message; two pictures of 1920 x 1080 fit."""
 
@@ -128,8 +127,8 @@ class Server:
     """Serves ``policy`` until `close`. ``token``: what clients must show; needed unless ``host`` is this machine's own."""
 
     def __init__(self, policy, metadata: dict, host: str = "127.0.0.1", port: int = 8000, token: str = ""):
-        if host not in LOCAL and not token:
-            raise RemoteError(f"listening on {host} lets everybody in: set {TOKEN}, or listen on 127.0.0.1 (the default)")
+        if why_not := objection(host, token):
+            raise RemoteError(why_not)
         self._policy, self._metadata, self._token, self._turn = policy, pack(metadata), token, threading.Lock()
         self._cameras = [camera.name for camera in policy.contract.cameras]
         try:
