@@ -34,8 +34,11 @@ REALTIME_PRIORITY = 50
 TIME_ERROR = 5
 """adjtimex(2): "the system clock is not synchronized to a reliable server"."""
 
-VULKAN_S, CAMERAS_S, LIVE_S = 10.0, 8.0, 20.0
+VULKAN_S, CAMERAS_S, GPU_S, LIVE_S = 10.0, 8.0, 5.0, 20.0
 """Shares of what takes longest; the last: listening for 5 s, asking three nodes, and what it takes to begin and to end."""
+
+SMI = "nvidia-smi"
+SMI_QUERY = "--query-gpu=name,memory.free,memory.total", "--format=csv,noheader,nounits"
 
 FIND_CAMERAS = """
 import json, pyrealsense2 as rs
@@ -61,6 +64,7 @@ def subjects(robot: bool, checkpoint: str = "", live: bool = False, namespace: s
         Subject("cameras", lambda: cameras(robot), CAMERAS_S + 1.0, needed, "unplug the cameras and plug them in again"),
         Subject("serials", lambda: configured_serials(robot), CAMERAS_S + 1.0, needed, "see cameras"),
         Subject("memory", memory),
+        *([Subject("GPU", gpu, GPU_S + 1.0, WARNING, "its driver hangs: restart this machine")] if shutil.which(SMI) else []),
         Subject("disk", disk, advice="a mounted disk hangs: see `dmesg`, and `mount` for what is mounted here"),
         Subject("clock", clock, silent=WARNING),
         Subject("real time", priority, silent=WARNING),
@@ -240,6 +244,17 @@ def memory() -> Finding:
     return Finding(
         "memory", GOOD if free > 4 else WARNING, f"{free:.1f} GB free", "" if free > 4 else "the whole system takes 4 GB"
     )
+
+
+def gpu() -> Finding:
+    """What is free on each NVIDIA GPU; what a checkpoint needs is said when it is loaded."""
+    asked = subprocess.run([SMI, *SMI_QUERY], capture_output=True, text=True, timeout=GPU_S)
+    if asked.returncode:
+        said = (asked.stdout + asked.stderr).strip().splitlines() or [f"{SMI} ended with {asked.returncode}"]
+        return Finding("GPU", WARNING, said[0], "policies run on the CPU until the driver is well; see `nvidia-smi`")
+    rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines() if line.strip()]
+    free = [f"{name}: {int(free) / 1024:.1f} of {int(total) / 1024:.1f} GB free" for name, free, total in rows]
+    return Finding("GPU", GOOD, "; ".join(free))
 
 
 def priority() -> Finding:

@@ -184,7 +184,7 @@ class Operator:
         self._executor.add_node(self.node)
         self.state, self.consumed, self.status, self.answered = "", None, "", ""
         self.beats, self.heard_at = set(beats), None  # when consumed was heard
-        self._chunk_id, self._playing, self._sent_until = 0, None, -1
+        self._chunk_id, self._playing, self._paused, self._sent_until = 0, None, None, -1
         self._clients = {}
         self._beat = self.node.create_publisher(String, "heartbeat", 10)
         self._chunks = self.node.create_publisher(JointTrajectory, "chunk", 10)
@@ -289,6 +289,13 @@ class Operator:
 
     def rest(self) -> None:
         self._playing = None
+
+    def pause(self) -> None:
+        """Sends no more chunks until `go_on`."""
+        self._playing, self._paused = None, self._playing
+
+    def go_on(self) -> None:
+        self._playing, self._sent_until = self._paused, -1
 
     def close(self) -> None:
         self._executor.shutdown()

@@ -121,6 +121,16 @@ def test_the_controller_says_the_arms_limits_joint_by_joint_and_nothing_when_it_
     assert limits_told(None) == {}
 
 
+def test_a_priority_that_is_not_allowed_is_refused_with_what_to_do_and_nothing_else_changes():
+    asks = "from policytrim_ros.nodes.process import *; import threading; "
+    asks += "resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0)); print(ask_for_priority(50)); print(priority_of(threading.get_native_id()))"
+    line = [sys.executable, "-c", f"import resource; {asks}"]
+    if os.geteuid() == 0:  # who may do everything gives that up first
+        line = ["setpriv", "--bounding-set=-sys_nice", *line]
+    said = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    assert said == ["Operation not permitted; allow it with an rtprio line for this user in /etc/security/limits.d", "0"]
+
+
 def test_the_priority_of_a_thread_is_that_of_its_scheduler(monkeypatch):
     real_time = os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)
     assert priority_of(threading.get_native_id()) == (os.sched_getparam(0).sched_priority if real_time else 0)
@@ -277,3 +287,24 @@ def test_without_ros_the_running_system_is_one_line(monkeypatch):
     (subject,) = [each for each in doctor.subjects(False, live=True) if each.name == "system"]
     (line,) = findings.answers(subject, 10.0)
     assert line.state == BAD and "ModuleNotFoundError" in line.found and line.advice
+
+
+@pytest.mark.parametrize(
+    "script, state, words",
+    [
+        ("echo 'A, 1024, 16384'; echo 'B, 8192, 8192'", GOOD, "A: 1.0 of 16.0 GB free; B: 8.0 of 8.0 GB free"),
+        ("echo 'has failed because it could not communicate with the driver'; exit 9", WARNING, "could not communicate"),
+        ("exit 3", WARNING, "ended with 3"),
+    ],
+)
+def test_free_memory_of_each_gpu_is_told_where_the_driver_has_its_tool(script, state, words, tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    finding = doctor.gpu()
+    assert finding.state == state and words in finding.found
+    assert "GPU" in [subject.name for subject in doctor.subjects(False, "", False, "")]
+    tool.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "GPU" not in [subject.name for subject in doctor.subjects(False, "", False, "")]

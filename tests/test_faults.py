@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import can
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
 from stack import ROOT, Operator, Stack
@@ -16,7 +18,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
 from policytrim_ros.core.types import JOINTS, READY, Chunk
-from policytrim_ros.nodes.messages import chunk_to_message, seconds_to_time
+from policytrim_ros.nodes.messages import LATCHED, chunk_to_message, seconds_to_time
 from sim_bridge.sim_clock import SimClock
 
 REQUIRED = dict(required_nodes="['camera','camera/front','inference']")
@@ -100,6 +102,40 @@ def test_a_fault_of_the_arm_latches_with_its_reason_and_the_arm_holds(stack, ope
 def test_no_process_that_starts_can_keep_the_controller_waiting_in_shared_memory(stack, operator):
     mapped = Path(f"/proc/{stack.processes['controller'].pid}/maps").read_text()
     assert "libfastrtps" in mapped and "/dev/shm/fastrtps" not in mapped
+
+
+def test_a_motor_that_another_voice_on_the_bus_switches_off_is_a_fault_until_the_operator_clears_it(stack, operator):
+    operator.swing()
+    with can.Bus(interface="piper_hub", channel=stack.socket) as bus:
+        bus.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
+    operator.until(lambda: operator.state.startswith("fault: not enabled"), "a motor that is off is not noticed", 5.0)
+    assert "joint6" in operator.state and "support the arm" in operator.state
+    operator.rest()
+    operator.until(lambda: np.max(np.abs(stack.truth()["velocity"])) < 0.01, "the arm does not come to rest", 5.0)
+    off = stack.truth()["enabled"]
+    assert off == [True] * 5 + [False] + off[6:], "the controller did something about the motor by itself"
+    refused = operator.order("controller/go")
+    assert not refused.success and "clear_fault" in refused.message and not all(stack.truth()["enabled"])
+    assert operator.order("controller/clear_fault").success
+    operator.ready()
+    stack.assert_held(operator.spin)
+
+
+def test_a_chunk_that_comes_late_slows_the_arm_and_with_the_next_it_goes_on(stack, operator):
+    states, said = [], []
+    operator.node.create_subscription(
+        DiagnosticArray, "diagnostics", lambda m: said.extend(s.message for s in m.status if s.name == "controller"), 10
+    )
+    operator.swing()
+    operator.node.create_subscription(String, "controller/state", lambda m: states.append(m.data), LATCHED)
+    operator.pause()
+    operator.until(lambda: operator.consumed.queued == 0, "the chunk does not come to its end")
+    operator.spin(0.3)
+    stood = operator.consumed.next_step
+    operator.go_on()
+    operator.until(lambda: operator.consumed.next_step > stood + 20, "the arm does not go on")
+    operator.until(lambda: any("chunk late: slowed by" in words for words in said), "nobody says why it was slow")
+    assert {state.partition(":")[0] for state in states} == {"moving"}
 
 
 def test_an_arm_that_something_holds_is_not_pushed_on(stack, operator):

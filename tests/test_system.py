@@ -16,6 +16,7 @@ from sensor_msgs.msg import JointState
 from stack import ROOT, Operator, Stack, wait_for
 from std_msgs.msg import Int64MultiArray, String
 
+from benchmarks.injections import damaged_checkpoint
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.graph import own_checkpoint, runtime_dir
 from policytrim_ros.nodes.messages import LATCHED, Consumed
@@ -133,7 +134,7 @@ def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(
     assert row.calls >= 5 and row.steps <= row.calls * h and row.steps > (row.calls - 2) * h
 
 
-def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back(system):
+def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back_and_a_damaged_one_is_refused(system, tmp_path):
     first, second = (str(ROOT / "models" / name) for name in ("piper-pi0-tiny", "tape-box-oft-tiny"))
     system.up("up", f"checkpoint:={first}")
     wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)
@@ -153,13 +154,22 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back(system):
         operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")
         heard.clear(), speeds.clear(), generations.clear()
 
-        line = [sys.executable, "-m", "policytrim_ros.cli", "swap", second]
-        swap = subprocess.Popen(
-            line, cwd=ROOT, env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        operator.until(lambda: swap.poll() is not None, "the swap does not come to an end", 180.0)
-        said = swap.communicate()[0]
-        assert swap.returncode == 0 and "generation 2 speaks after" in said and "h = 8" in said, said
+        def swap(directory):
+            line = [sys.executable, "-m", "policytrim_ros.cli", "swap", str(directory)]
+            process = subprocess.Popen(
+                line, cwd=ROOT, env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            operator.until(lambda: process.poll() is not None, "the swap does not come to an end", 180.0)
+            return process.returncode, process.communicate()[0]
+
+        code, said = swap(damaged_checkpoint(tmp_path))
+        assert code == 1 and "changed or truncated" in said, said
+        played = operator.consumed.next_step
+        operator.until(lambda: operator.consumed.next_step > played + 3, "a refused swap stops the arm")
+        assert set(generations) == {1}
+
+        code, said = swap(second)
+        assert code == 0 and "generation 2 speaks after" in said and "h = 8" in said, said
         operator.until(lambda: generations[-1] == 2, "no action of the second generation is played")
         operator.until(lambda: operator.consumed.generation == 2, "")
         operator.spin(1.0)

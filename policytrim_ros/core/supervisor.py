@@ -72,13 +72,15 @@ class SupervisorConfig(Config):
 
 @dataclass(frozen=True)
 class Health:
-    """What the driver knows of the arm at one tick. ``position`` (7,) or None before the first complete feedback."""
+    """What the driver knows of the arm at one tick. ``position`` (7,) or None before the first complete feedback; ``off``: names of
+    joints whose motors are off."""
 
     position: np.ndarray | None
     age_s: float
     enabled: bool
     problems: tuple = ()
     send_failures: int = 0
+    off: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,7 @@ class Supervisor:
         elif health.problems:
             self._trip("arm status", "; ".join(health.problems))
         elif not health.enabled and not self._damped:
-            self._trip("not enabled", "")
+            self._trip("not enabled", ", ".join(health.off))
         self._old_failures = min(self._old_failures, health.send_failures)
         failures = health.send_failures - self._old_failures
         if self._streaming and failures >= config.send_failures_max:

@@ -32,6 +32,7 @@ from policytrim_ros.core.config import ConfigError, setting
 from policytrim_ros.core.executor import ChunkRefused
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.core.supervisor import FAULTED, MOVING, Health, Refused, Supervisor, SupervisorConfig
+from policytrim_ros.core.types import JOINTS
 from policytrim_ros.nodes import agilex
 from policytrim_ros.nodes.messages import (
     LATCHED,
@@ -199,7 +200,8 @@ class Controller(Node):
         if feedback is None:
             return Health(None, float("inf"), False, (), self.arm.send_failures)
         age = time.monotonic() - feedback.state.stamp
-        return Health(feedback.state.position, age, all(feedback.enabled), feedback.problems, self.arm.send_failures)
+        off = tuple(name for name, on in zip(JOINTS, feedback.enabled) if not on)
+        return Health(feedback.state.position, age, not off, feedback.problems, self.arm.send_failures, off)
 
     # ---- the operator's orders -------------------------------------------------------------------------------------
 

@@ -126,12 +126,12 @@ def _line(key: tuple, group: list[Row]) -> tuple:
         *key,
         f"{len(solved)}/{len(counted)}",
         rate,
-        _mean([row.seconds for row in solved], 1),
-        _mean([row.steps for row in solved], 0),
-        _mean([row.calls for row in solved], 0),
+        mean([row.seconds for row in solved], 1),
+        mean([row.steps for row in solved], 0),
+        mean([row.calls for row in solved], 0),
         "/".join(str(h) for h in sorted({row.horizon for row in counted})) or "-",
-        _mean([row.stalls for row in counted], 1),
-        _mean([row.stall_s for row in counted], 2),
+        mean([row.stalls for row in counted], 1),
+        mean([row.stall_s for row in counted], 2),
         ", ".join(f"{count} {outcome}" for outcome, count in sorted(rest.items())) or "-",
     )
 
@@ -140,12 +140,12 @@ FEW = 3
 """Of fewer values the spread is anybody's guess: their mean stands alone."""
 
 
-def _mean(values: list, digits: int) -> str:
+def mean(values: list, digits: int) -> str:
     """The mean of what cannot be negative, from FEW values on with its interval: bootstrap or Student's t, the wider."""
-    mean, low, high = wider(bootstrap_mean(values), t_mean(values))
-    if math.isnan(mean):
+    point, low, high = wider(bootstrap_mean(values), t_mean(values))
+    if math.isnan(point):
         return "-"
-    return f"{mean:.{digits}f}" + (f" [{max(0.0, low):.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
+    return f"{point:.{digits}f}" + (f" [{max(0.0, low):.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
 
 
 def _change(pairs: list[tuple[float, float]]) -> str:
