@@ -147,6 +147,10 @@ def time_limits(a: np.ndarray, b: np.ndarray, seed: int) -> dict[str, tuple[np.n
             np.array([statistics.bootstrap_ratio(x, y, **ours)[1:] for x, y in runs]),
             MEAN_A_S / MEAN_B_S,
         ),
+        "ratio, paired: Student's t on its logarithm (`t_ratio`)": (
+            np.array([statistics.t_ratio(x, y)[1:] for x, y in runs]),
+            MEAN_A_S / MEAN_B_S,
+        ),
     }
 
 

@@ -17,6 +17,8 @@ from policytrim_ros.core.statistics import (
     paired_difference,
     t_difference,
     t_mean,
+    t_ratio,
+    wider,
     wilson,
 )
 
@@ -84,6 +86,25 @@ def test_the_paired_bootstrap_of_a_ratio_agrees_with_scipy():
     low, high = theirs.confidence_interval
     estimate, *ours = bootstrap_ratio(above, below)
     assert estimate == pytest.approx(ratio(above, below, 0)) and ours == pytest.approx([low, high], abs=0.05 * (high - low))
+
+
+def test_the_interval_of_a_ratio_of_few_pairs_covers_it_where_the_bootstrap_alone_falls_short():
+    rng, covered = np.random.default_rng(5), np.zeros(2)
+    for trial in range(400):
+        a, b = rng.gamma(14, 9 / 14, 5), rng.gamma(14, 7 / 14, 5)
+        bootstrap = bootstrap_ratio(a, b, resamples=400, seed=trial)
+        covered += [low <= 9 / 7 <= high for _, low, high in (bootstrap, wider(bootstrap, t_ratio(a, b)))]
+    assert covered[0] / 400 < 0.9 and 0.92 < covered[1] / 400 < 0.985
+
+
+def test_a_ratio_of_pairs_by_t_is_that_of_the_logarithm_and_says_nothing_of_a_single_pair():
+    a, b = np.array([4.0, 5.0, 6.5]), np.array([2.0, 2.5, 3.5])
+    ratio, low, high = t_ratio(a, b)
+    spread = stats.sem(a / a.mean() - b / b.mean()) * stats.t.ppf(0.975, 2)
+    assert ratio == pytest.approx(15.5 / 8) and [low, high] == pytest.approx([ratio * np.exp(-spread), ratio * np.exp(spread)], rel=1e-4)
+    assert t_ratio([2.0], [1.0]) == (2.0, 0.0, np.inf) and np.isnan(t_ratio([], [])[0])
+    with pytest.raises(ValueError):
+        t_ratio([1.0, 2.0], [1.0])
 
 
 def test_the_paired_bootstrap_covers_the_true_difference_and_ratio_about_as_often_as_it_says():

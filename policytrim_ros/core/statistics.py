@@ -144,6 +144,24 @@ def bootstrap_ratio(
     return float(above.mean() / below.mean()), float(low), float(high)
 
 
+def t_ratio(above, below, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean(above) / mean(below), low, high) of pairs by Student's t on the logarithm of the ratio, with the delta method's variance.
+
+    From 0 to infinity for a single pair, NaN for none. Values must be positive.
+    """
+    above, below = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    if above.shape != below.shape:
+        raise ValueError(f"{above.size} values cannot be paired with {below.size}")
+    if above.size == 0:
+        return math.nan, math.nan, math.nan
+    ratio = float(above.mean() / below.mean())
+    if above.size == 1:
+        return ratio, 0.0, math.inf
+    shares = above / above.mean() - below / below.mean()
+    half = _t_quantile(0.5 + confidence / 2, above.size - 1) * shares.std(ddof=1) / math.sqrt(above.size)
+    return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+
+
 def difference(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95) -> tuple[float, float, float]:
     """(b - a, low, high) for success rates of two unpaired groups, by Newcombe's method 10 (Statistics in Medicine 17:873, 1998).
 

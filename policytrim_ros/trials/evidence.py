@@ -9,7 +9,7 @@ from typing import Mapping, Sequence
 from policytrim_ros.core.sample_size import pairs_still_needed
 from policytrim_ros.core.sample_size import still_needed as trials_still_needed
 from policytrim_ros.core.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, difference, paired_difference
-from policytrim_ros.core.statistics import t_difference, t_mean, wider
+from policytrim_ros.core.statistics import t_difference, t_mean, t_ratio, wider
 from policytrim_ros.trials.protocol import pairs
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import Change, Interval
@@ -117,7 +117,7 @@ def changes(data: Evidence) -> tuple[Change, ...]:
         confidence = 1 - data.spec.alpha
         gap = Interval(*data.change(quantity, confidence), min(len(before), len(after)), data.paired, method_of(data), unit)
         positive = data.paired and len(before) > 1 and min(*before, *after) > 0
-        ratio = bootstrap_ratio(before, after, confidence) if positive else None
+        ratio = wider(bootstrap_ratio(before, after, confidence), t_ratio(before, after, confidence)) if positive else None
         found.append(Change(quantity, sum(before) / len(before), sum(after) / len(after), gap, ratio))
     return tuple(found)
 
