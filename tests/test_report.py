@@ -522,5 +522,5 @@ def test_a_mean_of_few_trials_stands_alone_and_an_interval_is_the_wider_one_and_
     (_, *bootstrap), (_, *t) = bootstrap_mean(values), t_mean(values)
     assert t[0] < bootstrap[0] and t[1] > bootstrap[1]
     assert table.mean(values, 2) == f"7.55 [{t[0]:.2f}, {t[1]:.2f}]"
-    assert table.mean([6.1, 7.9], 1) == "7.0" and table._mean([], 1) == "-"
+    assert table.mean([6.1, 7.9], 1) == "7.0" and table.mean([], 1) == "-"
     assert table.mean([0.0, 0.0, 0.3], 1).startswith("0.1 [0.0, ")
