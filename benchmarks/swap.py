@@ -74,9 +74,20 @@ class Watch(Probe):
             self.spin(0.1)
         self.order("scene/reset")
         self.spin(1.0)
-        self.order("controller/go")
+        self.go()
         self.order("inference/run", True)
         self.spin(2.0)
+
+    def go(self, within_s: float = 10.0) -> None:
+        """Again while it is refused: a controller that has just started may not have heard every node yet."""
+        end = time.monotonic() + within_s
+        while True:
+            try:
+                return self.order("controller/go")
+            except SystemExit:
+                if time.monotonic() > end:
+                    raise
+                self.spin(0.25)
 
     def ask_for(self, directory: str) -> None:
         """Has inference load ``directory``; its status tells what comes of it."""

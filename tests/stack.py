@@ -184,7 +184,7 @@ class Operator:
         self._executor.add_node(self.node)
         self.state, self.consumed, self.status, self.answered = "", None, "", ""
         self.beats, self.heard_at = set(beats), None  # when consumed was heard
-        self._chunk_id, self._playing, self._paused, self._sent_until = 0, None, None, -1
+        self._chunk_id, self._playing, self._paused, self._sent_until, self.follows = 0, None, None, -1, False
         self._clients = {}
         self._beat = self.node.create_publisher(String, "heartbeat", 10)
         self._chunks = self.node.create_publisher(JointTrajectory, "chunk", 10)
@@ -205,7 +205,7 @@ class Operator:
     def send(self, positions, first: int, generation: int = 1, rate_hz: float = CONTROL_RATE_HZ) -> None:
         self._chunk_id += 1
         self._sent_until = first + len(positions)
-        chunk = Chunk(positions, generation, self._chunk_id, first, rate_hz)
+        chunk = Chunk(positions, generation, self._chunk_id, first, rate_hz, follows=self.follows)
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(time.time())))
 
     def publish_raw(self, message: JointTrajectory) -> None:

@@ -126,6 +126,7 @@ def test_a_chunk_that_comes_late_slows_the_arm_and_with_the_next_it_goes_on(stac
     operator.node.create_subscription(
         DiagnosticArray, "diagnostics", lambda m: said.extend(s.message for s in m.status if s.name == "controller"), 10
     )
+    operator.follows = True
     operator.swing()
     operator.node.create_subscription(String, "controller/state", lambda m: states.append(m.data), LATCHED)
     operator.pause()

@@ -426,6 +426,7 @@ async function nextLanguage() {
   await speak(next);
   explainKeys();
   seen.shown.clear();
+  $("said").textContent = ""; // in the other language, and over
   if (seen.state) show(seen.state, seen.you);
 }
 
