@@ -255,7 +255,7 @@ def test_a_lost_node_holds_and_is_named():
     arm = Arm(required_nodes=["camera", "inference"], heartbeat_timeout_s=0.5)
     arm.run(0.1)
     arm.supervisor.heartbeat("camera", arm.now)
-    with pytest.raises(Refused, match="'inference' is not running"):
+    with pytest.raises(Refused, match="node 'inference' has not been heard yet: wait a moment or start it"):
         arm.supervisor.go(arm.health, arm.now)
     arm.supervisor.heartbeat("inference", arm.now)
     arm.go()

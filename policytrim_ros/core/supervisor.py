@@ -160,8 +160,9 @@ class Supervisor:
         """The operator allows chunks to move the arm. The arm must be enabled; the path begins where the arm is."""
         self.may_enable(health)
         for name in self._required:
-            silent = now - self._seen.get(name, -1e9)
-            if silent > self.config.heartbeat_timeout_s:
+            if name not in self._seen:
+                raise Refused(f"{_kind(name)} '{name}' has not been heard yet: wait a moment or start it, then call controller/go again")
+            if now - self._seen[name] > self.config.heartbeat_timeout_s:
                 raise Refused(f"{_kind(name)} '{name}' is not running; start it, then call controller/go again")
         self._begin(health, now, "go")
         self.executor.start(self.filter.setpoint, now)
