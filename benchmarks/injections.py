@@ -417,7 +417,8 @@ class Bench:
         self.moves()
         case.back.append(time.monotonic() - began)
         speaks, news = watch.status["checkpoint"], watch.status["news"]
-        if on_probation and "had proved itself" not in news or not on_probation and speaks != spoke:
+        proved = "had proved itself" in news or "the last good one, is not used" in news  # its server may have been killed, too
+        if on_probation and not proved or not on_probation and speaks != spoke:
             raise WentWrong(f"{spoke} spoke{' on probation' if on_probation else ''}, now {speaks}: {news}")
         if self.tried not in ("", speaks) and self.tried not in news:
             raise WentWrong(f"{self.tried} was being tried, which is not said: {news}")
