@@ -3,10 +3,10 @@
     python -m benchmarks.broker [--latency 0.02 0.09 0.2 0.34] [--trials 4] [--out docs/results/broker]
 
 The broker (mode sync) plays its chunk to the end, rests, waits for pictures of the resting arm and then for the next chunk; async looks
-while the chunk plays. Each plays
-trials of TapeBox (`policytrim trial`) in the same scenes with the same policies, served by `policytrim serve` behind a network line
-which delays every answer. Rest is the executor's own count: seconds between go and outcome, after the first action, in which no action was
-left. Latency is what the inference node measured. A trial ends with the simulator's verdict, at the latest after --timeout seconds.
+while the chunk plays. Each plays trials of TapeBox (`policytrim trial`) in the same scenes with the same policies, served by `policytrim
+serve` behind a network line which delays every answer. Rest is the executor's own count: seconds between go and outcome, after the first
+action, in which no action was left. Latency is what the inference node measured. A trial ends with the simulator's verdict, at the latest
+after --timeout seconds.
 """
 
 from __future__ import annotations
