@@ -145,7 +145,11 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back_and_a_dam
     operator.node.create_subscription(
         Int64MultiArray, "controller/consumed", lambda m: generations.append(Consumed.from_message(m).generation), 50
     )
-    try:
+
+    def moves():
+        """A new scene, and the policy moves the arm: a policy that has long done its task may ask for what the arm must not do."""
+        operator.order("inference/run", False)
+        operator.order("controller/hold")
         operator.ready()
         assert operator.order("scene/reset").success
         operator.go()
@@ -154,20 +158,23 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back_and_a_dam
         operator.until(lambda: operator.consumed.next_step > began + 8, "the arm does not move")
         heard.clear(), speeds.clear(), generations.clear()
 
-        def swap(directory):
-            line = [sys.executable, "-m", "policytrim_ros.cli", "swap", str(directory)]
-            process = subprocess.Popen(
-                line, cwd=ROOT, env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-            operator.until(lambda: process.poll() is not None, "the swap does not come to an end", 180.0)
-            return process.returncode, process.communicate()[0]
+    def swap(directory):
+        line = [sys.executable, "-m", "policytrim_ros.cli", "swap", str(directory)]
+        process = subprocess.Popen(
+            line, cwd=ROOT, env=system.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        operator.until(lambda: process.poll() is not None, "the swap does not come to an end", 180.0)
+        return process.returncode, process.communicate()[0]
 
+    try:
+        moves()
         code, said = swap(damaged_checkpoint(tmp_path))
         assert code == 1 and "changed or truncated" in said, said
         played = operator.consumed.next_step
         operator.until(lambda: operator.consumed.next_step > played + 3, "a refused swap stops the arm")
         assert set(generations) == {1}
 
+        moves()
         code, said = swap(second)
         assert code == 0 and "generation 2 speaks after" in said and "h = 8" in said, said
         operator.until(lambda: generations[-1] == 2, "no action of the second generation is played")
