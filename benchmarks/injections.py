@@ -146,9 +146,7 @@ class Bench:
     # ---- what is broken -------------------------------------------------------------------------------------------------
 
     def disable(self) -> None:
-        """Another voice on the bus switches the wrist's last motor off."""
-        with can.Bus(interface="piper_hub", channel=self.bus) as bus:
-            bus.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
+        switch_off(self.bus)
 
     def block(self) -> None:
         """The arm is told to turn by 0.9 rad and cannot; the policy looks again and would follow the arm."""
@@ -457,6 +455,12 @@ def once(bench: Bench, case: Case, pause_s: float = 0.0) -> None:
             if case.failsafe != "damped stop":
                 bench.mend(case)
             case.said = case.said.replace(f"{bench.folder}/", "").replace(f"{ROOT}/", "")  # the pages name no machine's paths
+
+
+def switch_off(socket: str) -> None:
+    """Another voice on the bus at ``socket`` switches the wrist's last motor off."""
+    with can.Bus(interface="piper_hub", channel=socket) as bus:
+        bus.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
 
 
 def slowing(setpoints, began: float) -> float | None:

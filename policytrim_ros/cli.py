@@ -206,8 +206,9 @@ class Console:
 
     def run(self, options) -> int:
         from policytrim_ros.console.terminal import main
+        from policytrim_ros.core.listening import TOKEN
 
-        return main(options.url, os.environ.get("POLICYTRIM_TOKEN", ""), options.who, options.language)
+        return main(options.url, os.environ.get(TOKEN, ""), options.who, options.language)
 
 
 class Order:

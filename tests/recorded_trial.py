@@ -13,7 +13,7 @@ from sensor_msgs.msg import CompressedImage
 from std_msgs.msg import String
 
 from policytrim_ros.core.executor import ChunkExecutor
-from policytrim_ros.core.replanning import ASYNC, SYNC, Replanner
+from policytrim_ros.core.replanning import ASYNC, Replanner
 from policytrim_ros.core.safety import SafetyFilter, SafetyLimits
 from policytrim_ros.core.types import READY, Chunk
 from policytrim_ros.nodes.messages import Consumed, chunk_to_message, joint_state, seconds_to_time

@@ -7,7 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import can
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
@@ -17,6 +16,7 @@ from stack import ROOT, Operator, Stack
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
+from benchmarks.injections import switch_off
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 from policytrim_ros.nodes.messages import LATCHED, chunk_to_message, seconds_to_time
 from sim_bridge.sim_clock import SimClock
@@ -106,8 +106,7 @@ def test_no_process_that_starts_can_keep_the_controller_waiting_in_shared_memory
 
 def test_a_motor_that_another_voice_on_the_bus_switches_off_is_a_fault_until_the_operator_clears_it(stack, operator):
     operator.swing()
-    with can.Bus(interface="piper_hub", channel=stack.socket) as bus:
-        bus.send(can.Message(arbitration_id=0x471, data=[6, 1, 0, 0, 0, 0, 0, 0], is_extended_id=False))
+    switch_off(stack.socket)
     stack.disables += 1
     operator.until(lambda: operator.state.startswith("fault: not enabled"), "a motor that is off is not noticed", 5.0)
     assert "joint6" in operator.state and "support the arm" in operator.state

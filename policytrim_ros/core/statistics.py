@@ -85,6 +85,11 @@ def wider(bootstrap: tuple[float, float, float], t: tuple[float, float, float]) 
     return bootstrap[0], min(bootstrap[1], t[1]), max(bootstrap[2], t[2])
 
 
+def mean_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) as tables and claims give it: `bootstrap_mean` or `t_mean`, the wider."""
+    return wider(bootstrap_mean(values, confidence), t_mean(values, confidence))
+
+
 def t_difference(a, b, confidence: float = 0.95) -> tuple[float, float, float]:
     """(mean(b) - mean(a), low, high) of two unpaired groups by Welch's t (Biometrika 34:28, 1947).
 
@@ -160,6 +165,11 @@ def t_ratio(above, below, confidence: float = 0.95) -> tuple[float, float, float
     shares = above / above.mean() - below / below.mean()
     half = _t_quantile(0.5 + confidence / 2, above.size - 1) * shares.std(ddof=1) / math.sqrt(above.size)
     return ratio, ratio * math.exp(-half), ratio * math.exp(half)
+
+
+def ratio_interval(above, below, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean(above) / mean(below), low, high) as tables give it: `bootstrap_ratio` or `t_ratio`, the wider."""
+    return wider(bootstrap_ratio(above, below, confidence), t_ratio(above, below, confidence))
 
 
 def difference(successes_a: int, n_a: int, successes_b: int, n_b: int, confidence: float = 0.95) -> tuple[float, float, float]:

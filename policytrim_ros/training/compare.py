@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from policytrim_ros.core.statistics import bootstrap_mean, bootstrap_ratio, mcnemar, paired_difference, t_mean, t_ratio, wider
+from policytrim_ros.core.statistics import bootstrap_mean, bootstrap_ratio, mcnemar, mean_interval, paired_difference, ratio_interval
 from policytrim_ros.training.evaluate import EvaluationError, note, read_reports, write_file
 
 SCENE = ("task", "setting", "first_seed", "environment")
@@ -100,13 +100,13 @@ def _paired(pairs, key, confidence) -> dict | None:
     a, b = ([pair[side][key] for pair in pairs] for side in (0, 1))
     if not pairs:
         return None
-    gaps = [y - x for x, y in zip(a, b)]
-    difference = bootstrap_mean(gaps, confidence)
-    ratio = bootstrap_ratio(a, b, confidence) if min(*a, *b) > 0 else None
-    if len(pairs) > 1:
-        difference = wider(difference, t_mean(gaps, confidence))
-        ratio = ratio and wider(ratio, t_ratio(a, b, confidence))
-    return {"a": sum(a) / len(a), "b": sum(b) / len(b), "difference": list(difference), "ratio": ratio and list(ratio)}
+    of_mean, of_ratio = (mean_interval, ratio_interval) if len(pairs) > 1 else (bootstrap_mean, bootstrap_ratio)
+    return {
+        "a": sum(a) / len(a),
+        "b": sum(b) / len(b),
+        "difference": list(of_mean([y - x for x, y in zip(a, b)], confidence)),
+        "ratio": list(of_ratio(a, b, confidence)) if min(*a, *b) > 0 else None,
+    }
 
 
 def verdict(result: dict) -> str:

@@ -8,8 +8,8 @@ from typing import Mapping, Sequence
 
 from policytrim_ros.core.sample_size import pairs_still_needed
 from policytrim_ros.core.sample_size import still_needed as trials_still_needed
-from policytrim_ros.core.statistics import bootstrap_difference, bootstrap_mean, bootstrap_ratio, difference, paired_difference
-from policytrim_ros.core.statistics import t_difference, t_mean, t_ratio, wider
+from policytrim_ros.core.statistics import bootstrap_difference, difference, mean_interval, paired_difference, ratio_interval
+from policytrim_ros.core.statistics import t_difference, wider
 from policytrim_ros.trials.protocol import pairs
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.statements import Change, Interval
@@ -92,8 +92,7 @@ class Evidence:
         """Difference of the means by the bootstrap and by Student's t (unpaired: Welch's), whichever is wider on either side."""
         before, after = self.values(quantity)
         if self.paired:
-            differences = [b - a for a, b in zip(before, after)]
-            return wider(bootstrap_mean(differences, confidence), t_mean(differences, confidence))
+            return mean_interval([b - a for a, b in zip(before, after)], confidence)
         return wider(bootstrap_difference(before, after, confidence), t_difference(before, after, confidence))
 
 
@@ -117,7 +116,7 @@ def changes(data: Evidence) -> tuple[Change, ...]:
         confidence = 1 - data.spec.alpha
         gap = Interval(*data.change(quantity, confidence), min(len(before), len(after)), data.paired, method_of(data), unit)
         positive = data.paired and len(before) > 1 and min(*before, *after) > 0
-        ratio = wider(bootstrap_ratio(before, after, confidence), t_ratio(before, after, confidence)) if positive else None
+        ratio = ratio_interval(before, after, confidence) if positive else None
         found.append(Change(quantity, sum(before) / len(before), sum(after) / len(after), gap, ratio))
     return tuple(found)
 

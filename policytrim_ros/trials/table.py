@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from policytrim_ros.core.statistics import bootstrap_mean, t_mean, wider, wilson
+from policytrim_ros.core.statistics import mean_interval, wilson
 from policytrim_ros.trials.session import Session
 from policytrim_ros.trials.store import Row, read, read_sessions
 
@@ -142,7 +142,7 @@ FEW = 3
 
 def mean(values: list, digits: int) -> str:
     """The mean of what cannot be negative, from FEW values on with its interval: bootstrap or Student's t, the wider."""
-    point, low, high = wider(bootstrap_mean(values), t_mean(values))
+    point, low, high = mean_interval(values)
     if math.isnan(point):
         return "-"
     return f"{point:.{digits}f}" + (f" [{max(0.0, low):.{digits}f}, {high:.{digits}f}]" if len(values) >= FEW else "")
