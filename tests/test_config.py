@@ -22,7 +22,8 @@ class Example(Config):
     [
         (dict(rate_hz=500.0), "Example.rate_hz = 500.0: allowed range is 30.0 to 200.0 Hz"),
         (dict(rate_hz=float("nan")), "allowed range"),
-        (dict(rate_hz="fast"), "expected a number"),
+        (dict(rate_hz="fast"), "= 'fast': expected a number"),
+        (dict(rate_hz="5e1"), "expected a number; in YAML write 5.0e+1"),
         (dict(rate_hz=True), "expected float"),
         (dict(mode="rtc2"), "allowed values are 'sync', 'async'"),
         (dict(count=2.5), "whole number"),

@@ -49,6 +49,15 @@ class Config:
         return cls(**values)
 
 
+def _how_to_write(value) -> str:
+    """A hint for numbers that YAML takes for text: it wants a point before an exponent."""
+    try:
+        mantissa, exponent = str(value).lower().split("e")
+        return f"; in YAML write {float(mantissa)}e{int(exponent):+d}"
+    except ValueError:
+        return ""
+
+
 def check_value(spec, value, owner: str) -> None:
     """Raises ConfigError when ``value`` breaks the bounds or type of dataclass field ``spec``."""
     meta, where = spec.metadata, f"{owner}.{spec.name}"
@@ -56,7 +65,7 @@ def check_value(spec, value, owner: str) -> None:
     if isinstance(default, bool) != isinstance(value, bool) and isinstance(default, (bool, int, float)):
         raise ConfigError(f"{where} = {value!r}: expected {type(default).__name__}")
     if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
-        raise ConfigError(f"{where} = {value!r}: expected a number")
+        raise ConfigError(f"{where} = {value!r}: expected a number{_how_to_write(value)}")
     if isinstance(default, int) and isinstance(value, float) and not value.is_integer():
         raise ConfigError(f"{where} = {value!r}: expected a whole number")
     if isinstance(default, str) and not isinstance(value, str):

@@ -21,6 +21,9 @@ standard deviation of that step:
     noise Flow-Noise    mean = (1 - s) x0 + s x1                              std = the policy's noise head
                         (ReinFlow, arXiv 2505.22094; piRL, arXiv 2510.25889)
 
+With a tempo (Flow-CPS alone, whose last step adds no noise) the finished chunk is played faster or slower as a whole
+(tempo.py); every action position has an equal share in the log-probability of that one number.
+
 In mixed mode one denoising step a chunk, drawn at random, is stochastic and the others are ODE steps: then the update costs
 one velocity evaluation. In joint mode all are. The log-probability is that of the stochastic steps given the stored state
 before each: what the ODE steps do with the weights is part of the environment. Only the A action dimensions are
@@ -41,6 +44,7 @@ from torch.distributions import Normal, kl_divergence
 
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.policies.policy import ACTIONS, noise
+from policytrim_ros.policies.tempo import hasten, progress
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Sampler(Config):
     steps: int = setting(0, "denoising steps K; 0: the policy's own", low=0, high=100)
     joint: bool = setting(False, "all steps are stochastic, instead of one drawn at random for each chunk")
     initial: bool = setting(False, "joint: the log-probability of the initial noise counts (it cancels in every ratio)")
+    tempo: float = setting(
+        0.0, "standard deviation of the tempo of a chunk, relative to its own (0.15: a seventh faster or slower); cps", low=0.0, high=0.5
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -59,6 +66,8 @@ class Sampler(Config):
             raise ConfigError("Sampler.level = 0: without noise there is no density; use the policy's integrate()")
         if self.initial and not self.joint:
             raise ConfigError("Sampler.initial = true needs joint = true: one random step does not include the first noise")
+        if self.tempo and self.method != "cps":
+            raise ConfigError(f"Sampler.tempo = {self.tempo}: only method 'cps' leaves the last denoising step to it")
 
     def of(self, policy) -> "Sampler":
         """The sampler with K filled in from the policy. ValueError where no step of such a chain would be stochastic."""
@@ -78,20 +87,26 @@ class Chain:
     """How B chunks were sampled.
 
     x: (B, K+1, H, D) from noise to actions; step: (B,) the stochastic step of each (mixed) or None (joint); log_prob:
-    (B, H) of every action position, summed over its dimensions and the stochastic steps.
+    (B, H) of every action position, summed over its dimensions and the stochastic steps; tempo: (B,)
+    at which the actions at the end of x are played, relative to their own (None: as they are).
     """
 
     x: torch.Tensor
     step: torch.Tensor | None
     log_prob: torch.Tensor
+    tempo: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def actions(self) -> torch.Tensor:
-        """(B, H, A) normalised actions."""
+        """(B, H, A) normalised actions, at their own tempo."""
         return self.x[:, -1, :, :ACTIONS]
+
+    def played(self, policy) -> torch.Tensor:
+        """(B, H, A) normalised actions, at the tempo that was drawn."""
+        return self.actions if self.tempo is None else hasten(self.actions, self.tempo, policy.action_low, policy.action_high)
 
     def rows(self, index) -> "Chain":
         return self._each(lambda tensor: tensor[index])
@@ -121,24 +136,32 @@ class Chain:
 
 @dataclass(frozen=True)
 class Transitions:
-    """The stochastic steps of B chunks, T each (mixed: one): Gaussians (B, T, H, A) and what was drawn from them."""
+    """The stochastic steps of B chunks, T each (mixed: one): Gaussians (B, T, H, A) and what was drawn from them; the
+    first noise where it counts; the Gaussian (B,) of the tempo and what was drawn from it."""
 
     mean: torch.Tensor
     std: torch.Tensor
     drawn: torch.Tensor
     initial: torch.Tensor | None
+    tempo: tuple[Normal, torch.Tensor] | None = None
 
     def log_prob(self) -> torch.Tensor:
-        """(B, H): sum over steps and dimensions, of every action position by itself."""
+        """(B, H): sum over steps and dimensions, of every action position by itself, and its share in that of the tempo."""
         found = _log_prob(self.mean, self.std, self.drawn).sum(1)
         if self.initial is not None:
             found = found + _log_prob(0.0, 1.0, self.initial)
+        if self.tempo is not None:
+            density, drawn = self.tempo
+            found = found + density.log_prob(drawn)[:, None] / found.shape[1]
         return found
 
     def kl(self, reference: "Transitions") -> torch.Tensor:
         """(B, H): KL(self || reference) of the Gaussians, mean over dimensions, sum over steps."""
         ours, theirs = (Normal(each.mean, each.std, validate_args=False) for each in (self, reference))
-        return kl_divergence(ours, theirs).mean(-1).sum(1)
+        found = kl_divergence(ours, theirs).mean(-1).sum(1)
+        if self.tempo is not None:
+            found = found + kl_divergence(self.tempo[0], reference.tempo[0])[:, None] / self.mean[0, 0].numel()
+        return found
 
 
 @torch.no_grad()
@@ -161,11 +184,15 @@ def rollout(policy, context, x: torch.Tensor, sampler: Sampler, generators: Sequ
             follow = torch.where(here[:, None, None], torch.cat([explored, follow[..., ACTIONS:]], -1), follow)
         x = follow
         chain.append(x)
-    return Chain(torch.stack(chain, 1), step, found)
+    tempo = None
+    if sampler.tempo:
+        tempo = sampler.tempo * noise((batch, 1, 1), generators, x.device)[:, 0, 0].to(x.dtype)
+        found = found + _log_prob(0.0, sampler.tempo, tempo[:, None])[:, None] / x.shape[1]
+    return Chain(torch.stack(chain, 1), step, found, tempo)
 
 
 def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
-    """The stochastic steps of a chain as this policy sees them now, with gradient: one velocity evaluation (joint: K)."""
+    """The stochastic steps of a chain as this policy sees them now, with gradient: one velocity evaluation (joint: K), and one more for a tempo."""
     sampler, batch = sampler.of(policy), torch.arange(len(chain), device=chain.x.device)
     if chain.x.shape[1] != sampler.steps + 1:
         raise ValueError(f"the chain has {chain.x.shape[1] - 1} denoising steps, the sampler {sampler.steps}")
@@ -175,7 +202,16 @@ def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
     parts = [_step(policy, context, chain.x[batch, k], k, sampler)[:2] for k in steps]
     mean, std = (torch.stack(part, 1) for part in zip(*parts))
     drawn = torch.stack([chain.x[batch, k + 1, :, :ACTIONS] for k in steps], 1)
-    return Transitions(mean, std, drawn, chain.x[:, 0, :, :ACTIONS] if sampler.initial else None)
+    tempo = _tempo(policy, context, chain, sampler) if sampler.tempo else None
+    return Transitions(mean, std, drawn, chain.x[:, 0, :, :ACTIONS] if sampler.initial else None, tempo)
+
+
+def _tempo(policy, context, chain: Chain, sampler: Sampler) -> tuple[Normal, torch.Tensor]:
+    """The Gaussian (B,) of the tempo as this policy sees it now, relative to the chunk that was drawn, and the tempo that was."""
+    last = torch.full((len(chain),), sampler.steps - 1, device=chain.x.device)
+    now = _step(policy, context, chain.x[:, -2], last, sampler)[0]
+    moved = progress(now, chain.actions, sampler.tempo, policy.action_low, policy.action_high)
+    return Normal(moved, sampler.tempo, validate_args=False), chain.tempo
 
 
 def log_prob(policy, context, chain: Chain, sampler: Sampler) -> torch.Tensor:

@@ -83,15 +83,17 @@ class FlowExploration:
         seen = context if self.frozen_prefix else inputs
         if not self.plans:
             chain = samplers.rollout(policy, context, policy.noise(len(inputs), generators), self.sampler, generators)
-            return chain.actions, Trace(seen, chain, chain.log_prob)
-        chains, rows = [], []
+            return chain.played(policy), Trace(seen, chain, chain.log_prob)
+        chains, played, rows = [], [], []
         for h, mine in _by_length(torch.as_tensor(horizons)):
             view, own = policy.shortened(h), generators and [generators[i] for i in mine.tolist()]
             chain = samplers.rollout(view, context.rows(mine), view.noise(len(mine), own), self.sampler, own)
+            played.append(F.pad(chain.played(view), (0, 0, 0, policy.config.horizon - h)))
             chains.append(chain.padded(policy.config.horizon))
             rows.append(mine)
-        chain = Chain.cat(chains).rows(torch.cat(rows).argsort())
-        return chain.actions, Trace(seen, chain, chain.log_prob, torch.as_tensor(horizons, device=chain.x.device))
+        order = torch.cat(rows).argsort()
+        chain = Chain.cat(chains).rows(order)
+        return torch.cat(played)[order], Trace(seen, chain, chain.log_prob, torch.as_tensor(horizons, device=chain.x.device))
 
     def measure(self, policy, trace: Trace, reference=None) -> tuple[torch.Tensor, torch.Tensor]:
         """log_prob (B, H) now, and KL(policy || reference) (B, H), mean over dimensions (0 without a reference, and beyond a
