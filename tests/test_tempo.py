@@ -1,11 +1,16 @@
 """The tempo of a chunk: the same path sooner or later, and a density of one number that learning can use."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
 import torch
 from policy_samples import observation, policy
 from torch.distributions import Normal, kl_divergence
 
 from policytrim_ros.policies.samplers import Chain, Sampler, log_prob, rollout, transitions
-from policytrim_ros.policies.tempo import hasten, progress
+from policytrim_ros.policies.tempo import Tempo, hasten
+from policytrim_ros.training.exploration import FlowExploration
 
 LOW, HIGH = -torch.ones(6, 7), torch.ones(6, 7)  # normalised = relative
 TEMPO = Sampler("cps", joint=True, tempo=0.15)
@@ -16,6 +21,11 @@ def line(velocity=0.1, horizon=6):
     x = velocity * torch.arange(1, horizon + 1)[None, :, None].repeat(1, 1, 7)
     x[..., 6] = torch.tensor([1.0, 1, 1, 0, 0, 0])[:horizon]
     return x
+
+
+def progress(now, x):
+    """By how much ``now`` is faster than x."""
+    return Tempo.of(now, x, torch.zeros(len(x)), std=0.15, across=0.1, low=LOW, high=HIGH).moved
 
 
 def generators(batch, seed=0):
@@ -62,7 +72,7 @@ def test_progress_is_the_tempo_of_what_has_become_faster():
     x = line()
     x[..., 6] = 0.0
     for tempo in (0.1, -0.1, 0.0):
-        found = progress(hasten(x, torch.tensor([tempo]), LOW, HIGH), x, 0.15, LOW, HIGH)
+        found = progress(hasten(x, torch.tensor([tempo]), LOW, HIGH), x)
         torch.testing.assert_close(found, torch.tensor([tempo]))
 
 
@@ -71,7 +81,7 @@ def test_what_lies_across_the_direction_of_the_tempo_is_no_progress():
     x[..., 1:] = 0.0  # one joint moves
     across = torch.zeros_like(x)
     across[..., 3] = torch.randn(6)
-    torch.testing.assert_close(progress(x + across, x, 0.15, LOW, HIGH), torch.zeros(1))
+    torch.testing.assert_close(progress(x + across, x), torch.zeros(1))
 
 
 def test_the_tempo_follows_the_generator_and_is_played():
@@ -97,13 +107,14 @@ def test_its_density_is_computed_again_and_prefers_weights_that_are_faster_where
     with torch.no_grad():
         chain = rollout(flow, context, flow.noise(4, generators(4)), TEMPO, generators(4, 10))
     torch.testing.assert_close(log_prob(flow, context, chain, TEMPO), chain.log_prob, rtol=1e-4, atol=1e-4)
-    density, drawn = transitions(flow, context, chain, TEMPO).tempo
-    assert torch.equal(drawn, chain.tempo)
-    torch.testing.assert_close(density.mean, torch.zeros(4), rtol=0, atol=1e-4)
-    for row in range(4):
-        slope = torch.autograd.grad(density.log_prob(drawn)[row], density.mean, retain_graph=True)[0][row]
-        assert torch.sign(slope) == torch.sign(drawn[row])
-    density.log_prob(drawn).sum().backward()
+    tempo = transitions(flow, context, chain, TEMPO).tempo
+    assert torch.equal(tempo.drawn, chain.tempo)
+    torch.testing.assert_close(tempo.moved, torch.zeros(4), rtol=0, atol=1e-4)
+    found = tempo.log_prob()
+    torch.testing.assert_close(found, Normal(0.0, 0.15).log_prob(chain.tempo), rtol=1e-4, atol=1e-3)
+    (slope,) = torch.autograd.grad(found.sum(), tempo.moved, retain_graph=True)
+    assert torch.equal(torch.sign(slope), torch.sign(chain.tempo))
+    found.sum().backward()
     assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in flow.pi0.parameters())
 
 
@@ -118,7 +129,32 @@ def test_every_action_has_an_equal_share_in_it():
     torch.testing.assert_close(share, expected.expand(4, 6), rtol=1e-3, atol=1e-3)
 
 
-def test_a_faster_reference_is_further_away():
+def test_beside_it_the_steps_count_with_their_weight():
+    flow, light = policy(), replace(TEMPO, weight=0.1)
+    with torch.no_grad():
+        context = flow.encode(flow.inputs(observation(batch=4)))
+        chain, same = (rollout(flow, context, flow.noise(4, generators(4)), each, generators(4, 10)) for each in (TEMPO, light))
+    torch.testing.assert_close(same.x, chain.x)
+    of_tempo = Normal(0.0, 0.15).log_prob(chain.tempo)[:, None] / 6
+    torch.testing.assert_close(same.log_prob, 0.1 * (chain.log_prob - of_tempo) + of_tempo, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(log_prob(flow, context, same, light), same.log_prob, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reference_is_far_along_the_tempo_by_its_deviation_and_across_it_by_the_other():
+    x = line()
+    x[..., 1:] = 0.0  # one joint moves
+    gap = torch.zeros_like(x)
+    gap[..., 3] = 0.2  # across
+    ours, across, faster = (
+        Tempo.of(now, x, torch.zeros(1), std=0.15, across=0.1, low=LOW, high=HIGH)
+        for now in (x, x + gap, hasten(x, torch.tensor([0.3]), LOW, HIGH))
+    )
+    assert (ours.kl(ours) == 0).all()
+    torch.testing.assert_close(ours.kl(across), torch.full((1, 6), 0.5 * (0.2 / 0.1) ** 2 / 7))
+    torch.testing.assert_close(ours.kl(faster), torch.full((1, 6), 0.5 * (0.3 / 0.15) ** 2 / (6 * 7)))
+
+
+def test_the_divergence_of_a_chunk_is_that_of_its_steps_and_of_its_tempo():
     flow, other = policy(), policy()
     with torch.no_grad():
         context = flow.encode(flow.inputs(observation()))
@@ -126,6 +162,18 @@ def test_a_faster_reference_is_further_away():
         ours = transitions(flow, context, chain, TEMPO)
         theirs = transitions(other, other.encode(other.inputs(observation())), chain, TEMPO)
     steps = kl_divergence(Normal(ours.mean, ours.std), Normal(theirs.mean, theirs.std)).sum(1).mean(-1)
-    by_hand = steps + kl_divergence(ours.tempo[0], theirs.tempo[0])[:, None] / (6 * 7)
-    torch.testing.assert_close(ours.kl(theirs), by_hand)
-    assert (ours.kl(ours) == 0).all() and (by_hand > steps).any()
+    torch.testing.assert_close(ours.kl(theirs), steps + ours.tempo.kl(theirs.tempo))
+    assert (ours.kl(ours) == 0).all() and (ours.tempo.kl(theirs.tempo) > 0).all()
+
+
+@pytest.mark.parametrize("plans", [False, True])
+def test_an_exploration_plays_what_it_can_measure_again(plans):
+    flow, exploration = policy(), FlowExploration(TEMPO, plans=plans)
+    inputs = flow.inputs(observation(batch=4))
+    x, trace = exploration.act(flow, inputs, generators(4), horizons=[4, 6, 4, 6])
+    assert x.shape == (4, 6, 7) and not torch.equal(x, trace.drawn.actions)
+    found, divergence = exploration.measure(flow, trace, nullcontext(flow))
+    torch.testing.assert_close(found, trace.log_prob, rtol=1e-4, atol=1e-3)
+    assert divergence.abs().max() < 1e-5
+    part = trace.rows(torch.tensor([3, 0]))
+    torch.testing.assert_close(exploration.measure(flow, part)[0], trace.log_prob[[3, 0]], rtol=1e-4, atol=1e-3)

@@ -132,6 +132,61 @@ def test_a_reference_that_is_renewed_is_the_policy_of_that_iteration(trimming):
         trimming(**ADAPTERS, renew_reference=2)
 
 
+HASTENING = {
+    "extension.iterations": 0,
+    "saving.iterations": 1,
+    "horizon": 6,
+    "grpo.kl": 0.1,
+    "sampler.method": "cps",
+    "sampler.joint": True,
+    "hastening.iterations": 3,
+    "hastening.groups": 2,
+    "hastening.group_size": 3,
+    "hastening.renew": 2,
+    "hastening.learning_rate": 2e-4,
+}
+
+
+def test_the_third_stage_explores_tempos_and_goes_on_where_it_was_stopped(trimming):
+    one, whole = trimming(**HASTENING), trimming("whole", **HASTENING)
+    assert one.exploration.sampler.tempo == 0
+    run_until(one, 3)  # its second iteration, after which the reference is renewed
+    assert one.phase == "hastening" and one.exploration.sampler.tempo == 0.15
+    assert one.optimizer.config.learning_rate == 2e-4 and one.optimizer.config.final_rate == 1.0
+    kept = torch.cat([p.detach().flatten() for p in one.reference.enter_result.parameters()])
+    assert torch.equal(kept, weights(one))
+    again = trimming(**HASTENING)
+    again.run(), whole.run()
+    assert torch.equal(weights(again), weights(whole))
+    assert [entry["phase"] for entry in again.history] == ["saving", "hastening", "hastening", "hastening"]
+    manifest = checkpoint.read_manifest(again.run_dir / "trimmed")
+    assert manifest["made"]["iterations"] == {"extension": 0, "saving": 1, "hastening": 3}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"sampler.method": "sde"}, "only method 'cps'"),
+        ({"grpo.kl": 0}, "without grpo.kl"),
+        ({"lora.rank": 2, "lora.targets": ["q_proj"]}, "hastening.renew"),
+    ],
+)
+def test_a_third_stage_that_cannot_work_is_refused(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        load_trim(None, {**HASTENING, **changes})
+
+
+def test_every_stage_leaves_a_part_of_the_budget_to_those_behind_it(trimming):
+    for stages, shares in (
+        ({}, {"extension": 1 / 3, "saving": 1}),
+        ({"saving.iterations": 0}, {"extension": 1}),
+        ({**HASTENING, "extension.iterations": 1}, {"extension": 1 / 3, "saving": 2 / 3, "hastening": 1}),
+    ):
+        one = trimming(minutes=30, **stages)
+        for one.phase, share in shares.items():
+            assert one._time_left_s() == pytest.approx(1800 * share)
+
+
 ADAPTERS = {"lora.rank": 2, "lora.alpha": 4, "lora.targets": ["q_proj", "v_proj"], "grpo.kl": 0.1}
 
 

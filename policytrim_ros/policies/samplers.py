@@ -22,7 +22,8 @@ standard deviation of that step:
                         (ReinFlow, arXiv 2505.22094; piRL, arXiv 2510.25889)
 
 With a tempo (Flow-CPS alone, whose last step adds no noise) the finished chunk is played faster or slower as a whole
-(tempo.py); every action position has an equal share in the log-probability of that one number.
+(tempo.py); every action position has an equal share in the log-probability of that one number, and the steps count with a
+weight beside it.
 
 In mixed mode one denoising step a chunk, drawn at random, is stochastic and the others are ODE steps: then the update costs
 one velocity evaluation. In joint mode all are. The log-probability is that of the stochastic steps given the stored state
@@ -44,7 +45,7 @@ from torch.distributions import Normal, kl_divergence
 
 from policytrim_ros.core.config import Config, ConfigError, setting
 from policytrim_ros.policies.policy import ACTIONS, noise
-from policytrim_ros.policies.tempo import hasten, progress
+from policytrim_ros.policies.tempo import Tempo, hasten
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Sampler(Config):
     initial: bool = setting(False, "joint: the log-probability of the initial noise counts (it cancels in every ratio)")
     tempo: float = setting(
         0.0, "standard deviation of the tempo of a chunk, relative to its own (0.15: a seventh faster or slower); cps", low=0.0, high=0.5
+    )
+    across: float = setting(0.1, "tempo: standard deviation across it that the divergence from the reference assumes", low=1e-3, high=10)
+    weight: float = setting(
+        1.0, "tempo: weight of the denoising steps' log-probability beside the one number of the tempo, which it drowns", low=0.0, high=1.0
     )
 
     def __post_init__(self):
@@ -137,13 +142,14 @@ class Chain:
 @dataclass(frozen=True)
 class Transitions:
     """The stochastic steps of B chunks, T each (mixed: one): Gaussians (B, T, H, A) and what was drawn from them; the
-    first noise where it counts; the Gaussian (B,) of the tempo and what was drawn from it."""
+    first noise where it counts; the tempo, beside which the steps have a weight."""
 
     mean: torch.Tensor
     std: torch.Tensor
     drawn: torch.Tensor
     initial: torch.Tensor | None
-    tempo: tuple[Normal, torch.Tensor] | None = None
+    tempo: Tempo | None = None
+    weight: float = 1.0
 
     def log_prob(self) -> torch.Tensor:
         """(B, H): sum over steps and dimensions, of every action position by itself, and its share in that of the tempo."""
@@ -151,8 +157,7 @@ class Transitions:
         if self.initial is not None:
             found = found + _log_prob(0.0, 1.0, self.initial)
         if self.tempo is not None:
-            density, drawn = self.tempo
-            found = found + density.log_prob(drawn)[:, None] / found.shape[1]
+            found = _beside(found, self.tempo.log_prob(), self.weight)
         return found
 
     def kl(self, reference: "Transitions") -> torch.Tensor:
@@ -160,7 +165,7 @@ class Transitions:
         ours, theirs = (Normal(each.mean, each.std, validate_args=False) for each in (self, reference))
         found = kl_divergence(ours, theirs).mean(-1).sum(1)
         if self.tempo is not None:
-            found = found + kl_divergence(self.tempo[0], reference.tempo[0])[:, None] / self.mean[0, 0].numel()
+            found = found + self.tempo.kl(reference.tempo)
         return found
 
 
@@ -187,12 +192,13 @@ def rollout(policy, context, x: torch.Tensor, sampler: Sampler, generators: Sequ
     tempo = None
     if sampler.tempo:
         tempo = sampler.tempo * noise((batch, 1, 1), generators, x.device)[:, 0, 0].to(x.dtype)
-        found = found + _log_prob(0.0, sampler.tempo, tempo[:, None])[:, None] / x.shape[1]
+        found = _beside(found, _log_prob(0.0, sampler.tempo, tempo[:, None]), sampler.weight)
     return Chain(torch.stack(chain, 1), step, found, tempo)
 
 
 def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
-    """The stochastic steps of a chain as this policy sees them now, with gradient: one velocity evaluation (joint: K), and one more for a tempo."""
+    """The stochastic steps of a chain as this policy sees them now, with gradient: one velocity evaluation (joint: K), and one
+    more for a tempo."""
     sampler, batch = sampler.of(policy), torch.arange(len(chain), device=chain.x.device)
     if chain.x.shape[1] != sampler.steps + 1:
         raise ValueError(f"the chain has {chain.x.shape[1] - 1} denoising steps, the sampler {sampler.steps}")
@@ -203,15 +209,21 @@ def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
     mean, std = (torch.stack(part, 1) for part in zip(*parts))
     drawn = torch.stack([chain.x[batch, k + 1, :, :ACTIONS] for k in steps], 1)
     tempo = _tempo(policy, context, chain, sampler) if sampler.tempo else None
-    return Transitions(mean, std, drawn, chain.x[:, 0, :, :ACTIONS] if sampler.initial else None, tempo)
+    first = chain.x[:, 0, :, :ACTIONS] if sampler.initial else None
+    return Transitions(mean, std, drawn, first, tempo, sampler.weight)
 
 
-def _tempo(policy, context, chain: Chain, sampler: Sampler) -> tuple[Normal, torch.Tensor]:
-    """The Gaussian (B,) of the tempo as this policy sees it now, relative to the chunk that was drawn, and the tempo that was."""
+def _tempo(policy, context, chain: Chain, sampler: Sampler) -> Tempo:
+    """The tempo of a chain as this policy sees it now."""
     last = torch.full((len(chain),), sampler.steps - 1, device=chain.x.device)
     now = _step(policy, context, chain.x[:, -2], last, sampler)[0]
-    moved = progress(now, chain.actions, sampler.tempo, policy.action_low, policy.action_high)
-    return Normal(moved, sampler.tempo, validate_args=False), chain.tempo
+    limits = dict(low=policy.action_low, high=policy.action_high)
+    return Tempo.of(now, chain.actions, chain.tempo, std=sampler.tempo, across=sampler.across, **limits)
+
+
+def _beside(steps: torch.Tensor, tempo: torch.Tensor, weight: float) -> torch.Tensor:
+    """(B, H): log-probabilities of the steps (B, H), with their weight, and of the tempo (B,), shared out evenly."""
+    return weight * steps + tempo[:, None] / steps.shape[1]
 
 
 def log_prob(policy, context, chain: Chain, sampler: Sampler) -> torch.Tensor:

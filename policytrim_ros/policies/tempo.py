@@ -3,18 +3,22 @@
     tempo = 0.15 * noise                                            # (B,), relative to the chunk's own
     played = hasten(x, tempo, policy.action_low, policy.action_high)
     ...
-    moved = progress(now, x, 0.15, low, high)                       # (B,) tempo of what the policy says now, seen from x
-    log_prob = Normal(moved, 0.15).log_prob(tempo)
+    seen = Tempo.of(now, x, tempo, std=0.15, across=0.1, low=..., high=...)      # now: what the policy says today
+    seen.log_prob(), seen.kl(reference)                             # (B,), (B, H)
 
 Noise that a flow policy's samplers add to every action by itself averages out over a chunk, and what Flow-CPS adds is denoised
 again: a policy that has become sure of itself never sees what it would be like to be faster. One number a chunk tries just that.
-Its density is that of a Gaussian along the direction in which the chunk changes with its tempo; what the policy does across
-that direction is left to the sampler's own noise. Not in the papers.
+Its density is a Gaussian along the direction in which the chunk changes with its tempo. What the policy does across that
+direction is not tried, so nothing would keep it where it is: there the divergence from the reference counts as if the chunk
+had a standard deviation ``across``. Not in the papers.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from torch.distributions import Normal
 
 ARM = 6
 """Joints that go on beyond the last action; what is behind them, the gripper, stays."""
@@ -43,9 +47,38 @@ def hasten(x: torch.Tensor, tempo: torch.Tensor, low: torch.Tensor, high: torch.
     return 2.0 * (found - low) / (high - low) - 1.0
 
 
-def progress(now: torch.Tensor, x: torch.Tensor, std: float, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """(B,) by how much ``now`` (B, H, 7) is faster than x, relative to the tempo of x: the difference along the direction in which x
-    changes between tempos of -std and std. With gradient for ``now``."""
-    step = torch.full_like(x[:, 0, 0], std)
-    way = ((hasten(x, step, low, high) - hasten(x, -step, low, high)) / (2.0 * std)).detach()
-    return ((now - x) * way).sum((1, 2)) / way.square().sum((1, 2)).clamp_min(1e-6)
+@dataclass(frozen=True)
+class Tempo:
+    """The tempo of B chunks as a policy sees it: by how much what it says ``now`` (B, H, 7) is faster than the chunk that was drawn,
+    ``moved`` (B,), of which ``drawn`` (B,) is a sample. With gradient for ``now``."""
+
+    now: torch.Tensor
+    way: torch.Tensor
+    moved: torch.Tensor
+    drawn: torch.Tensor
+    std: float
+    across: float
+
+    @staticmethod
+    def of(now, x, drawn, *, std: float, across: float, low, high) -> "Tempo":
+        """``way``: how x (B, H, 7) changes with its tempo, between tempos of -std and std."""
+        step = torch.full_like(x[:, 0, 0], std)
+        way = ((hasten(x, step, low, high) - hasten(x, -step, low, high)) / (2.0 * std)).detach()
+        return Tempo(now, way, _along(now - x, way), drawn, std, across)
+
+    def log_prob(self) -> torch.Tensor:
+        """(B,)"""
+        return Normal(self.moved, self.std, validate_args=False).log_prob(self.drawn)
+
+    def kl(self, reference: "Tempo") -> torch.Tensor:
+        """(B, H): KL(self || reference), mean over dimensions, with ``std`` along the way and ``across`` across it."""
+        gap = self.now - reference.now
+        along = _along(gap, self.way)
+        rest = gap - along[:, None, None] * self.way
+        found = 0.5 * (rest / self.across).square().mean(-1)
+        return found + 0.5 * (along / self.std).square()[:, None] / gap[0].numel()
+
+
+def _along(gap: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
+    """(B,) how far gap (B, H, 7) goes along way, in lengths of way."""
+    return (gap * way).sum((1, 2)) / way.square().sum((1, 2)).clamp_min(1e-6)

@@ -121,7 +121,7 @@ def evidence_page(recipe, evidence: dict, before, after, checks) -> str:
 
 
 def learning_figure(path, history: Sequence[dict], checks: Sequence[dict]) -> None:
-    """A PNG: success rate and control steps of every iteration's rollouts, and of the checks, through both stages."""
+    """A PNG: success rate and control steps of every iteration's rollouts, and of the checks, through all stages."""
     from matplotlib.figure import Figure
 
     if not history:
@@ -135,8 +135,8 @@ def learning_figure(path, history: Sequence[dict], checks: Sequence[dict]) -> No
         axis.plot(at, [check[key] for check in checks], marker="o", markersize=4, label="checks (deployed sampling)")
         axis.set(xlabel="iteration", ylabel=words)
         axis.grid(alpha=0.3)
-        if "saving" in firsts and firsts["saving"]:
-            axis.axvline(firsts["saving"] + 0.5, color="grey", linestyle="--", linewidth=1)
+        for first in filter(None, firsts.values()):
+            axis.axvline(first + 0.5, color="grey", linestyle="--", linewidth=1)
     axes[0].set_ylim(-0.02, 1.02)
     axes[1].set_ylim(bottom=0)
     axes[0].legend(fontsize="small")

@@ -1,6 +1,6 @@
 """How far a trimming run is: progress.json in its directory, replaced as a whole after every iteration and phase.
 
-phase          baseline | extension | selection | saving | evidence
+phase          baseline | extension | selection | saving | hastening | evidence
 iteration      updates done in this phase, of ``iterations`` (0: a phase without updates)
 eta_s          seconds that the phase still takes at most, null while unknown
 success_rate   of the latest rollouts, which explore; at the end of the trimmed policy

@@ -4,8 +4,9 @@
     2  extension    stage 1: groups of rollouts with different h, `rewards.extension`
     3  selection    h: the longest whose success rate is within ``tolerance`` of the best one's, on selection scenes
     4  saving       stage 2: all rollouts at that h, `rewards.step_saving`; the stage 1 policy is the reference
-    5  evidence     baseline and trimmed policy on scenes that neither training nor selection has seen, compared in pairs
-    6  checkpoint   with h and the evidence in its manifest; published only if it is an improvement
+    5  hastening    stage 3, ours: the tempo of whole chunks is explored (policies/tempo.py), same h, same reward
+    6  evidence     baseline and trimmed policy on scenes that neither training nor selection has seen, compared in pairs
+    7  checkpoint   with h and the evidence in its manifest; published only if it is an improvement
 
 An improvement: the success rate is non-inferior (margin and confidence of the recipe), and the intervals of the differences
 in calls and in steps lie below zero, all tasks together.
@@ -47,14 +48,14 @@ from policytrim_ros.training.trim_recipe import Stage, TrimRecipe, load_trim, pa
 
 STATE_FILE = "trim_state.safetensors"
 TRAINING_SEED, TRAINING_SCENES = 2_000_000, 1_000_000_000
-STAGES = ("extension", "saving")
-PHASES = ("baseline", "extension", "selection", "saving", "evidence")
+STAGES = ("extension", "saving", "hastening")
+PHASES = ("baseline", "extension", "selection", "saving", "hastening", "evidence")
 SAVE_EVERY_S = 30.0
 EXTENDED = "extended"
 """With adapters: the policy after stage 1, a checkpoint in the run's directory."""
 
-EXTENSION_SHARE = 1 / 3
-"""Most of a wall-clock budget that stage 1 may use when there is a stage 2."""
+SHARE = 1 / 3
+"""Most of a wall-clock budget that a stage may use when there are others behind it, beside what those before it could have used."""
 
 RECENT = 8
 """Iterations whose mean the progress bar shows."""
@@ -86,9 +87,11 @@ class Trimming:
     ):
         self.recipe, self.run_dir, self.progress, self.say = recipe, Path(run_dir), progress, say
         self.device = device
-        self._fleet, self._workers = None, None
+        self._fleet, self._workers, self.exploration, self.phase = None, None, None, PHASES[0]
         self.parent = checkpoint.read_manifest(recipe.parent)["files"]["model.safetensors"]
         self._begin_from(recipe.parent)
+        if recipe.hastening.iterations and self.policy.family != "flow":
+            raise ConfigError(f"TrimRecipe.hastening: only flow policies have a tempo to explore; {recipe.parent} is {self.policy.family}")
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -113,7 +116,7 @@ class Trimming:
         )
         self.stop_requested = False
         # what a state file holds beside weights
-        self.phase, self.iteration, self.elapsed_s = PHASES[0], 0, 0.0
+        self.iteration, self.elapsed_s = 0, 0.0
         self.budgets: dict[str, float] = {}
         self.horizon = 0
         self.history: list[dict] = []
@@ -132,11 +135,19 @@ class Trimming:
                 torch.manual_seed(recipe.seed)
                 self.policy.add_noise_head()
         attach(self.policy, recipe.lora, recipe.seed)
-        self.exploration = explore(self.policy, recipe.sampler, recipe.temperature, recipe.frozen_prefix, self.plans)
+        self._begin_learning()
         learning = self.exploration.parameters(self.policy)
         for name, parameter in self.policy.named_parameters():
             parameter.requires_grad_(name in learning)
-        self.optimizer, self.reference = Optimizer(self.policy, self.exploration, recipe.grpo), None
+
+    def _begin_learning(self) -> None:
+        """Exploration and optimiser of the present phase, without a reference."""
+        recipe, phase = self.recipe, self.phase
+        exploration = explore(self.policy, recipe.explorer(phase), recipe.temperature, recipe.frozen_prefix, self.plans)
+        if exploration != self.exploration:
+            self._close_fleet()  # it plays by the one before
+            self.exploration = exploration
+        self.optimizer, self.reference = Optimizer(self.policy, self.exploration, recipe.updates(phase)), None
 
     @property
     def plans(self) -> bool:
@@ -178,8 +189,7 @@ class Trimming:
             checkpoint.save(self.run_dir / EXTENDED, merged_copy(self.policy), made=self._made(), overwrite=True)
             self._begin_from(self.run_dir / EXTENDED)
         self.phase, self.iteration, self.best, self._best_weights = phase, 0, None, {}
-        self.optimizer = Optimizer(self.policy, self.exploration, self.recipe.grpo)
-        self.reference = None
+        self._begin_learning()
         self.save_state()
         self._report()
 
@@ -218,6 +228,9 @@ class Trimming:
     def _saving(self) -> None:
         self._train(self.recipe.saving, self.recipe.saving.horizons or (self.horizon,))
 
+    def _hastening(self) -> None:
+        self._train(self.recipe.hastening, self.recipe.hastening.horizons or (self.horizon,))
+
     def _evidence(self) -> dict:
         recipe = self.recipe
         trimmed = self._candidate(self.horizon, "trimmed")
@@ -241,7 +254,7 @@ class Trimming:
         """Updates until the stage's end; the policy is then the best one that was checked."""
         if not stage.iterations:
             return
-        checked = max(horizons)
+        checked, renew = max(horizons), self.recipe.renewal(self.phase)
         if self.recipe.grpo.kl and self.reference is None:
             self.reference = self._as_reference()
         self._check_when_due(stage, checked)
@@ -257,7 +270,7 @@ class Trimming:
             while self.iteration < stage.iterations and self.phase not in self.ended:
                 figures = self._iterate(stage, horizons)
                 self.iteration += 1
-                if self.reference and self.recipe.renew_reference and self.iteration % self.recipe.renew_reference == 0:
+                if self.reference and renew and self.iteration % renew == 0:
                     self.reference = self._as_reference()
                 self.elapsed_s = time.monotonic() - began
                 self.history.append({"phase": self.phase, "iteration": self.iteration, **figures})
@@ -398,10 +411,11 @@ class Trimming:
         self.ended.setdefault(self.phase, why)
 
     def _time_left_s(self) -> float:
-        """Stage 1 may use a part of the budget; what it leaves over goes to stage 2."""
+        """A stage with others behind it may use up to a third more of the budget; what it leaves over goes to those."""
         if not self.recipe.minutes:
             return math.inf
-        share = EXTENSION_SHARE if self.phase == "extension" and self.recipe.saving.iterations else 1.0
+        wanted = [stage for stage in STAGES if getattr(self.recipe, stage).iterations]
+        share = SHARE * (STAGES.index(self.phase) + 1) if self.phase in wanted[:-1] else 1.0
         return 60 * self.recipe.minutes * share - self.elapsed_s
 
     # -- evaluation ---------------------------------------------------------------------------------------------
@@ -511,6 +525,7 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
+        self._begin_learning()
         if self.recipe.lora.rank and PHASES.index(self.phase) > PHASES.index("extension"):
             self._begin_from(self.run_dir / EXTENDED)
         self.optimizer.updates, self.optimizer.steps = facts["updates"], facts["steps"]

@@ -8,7 +8,7 @@ each option.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Mapping
 
 import yaml
@@ -40,6 +40,18 @@ class Stage(Config):
         high=100,
     )
     patience: int = option(0, "checks without a better policy before the stage ends (0: never)", low=0, high=1000)
+
+
+@dataclass(frozen=True)
+class Hastening(Stage):
+    """The third stage, which the paper does not have: the tempo of whole chunks is what is explored (policies/tempo.py)."""
+
+    iterations: int = option(0, "updates; 0 leaves the stage out; flow policies and sampler.method cps alone", low=0, high=100_000)
+    tempo: float = option(0.15, "standard deviation of the tempo of a chunk, relative to its own", low=0.01, high=0.5)
+    across: float = option(0.1, "see sampler.across", low=1e-3, high=10)
+    weight: float = option(0.03, "see sampler.weight", low=0.0, high=1.0)
+    learning_rate: float = option(5e-5, "in place of grpo.learning_rate; it does not fall", low=1e-8, high=1e-1)
+    renew: int = option(6, "iterations after which the policy becomes its own reference (0: never)", low=0, high=10_000)
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,7 @@ class TrimRecipe(Config):
     )
     extension: Stage = field(default_factory=lambda: Stage(iterations=20), metadata={})
     saving: Stage = field(default_factory=lambda: Stage(iterations=80), metadata={})
+    hastening: Hastening = field(default_factory=Hastening, metadata={})
     reward: RewardConfig = field(default_factory=RewardConfig, metadata={})
     grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={})
     sampler: Sampler = field(default_factory=lambda: Sampler("cps", joint=True), metadata={})
@@ -116,11 +129,32 @@ class TrimRecipe(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.hastening.iterations:
+            self.explorer("hastening")  # refuses a sampler that leaves no room for a tempo
+            if not self.grpo.kl:
+                raise ConfigError("TrimRecipe.hastening: without grpo.kl nothing keeps what a chunk does beside its tempo; set it to 3")
+            if self.lora.rank and self.hastening.renew:
+                raise ConfigError("TrimRecipe.hastening.renew: with adapters the reference is what lies beneath them; set it to 0")
         if self.renew_reference and self.lora.rank:
             raise ConfigError("TrimRecipe.renew_reference: with adapters the reference is what lies beneath them; leave it 0")
         for task in self.tasks:
             if task not in (known := world_of(self.environment).tasks):
                 raise ConfigError(f"TrimRecipe.tasks: task '{task}' does not exist; choose from {', '.join(known)}")
+
+    def explorer(self, stage: str) -> Sampler:
+        """What a flow policy explores by in a stage."""
+        if stage != "hastening":
+            return self.sampler
+        own = self.hastening
+        return replace(self.sampler, tempo=own.tempo, across=own.across, weight=own.weight)
+
+    def updates(self, stage: str) -> GrpoConfig:
+        """How a stage learns."""
+        return replace(self.grpo, learning_rate=self.hastening.learning_rate, final_rate=1.0) if stage == "hastening" else self.grpo
+
+    def renewal(self, stage: str) -> int:
+        """Iterations of a stage after which the policy becomes its own reference; 0: never."""
+        return self.hastening.renew if stage == "hastening" else self.renew_reference
 
     @property
     def digest(self) -> str:
