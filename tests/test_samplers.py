@@ -322,7 +322,13 @@ def test_learned_noise_needs_the_head():
 
 @pytest.mark.parametrize(
     "values, words",
-    [(dict(method="dance"), "sde"), (dict(level=0.0), "level"), (dict(initial=True), "joint"), (dict(steps=-1), "steps"), (dict(tempo=0.1), "cps")],
+    [
+        (dict(method="dance"), "sde"),
+        (dict(level=0.0), "level"),
+        (dict(initial=True), "joint"),
+        (dict(steps=-1), "steps"),
+        (dict(tempo=0.1), "cps"),
+    ],
 )
 def test_a_senseless_sampler_is_refused(values, words):
     with pytest.raises(ConfigError, match=words):

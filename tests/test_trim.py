@@ -395,6 +395,9 @@ def test_token_policies_are_trimmed_too(family, dataset, tmp_path):
     trainer.run()
     trainer.save_checkpoint(tmp_path / "parent")
     little = {**LITTLE, "parent": str(tmp_path / "parent"), "extension.iterations": 0, "horizon": recipe.network.horizon}
+    hastened = {**little, **HASTENING, "horizon": recipe.network.horizon}
+    with pytest.raises(ConfigError, match="only flow policies explore a tempo"):
+        Trimming(load_trim(None, hastened), tmp_path / "hastened", progress=False)
     one = Trimming(load_trim(None, little), tmp_path / "run", progress=False, lanes=4, say=lambda text: None)
     try:
         one.run()

@@ -57,12 +57,10 @@ class Sampler(Config):
     steps: int = setting(0, "denoising steps K; 0: the policy's own", low=0, high=100)
     joint: bool = setting(False, "all steps are stochastic, instead of one drawn at random for each chunk")
     initial: bool = setting(False, "joint: the log-probability of the initial noise counts (it cancels in every ratio)")
-    tempo: float = setting(
-        0.0, "standard deviation of the tempo of a chunk, relative to its own (0.15: a seventh faster or slower); cps", low=0.0, high=0.5
-    )
-    across: float = setting(0.1, "tempo: standard deviation across it that the divergence from the reference assumes", low=1e-3, high=10)
+    tempo: float = setting(0.0, "cps: standard deviation of a chunk's tempo, relative to its own (0: none)", low=0.0, high=0.5)
+    across: float = setting(0.1, "tempo: deviation across it that the divergence from the reference assumes", low=1e-3, high=10)
     weight: float = setting(
-        1.0, "tempo: weight of the denoising steps' log-probability beside the one number of the tempo, which it drowns", low=0.0, high=1.0
+        1.0, "tempo: weight of the denoising steps' log-probability, which would drown that of the tempo", low=0.0, high=1.0
     )
 
     def __post_init__(self):

@@ -49,8 +49,8 @@ def hasten(x: torch.Tensor, tempo: torch.Tensor, low: torch.Tensor, high: torch.
 
 @dataclass(frozen=True)
 class Tempo:
-    """The tempo of B chunks as a policy sees it: by how much what it says ``now`` (B, H, 7) is faster than the chunk that was drawn,
-    ``moved`` (B,), of which ``drawn`` (B,) is a sample. With gradient for ``now``."""
+    """The tempo of B chunks as a policy sees it: by how much what it says ``now`` (B, H, 7) is faster than the chunk that was
+    drawn, ``moved`` (B,), of which ``drawn`` (B,) is a sample. With gradient for ``now``."""
 
     now: torch.Tensor
     way: torch.Tensor

@@ -45,7 +45,7 @@ class TrainerConfig(Config):
     name: str = option("trimmed", "name of the run and of the published checkpoint", read_only=False)
     run_dir: str = option("", "directory of curves, log and resumable state; empty: runs/<name>", read_only=False)
     minutes: float = option(
-        0.0, "wall-clock budget of the two stages together; 0: the recipe's", low=0.0, high=100000.0, unit="min", read_only=False
+        0.0, "wall-clock budget of all stages together; 0: the recipe's", low=0.0, high=100000.0, unit="min", read_only=False
     )
     processes: int = option(1, "rollout processes", low=1, high=256, read_only=False)
     niceness: int = option(

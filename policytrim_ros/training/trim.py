@@ -55,7 +55,7 @@ EXTENDED = "extended"
 """With adapters: the policy after stage 1, a checkpoint in the run's directory."""
 
 SHARE = 1 / 3
-"""Most of a wall-clock budget that a stage may use when there are others behind it, beside what those before it could have used."""
+"""Most of a wall-clock budget that a stage may use with others behind it, beside what those before it could have used."""
 
 RECENT = 8
 """Iterations whose mean the progress bar shows."""
@@ -91,7 +91,7 @@ class Trimming:
         self.parent = checkpoint.read_manifest(recipe.parent)["files"]["model.safetensors"]
         self._begin_from(recipe.parent)
         if recipe.hastening.iterations and self.policy.family != "flow":
-            raise ConfigError(f"TrimRecipe.hastening: only flow policies have a tempo to explore; {recipe.parent} is {self.policy.family}")
+            raise ConfigError(f"TrimRecipe.hastening: {recipe.parent} is {self.policy.family}, only flow policies explore a tempo")
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -622,9 +622,10 @@ at --out only if it is an improvement: success not worse by the margin, fewer ca
 Exit code 0: improvement; 3: finished, but none (the checkpoint stays in the run's directory); 130: interrupted.
 
 examples:
-  policytrim train trim --recipe config/trim_state.yaml --processes 2
+  policytrim train trim --recipe config/trim_tape_box_state.yaml --processes 2
   policytrim train trim --checkpoint models/piper-pi0-tiny --task tape_box --minutes 60 --out models/mine
-  policytrim train trim --recipe config/trim_state.yaml --set extension.iterations=0 --run runs/without-stage-1
+  policytrim train trim --recipe config/trim_tape_box_state.yaml --set extension.iterations=0 --run runs/without-stage-1
+  policytrim train trim --recipe config/trim_tape_box_state.yaml --set hastening.iterations=60   # with the third stage
   tensorboard --logdir runs
 """
 
@@ -637,7 +638,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--task", nargs="+", help="tasks to trim it on (default: the recipe's, else the checkpoint's)")
     parser.add_argument("--out", help="directory of the trimmed checkpoint (default: the recipe's)")
     parser.add_argument("--run", help="directory of curves and resumable state (default: runs/<name>)")
-    parser.add_argument("--minutes", type=float, help="wall-clock budget of the two stages together")
+    parser.add_argument("--minutes", type=float, help="wall-clock budget of all stages together")
     parser.add_argument("--seed", type=int, help="seed of scenes, exploration and order")
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="change settings of the recipe, e.g. saving.iterations=20"

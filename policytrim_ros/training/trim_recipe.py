@@ -1,6 +1,6 @@
 """A recipe of trimming: one YAML file, or the defaults and a few options, from which a trimmed checkpoint can be made again.
 
-    recipe = load_trim("config/trim_state.yaml", {"saving.iterations": 20, "reward.stability": 0})
+    recipe = load_trim("config/trim_tape_box_state.yaml", {"saving.iterations": 20, "reward.stability": 0})
 
 Everything has a default that small networks on a CPU want; the paper's values for large ones stand in the documentation of
 each option.
@@ -46,7 +46,7 @@ class Stage(Config):
 class Hastening(Stage):
     """The third stage, which the paper does not have: the tempo of whole chunks is what is explored (policies/tempo.py)."""
 
-    iterations: int = option(0, "updates; 0 leaves the stage out; flow policies and sampler.method cps alone", low=0, high=100_000)
+    iterations: int = option(0, "updates (0: none); for flow policies and sampler.method cps", low=0, high=100_000)
     tempo: float = option(0.15, "standard deviation of the tempo of a chunk, relative to its own", low=0.01, high=0.5)
     across: float = option(0.1, "see sampler.across", low=1e-3, high=10)
     weight: float = option(0.03, "see sampler.weight", low=0.0, high=1.0)
@@ -125,16 +125,16 @@ class TrimRecipe(Config):
         low=0.01,
         high=1,
     )
-    minutes: float = option(0.0, "wall-clock budget of the two stages together (0: none)", low=0, high=100_000, unit="min")
+    minutes: float = option(0.0, "wall-clock budget of all stages together (0: none)", low=0, high=100_000, unit="min")
 
     def __post_init__(self):
         super().__post_init__()
         if self.hastening.iterations:
             self.explorer("hastening")  # refuses a sampler that leaves no room for a tempo
             if not self.grpo.kl:
-                raise ConfigError("TrimRecipe.hastening: without grpo.kl nothing keeps what a chunk does beside its tempo; set it to 3")
+                raise ConfigError("TrimRecipe.hastening: without grpo.kl nothing keeps what a chunk does besides; set it to 3")
             if self.lora.rank and self.hastening.renew:
-                raise ConfigError("TrimRecipe.hastening.renew: with adapters the reference is what lies beneath them; set it to 0")
+                raise ConfigError("TrimRecipe.hastening.renew: with adapters the reference lies beneath them; set it to 0")
         if self.renew_reference and self.lora.rank:
             raise ConfigError("TrimRecipe.renew_reference: with adapters the reference is what lies beneath them; leave it 0")
         for task in self.tasks:
@@ -150,7 +150,9 @@ class TrimRecipe(Config):
 
     def updates(self, stage: str) -> GrpoConfig:
         """How a stage learns."""
-        return replace(self.grpo, learning_rate=self.hastening.learning_rate, final_rate=1.0) if stage == "hastening" else self.grpo
+        if stage != "hastening":
+            return self.grpo
+        return replace(self.grpo, learning_rate=self.hastening.learning_rate, final_rate=1.0)
 
     def renewal(self, stage: str) -> int:
         """Iterations of a stage after which the policy becomes its own reference; 0: never."""
