@@ -140,7 +140,7 @@ def test_beside_it_the_steps_count_with_their_weight():
     torch.testing.assert_close(log_prob(flow, context, same, light), same.log_prob, rtol=1e-4, atol=1e-4)
 
 
-def test_a_reference_is_far_along_the_tempo_by_its_deviation_and_across_it_by_the_other():
+def test_a_reference_is_far_along_the_tempo_by_its_deviation_and_off_its_path_by_the_other():
     x = line()
     x[..., 1:] = 0.0  # one joint moves
     gap = torch.zeros_like(x)
@@ -149,7 +149,7 @@ def test_a_reference_is_far_along_the_tempo_by_its_deviation_and_across_it_by_th
         Tempo.of(now, x, torch.zeros(1), std=0.15, across=0.1, low=LOW, high=HIGH)
         for now in (x, x + gap, hasten(x, torch.tensor([0.3]), LOW, HIGH))
     )
-    assert (ours.kl(ours) == 0).all()
+    assert ours.kl(ours).max() < 1e-6
     torch.testing.assert_close(ours.kl(across), torch.full((1, 6), 0.5 * (0.2 / 0.1) ** 2 / 7))
     torch.testing.assert_close(ours.kl(faster), torch.full((1, 6), 0.5 * (0.3 / 0.15) ** 2 / (6 * 7)))
 
@@ -163,7 +163,7 @@ def test_the_divergence_of_a_chunk_is_that_of_its_steps_and_of_its_tempo():
         theirs = transitions(other, other.encode(other.inputs(observation())), chain, TEMPO)
     steps = kl_divergence(Normal(ours.mean, ours.std), Normal(theirs.mean, theirs.std)).sum(1).mean(-1)
     torch.testing.assert_close(ours.kl(theirs), steps + ours.tempo.kl(theirs.tempo))
-    assert (ours.kl(ours) == 0).all() and (ours.tempo.kl(theirs.tempo) > 0).all()
+    assert ours.kl(ours).max() < 1e-6 and (ours.tempo.kl(theirs.tempo) > 0).all()
 
 
 @pytest.mark.parametrize("plans", [False, True])

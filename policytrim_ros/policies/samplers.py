@@ -159,11 +159,11 @@ class Transitions:
         return found
 
     def kl(self, reference: "Transitions") -> torch.Tensor:
-        """(B, H): KL(self || reference) of the Gaussians, mean over dimensions, sum over steps."""
+        """(B, H): KL(self || reference) of the Gaussians, mean over dimensions, sum over steps; and of the tempo."""
         ours, theirs = (Normal(each.mean, each.std, validate_args=False) for each in (self, reference))
         found = kl_divergence(ours, theirs).mean(-1).sum(1)
         if self.tempo is not None:
-            found = found + self.tempo.kl(reference.tempo)
+            found = self.weight * found + self.tempo.kl(reference.tempo)
         return found
 
 

@@ -8,9 +8,9 @@
 
 Noise that a flow policy's samplers add to every action by itself averages out over a chunk, and what Flow-CPS adds is denoised
 again: a policy that has become sure of itself never sees what it would be like to be faster. One number a chunk tries just that.
-Its density is a Gaussian along the direction in which the chunk changes with its tempo. What the policy does across that
-direction is not tried, so nothing would keep it where it is: there the divergence from the reference counts as if the chunk
-had a standard deviation ``across``. Not in the papers.
+Its density is a Gaussian along the direction in which the chunk changes with its tempo. What the policy does besides is not
+tried, so nothing would keep it where it is: there the divergence from the reference is that from the reference's own path,
+played as fast as the policy plays it, as if the chunk had a standard deviation ``across``. Not in the papers.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Tempo:
 
     now: torch.Tensor
     way: torch.Tensor
+    limits: tuple[torch.Tensor, torch.Tensor]
     moved: torch.Tensor
     drawn: torch.Tensor
     std: float
@@ -64,19 +65,18 @@ class Tempo:
         """``way``: how x (B, H, 7) changes with its tempo, between tempos of -std and std."""
         step = torch.full_like(x[:, 0, 0], std)
         way = ((hasten(x, step, low, high) - hasten(x, -step, low, high)) / (2.0 * std)).detach()
-        return Tempo(now, way, _along(now - x, way), drawn, std, across)
+        return Tempo(now, way, (low, high), _along(now - x, way), drawn, std, across)
 
     def log_prob(self) -> torch.Tensor:
         """(B,)"""
         return Normal(self.moved, self.std, validate_args=False).log_prob(self.drawn)
 
     def kl(self, reference: "Tempo") -> torch.Tensor:
-        """(B, H): KL(self || reference), mean over dimensions, with ``std`` along the way and ``across`` across it."""
-        gap = self.now - reference.now
-        along = _along(gap, self.way)
-        rest = gap - along[:, None, None] * self.way
-        found = 0.5 * (rest / self.across).square().mean(-1)
-        return found + 0.5 * (along / self.std).square()[:, None] / gap[0].numel()
+        """(B, H): KL(self || reference), mean over dimensions, with ``std`` along the way and ``across`` off the path."""
+        faster = _along(self.now - reference.now, self.way)
+        path = hasten(reference.now, faster, *self.limits)
+        off = 0.5 * ((self.now - path) / self.across).square().mean(-1)
+        return off + 0.5 * (faster / self.std).square()[:, None] / path[0].numel()
 
 
 def _along(gap: torch.Tensor, way: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ class Hastening(Stage):
     across: float = option(0.1, "see sampler.across", low=1e-3, high=10)
     weight: float = option(0.03, "see sampler.weight", low=0.0, high=1.0)
     learning_rate: float = option(5e-5, "in place of grpo.learning_rate; it does not fall", low=1e-8, high=1e-1)
-    renew: int = option(6, "iterations after which the policy becomes its own reference (0: never)", low=0, high=10_000)
+    renew: int = option(0, "iterations after which the policy becomes its own reference (0: never)", low=0, high=10_000)
 
 
 @dataclass(frozen=True)
