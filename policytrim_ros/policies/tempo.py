@@ -73,10 +73,11 @@ class Tempo:
 
     def kl(self, reference: "Tempo") -> torch.Tensor:
         """(B, H): KL(self || reference), mean over dimensions, with ``std`` along the way and ``across`` off the path."""
-        faster = _along(self.now - reference.now, self.way)
+        faster = (1.0 + self.moved) / (1.0 + reference.moved).clamp_min(0.1) - 1.0
         path = hasten(reference.now, faster, *self.limits)
         off = 0.5 * ((self.now - path) / self.across).square().mean(-1)
-        return off + 0.5 * (faster / self.std).square()[:, None] / path[0].numel()
+        along = 0.5 * ((self.moved - reference.moved) / self.std).square()
+        return off + along[:, None] / path[0].numel()
 
 
 def _along(gap: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
