@@ -1,8 +1,8 @@
 """What trimming gained, beside the paper's figures: one table of finished runs of `policytrim train trim`.
 
-    python -m benchmarks.trimming runs/trim/tape_box_state runs/trim/piper --latency 0.09
+    python -m benchmarks.trimming docs/results/trimming/* runs/mine --latency 0.09
 
-writes docs/results/trimming_table.md and, of every run, its raw episodes, page and curves to docs/results/trimming/.
+writes docs/results/trimming_table.md and, of every new run, its raw episodes, page and curves to docs/results/trimming/.
 The seconds of an episode are N x latency + S x control step, as on an arm that waits while the policy thinks; of a run that was
 trimmed asynchronously, S x control step.
 """
@@ -19,11 +19,11 @@ from benchmarks.results import markdown
 from policytrim_ros.core.replanning import ASYNC
 from policytrim_ros.core.types import CONTROL_RATE_HZ
 from policytrim_ros.files import replace_file
-from policytrim_ros.policies.checkpoint import read_manifest
 from policytrim_ros.training.evaluate import read_reports
 from policytrim_ros.training.evidence import judge
 from policytrim_ros.training.version import commit
 
+MARGIN, CONFIDENCE = 0.05, 0.95
 KEPT = ("evidence.json", "evidence.md", "learning.png", "baseline.json")
 HEAD = ("run", "task", "n", "h", "SR %", "S", "S saved", "N", "fewer calls", "seconds", "speedup")
 REPORTED = {
@@ -57,15 +57,13 @@ def line(policy: str, task: str, n, horizons, rates, steps, calls, latency_s: fl
 
 def ours(run: Path, latency_s: float) -> list[tuple]:
     """Rows of one run: its tasks, and all together. S and N: pairs in which both succeed."""
-    manifest = read_manifest(run / "trimmed")
-    settings, parent = manifest["made"]["settings"], manifest["made"]["parent"]
-    reports = read_reports(run / "evidence.json")
-    before = [r for r in reports if r["weights_sha256"] == parent]
-    after = [r for r in reports if r["weights_sha256"] == manifest["files"]["model.safetensors"]]
-    if not before or not after:
+    reports = read_reports(run / "evidence.json") if (run / "evidence.json").exists() else []
+    before = [r for r in reports if r["weights_sha256"] == reports[0]["weights_sha256"]]  # it is played first
+    after = [r for r in reports if r not in before]
+    if len(before) != len(after) or not after:
         raise SystemExit(f"{run}: has no finished evidence; run `policytrim train trim` to its end first")
-    rows = judge(before, after, settings["margin"], settings["confidence"])["rows"]
-    waits_s = 0.0 if settings.get("mode") == ASYNC else latency_s
+    rows = judge(before, after, MARGIN, CONFIDENCE)["rows"]
+    waits_s = 0.0 if reports[0]["mode"] == ASYNC else latency_s
     found = []
     for row in rows:
         if row["steps"] is None:
@@ -91,13 +89,15 @@ def reported(path: Path, latency_s: float) -> list[tuple]:
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, help="directories of finished runs")
+    parser.add_argument("runs", nargs="+", type=Path, help="finished runs, or what is kept of them in docs/results/trimming")
     parser.add_argument("--latency", type=float, default=0.09, metavar="S", help="seconds of one inference call (0.09)")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="directory of the results")
     options = parser.parse_args(arguments)
     rows = [row for run in options.runs for row in ours(run, options.latency)]
     for run in options.runs:
         kept = options.out / "trimming" / run.name
+        if run.resolve() == kept.resolve():
+            continue
         kept.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
             shutil.copy(run / name, kept / name)
