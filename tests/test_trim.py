@@ -176,6 +176,20 @@ def test_a_third_stage_that_cannot_work_is_refused(changes, words):
         load_trim(None, {**HASTENING, **changes})
 
 
+def test_the_evidence_can_be_drawn_up_against_an_ancestor(whole, baseline, trimming):
+    whole, _, _ = whole
+    changes = {"parent": str(whole.run_dir / "trimmed"), "against": str(baseline), "extension.iterations": 0, "saving.iterations": 0}
+    one = trimming(**{**changes, "horizon": 6})
+    one.run()
+    before, after = json.loads((one.run_dir / "evidence.json").read_text())["rows"]
+    ancestor = checkpoint.read_manifest(baseline)
+    assert before["weights_sha256"] == ancestor["files"]["model.safetensors"] != after["weights_sha256"]
+    assert (before["horizon"], after["horizon"]) == (ancestor["contract"]["execution_horizon"], 6)
+    assert f"Baseline {baseline};" in (one.run_dir / "evidence.md").read_text()
+    with pytest.raises(checkpoint.CheckpointError, match="nowhere"):
+        trimming(against="nowhere")  # before hours of training, not after
+
+
 def test_every_stage_leaves_a_part_of_the_budget_to_those_behind_it(trimming):
     for stages, shares in (
         ({}, {"extension": 1 / 3, "saving": 1}),
@@ -396,7 +410,7 @@ def test_token_policies_are_trimmed_too(family, dataset, tmp_path):
     trainer.save_checkpoint(tmp_path / "parent")
     little = {**LITTLE, "parent": str(tmp_path / "parent"), "extension.iterations": 0, "horizon": recipe.network.horizon}
     hastened = {**little, **HASTENING, "horizon": recipe.network.horizon}
-    with pytest.raises(ConfigError, match="only flow policies explore a tempo"):
+    with pytest.raises(ConfigError, match="only flow policies explore a tempo, not the"):
         Trimming(load_trim(None, hastened), tmp_path / "hastened", progress=False)
     one = Trimming(load_trim(None, little), tmp_path / "run", progress=False, lanes=4, say=lambda text: None)
     try:

@@ -99,7 +99,7 @@ def evidence_page(recipe, evidence: dict, before, after, checks) -> str:
         "",
         f"Pairs of the same scenes, seeds {seeds}, never used in training or selection. S, N and their ratios (before / after): "
         f"pairs in which both succeed. Intervals {100 * evidence['confidence']:g} %: Newcombe's for paired rates, bootstrap for means.",
-        f"Baseline {recipe.parent}; seed {recipe.seed}; commit {before[0]['commit']}.",
+        f"Baseline {recipe.against or recipe.parent}; seed {recipe.seed}; commit {before[0]['commit']}.",
         "",
         "## Both by themselves",
         "",

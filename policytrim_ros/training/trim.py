@@ -5,7 +5,8 @@
     3  selection    h: the longest whose success rate is within ``tolerance`` of the best one's, on selection scenes
     4  saving       stage 2: all rollouts at that h, `rewards.step_saving`; the stage 1 policy is the reference
     5  hastening    stage 3, ours: the tempo of whole chunks is explored (policies/tempo.py), same h, same reward
-    6  evidence     baseline and trimmed policy on scenes that neither training nor selection has seen, compared in pairs
+    6  evidence     baseline, or what the recipe names, and trimmed policy on scenes that neither training nor selection has
+                    seen, compared in pairs
     7  checkpoint   with h and the evidence in its manifest; published only if it is an improvement
 
 An improvement: the success rate is non-inferior (margin and confidence of the recipe), and the intervals of the differences
@@ -89,9 +90,11 @@ class Trimming:
         self.device = device
         self._fleet, self._workers, self.exploration, self.phase = None, None, None, PHASES[0]
         self.parent = checkpoint.read_manifest(recipe.parent)["files"]["model.safetensors"]
+        self.against = recipe.against or recipe.parent
+        self.usual = checkpoint.read_manifest(self.against)["contract"]["execution_horizon"]
         self._begin_from(recipe.parent)
         if recipe.hastening.iterations and self.policy.family != "flow":
-            raise ConfigError(f"TrimRecipe.hastening: {recipe.parent} is {self.policy.family}, only flow policies explore a tempo")
+            raise ConfigError(f"TrimRecipe.hastening: only flow policies explore a tempo, not the {self.policy.family} {recipe.parent}")
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -234,7 +237,7 @@ class Trimming:
     def _evidence(self) -> dict:
         recipe = self.recipe
         trimmed = self._candidate(self.horizon, "trimmed")
-        before = self._play(recipe.parent, "evidence", self.base_horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
+        before = self._play(self.against, "evidence", self.usual, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         after = self._play(trimmed, "evidence", self.horizon, recipe.evaluation_episodes, evaluate.FIRST_SEED)
         evidence = judge(before, after, recipe.margin, recipe.confidence)
         made = self._made() | {"verdict": evidence["verdict"], "improvement": evidence["improvement"]}

@@ -23,6 +23,8 @@ from policytrim_ros.training.rewards import RewardConfig
 
 
 READINGS = ("execute", "plan")
+UNSHAPING = ("name", "checkpoint", "parent", "against", "minutes")
+"""Settings that say nothing of the weights (the parent's are told by their digest)."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class TrimRecipe(Config):
     name: str = option("trimmed", "name of the run")
     parent: str = option("models/piper-state-tiny", "the baseline: the checkpoint that is trimmed")
     checkpoint: str = option("models/trimmed", "directory of the trimmed checkpoint")
+    against: str = option("", "what the evidence compares it with (empty: the parent), where that was trimmed itself")
     tasks: tuple = option((), "tasks to trim it on (empty: the parent's)")
     task_setting: str = option("standard", "task setting to train in", choices=SETTINGS)
     seed: int = option(0, "seed of scenes, exploration and order", low=0, high=2_000_000)
@@ -161,7 +164,7 @@ class TrimRecipe(Config):
     @property
     def digest(self) -> str:
         """SHA-256 of everything that shapes the weights."""
-        shaping = {key: value for key, value in asdict(self).items() if key not in ("name", "checkpoint", "parent", "minutes")}
+        shaping = {key: value for key, value in asdict(self).items() if key not in UNSHAPING}
         return digest_of(shaping)
 
 
