@@ -94,7 +94,8 @@ class Trimming:
         self.usual = checkpoint.read_manifest(self.against)["contract"]["execution_horizon"]
         self._begin_from(recipe.parent)
         if recipe.hastening.iterations and self.policy.family != "flow":
-            raise ConfigError(f"TrimRecipe.hastening: only flow policies explore a tempo, not the {self.policy.family} {recipe.parent}")
+            family = self.policy.family
+            raise ConfigError(f"TrimRecipe.hastening: only flow policies explore a tempo, not the {family} {recipe.parent}")
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
