@@ -58,8 +58,9 @@ def line(policy: str, task: str, n, horizons, rates, steps, calls, latency_s: fl
 def ours(run: Path, latency_s: float) -> list[tuple]:
     """Rows of one run: its tasks, and all together. S and N: pairs in which both succeed."""
     reports = read_reports(run / "evidence.json") if (run / "evidence.json").exists() else []
-    before = [r for r in reports if r["weights_sha256"] == reports[0]["weights_sha256"]]  # it is played first
-    after = [r for r in reports if r not in before]
+    baseline = reports[0]["weights_sha256"] if reports else ""  # it is played first
+    before = [r for r in reports if r["weights_sha256"] == baseline]
+    after = [r for r in reports if r["weights_sha256"] != baseline]
     if len(before) != len(after) or not after:
         raise SystemExit(f"{run}: has no finished evidence; run `policytrim train trim` to its end first")
     rows = judge(before, after, MARGIN, CONFIDENCE)["rows"]

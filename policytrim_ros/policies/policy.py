@@ -220,12 +220,12 @@ class ChunkPolicy(nn.Module):
     def state_features(self, state: torch.Tensor) -> torch.Tensor:
         """(B, 14) measured | setpoint (rad, m) -> (B, 14) normalised measured | setpoint - measured."""
         measured, setpoint = state[..., :ACTIONS], state[..., ACTIONS:]
-        return _scale(torch.cat([measured, setpoint - measured], dim=-1), self.state_low, self.state_high)
+        return scale(torch.cat([measured, setpoint - measured], dim=-1), self.state_low, self.state_high)
 
     def to_model(self, actions: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """(B, H, 7) absolute targets -> normalised relative actions."""
         relative = torch.cat([actions[..., :6] - state[:, None, ACTIONS : ACTIONS + 6], actions[..., 6:]], dim=-1)
-        return _scale(relative, self.action_low, self.action_high)
+        return scale(relative, self.action_low, self.action_high)
 
     def plan(self, committed: Sequence[Commitment | None], state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`Inputs.plan` and its weights: absolute actions, which other observations led to, relative to the setpoint of this one."""
@@ -241,7 +241,7 @@ class ChunkPolicy(nn.Module):
 
     def to_robot(self, x: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Inverse of `to_model`; the gripper is kept within its range."""
-        relative = (x + 1.0) * 0.5 * (self.action_high - self.action_low) + self.action_low
+        relative = unscale(x, self.action_low, self.action_high)
         joints = relative[..., :6] + state[:, None, ACTIONS : ACTIONS + 6]
         return torch.cat([joints, relative[..., 6:].clamp(*self.contract.gripper_range)], dim=-1)
 
@@ -287,5 +287,11 @@ def scale_pixels(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.permute(0, 1, 4, 2, 3).float() / 127.5 - 1.0
 
 
-def _scale(values, low, high):
+def scale(values, low, high):
+    """Normalised: low becomes -1 and high 1."""
     return 2.0 * (values - low) / (high - low) - 1.0
+
+
+def unscale(x, low, high):
+    """Inverse of `scale`."""
+    return (x + 1.0) * 0.5 * (high - low) + low

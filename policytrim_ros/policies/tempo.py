@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch.distributions import Normal
 
+from policytrim_ros.policies.policy import scale, unscale
+
 ARM = 6
 """Joints that go on beyond the last action; what is behind them, the gripper, stays."""
 
@@ -33,7 +35,7 @@ def hasten(x: torch.Tensor, tempo: torch.Tensor, low: torch.Tensor, high: torch.
     Straight lines between actions, from the setpoint that they are relative to (the gripper: from the first action) on.
     """
     horizon, device = x.shape[1], x.device
-    relative = (x + 1.0) * 0.5 * (high - low) + low
+    relative = unscale(x, low, high)
     setpoint = torch.cat([torch.zeros_like(relative[:, :1, :ARM]), relative[:, :1, ARM:]], -1)
     path = torch.cat([setpoint, relative], 1)  # (B, H + 1, 7), at the end of control step 0, 1, ... H
     at = torch.arange(1, horizon + 1, device=device) * (1.0 + tempo[:, None]).clamp_min(0.0)  # (B, H)
@@ -44,7 +46,7 @@ def hasten(x: torch.Tensor, tempo: torch.Tensor, low: torch.Tensor, high: torch.
     velocity = (path[:, -1] - path[:, -1 - back]) / back
     velocity = torch.cat([velocity[:, :ARM], torch.zeros_like(velocity[:, ARM:])], -1)
     found = found + (at - horizon).clamp_min(0.0)[..., None] * velocity[:, None]
-    return 2.0 * (found - low) / (high - low) - 1.0
+    return scale(found, low, high)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,6 @@ class Tempo:
     drawn, ``moved`` (B,), of which ``drawn`` (B,) is a sample. With gradient for ``now``."""
 
     now: torch.Tensor
-    way: torch.Tensor
     limits: tuple[torch.Tensor, torch.Tensor]
     moved: torch.Tensor
     drawn: torch.Tensor
@@ -62,10 +63,12 @@ class Tempo:
 
     @staticmethod
     def of(now, x, drawn, *, std: float, across: float, low, high) -> "Tempo":
-        """``way``: how x (B, H, 7) changes with its tempo, between tempos of -std and std."""
+        """As seen from the chunk x (B, H, 7), played at the tempo ``drawn``; faster is along the way in which x changes between
+        tempos of -std and std."""
         step = torch.full_like(x[:, 0, 0], std)
         way = ((hasten(x, step, low, high) - hasten(x, -step, low, high)) / (2.0 * std)).detach()
-        return Tempo(now, way, (low, high), _along(now - x, way), drawn, std, across)
+        moved = ((now - x) * way).sum((1, 2)) / way.square().sum((1, 2)).clamp_min(1e-6)
+        return Tempo(now, (low, high), moved, drawn, std, across)
 
     def log_prob(self) -> torch.Tensor:
         """(B,)"""
@@ -78,8 +81,3 @@ class Tempo:
         off = 0.5 * ((self.now - path) / self.across).square().mean(-1)
         along = 0.5 * ((self.moved - reference.moved) / self.std).square()
         return off + along[:, None] / path[0].numel()
-
-
-def _along(gap: torch.Tensor, way: torch.Tensor) -> torch.Tensor:
-    """(B,) how far gap (B, H, 7) goes along way, in lengths of way."""
-    return (gap * way).sum((1, 2)) / way.square().sum((1, 2)).clamp_min(1e-6)

@@ -529,9 +529,10 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
-        self._begin_learning()
         if self.recipe.lora.rank and PHASES.index(self.phase) > PHASES.index("extension"):
             self._begin_from(self.run_dir / EXTENDED)
+        else:
+            self._begin_learning()
         self.optimizer.updates, self.optimizer.steps = facts["updates"], facts["steps"]
         trained = self.optimizer.trained
         self._set_weights({name: tensors[f"model.{name}"] for name in trained})
