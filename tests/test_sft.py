@@ -15,6 +15,7 @@ from policytrim_ros.core.config import ConfigError
 from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.checkpoint import FAMILIES, CheckpointError
 from policytrim_ros.policies.flow import FlowConfig
+from policytrim_ros.policies.policy import blank
 from policytrim_ros.training import demos, evaluate, mixture, run_state, sft
 from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.recipe import Lora, Pictures, Source
@@ -300,6 +301,19 @@ def test_a_child_takes_other_normalisation_only_when_told_to(trained, dataset, t
             == checkpoint.contract_of(manifest).to_dict()["normalisation"]
         )
         assert same != renormalise
+
+
+def test_a_flow_policy_learns_to_predict_more_than_its_parent(trained, trainer, tmp_path):
+    longer = replace(reach_recipe().network, horizon=9)
+    recipe = replace(reach_recipe(steps=1), parent=str(trained), renormalise=True, network=longer, execution_horizon=4)
+    one = trainer(recipe)
+    before = checkpoint.load(trained)[0]
+    assert all(torch.equal(parameter, before.get_parameter(name)) for name, parameter in one.policy.named_parameters())
+    one.run()
+    one.save_checkpoint(tmp_path / "child")
+    child, manifest = checkpoint.load(tmp_path / "child")
+    assert child.predict(blank(child.contract), seeds=[0]).shape == (1, 9, 7)
+    assert (manifest["contract"]["prediction_horizon"], manifest["contract"]["execution_horizon"]) == (9, 4)
 
 
 def test_a_parent_that_does_not_fit_is_refused(trained, trainer, tmp_path):

@@ -53,9 +53,16 @@ def new_policy(recipe: Recipe, samples: Samples, tasks) -> ChunkPolicy:
 
 
 def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str]:
-    """The recipe's parent with its contract; tasks and instructions are added. ConfigError when it does not fit."""
+    """The recipe's parent with its contract; tasks and instructions are added. ConfigError when it does not fit.
+
+    With `Recipe.renormalise` normalisation and tasks are the demonstrations' alone, and the prediction horizon of a flow
+    policy, whose action expert attends to however many actions there are, is the recipe's.
+    """
     policy, manifest = checkpoint.load(recipe.parent)
     contract = policy.contract
+    if recipe.renormalise and policy.family == "flow":
+        policy.config = replace(policy.config, horizon=recipe.network.horizon)
+        contract = replace(contract, prediction_horizon=recipe.network.horizon, execution_horizon=recipe.execution_horizon)
     misfits = [
         f"{name.replace('_', ' ')}: the parent has {theirs}, the recipe {ours}"
         for name, theirs, ours in (
@@ -78,7 +85,7 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
             raise ConfigError(f"{recipe.parent}: does not know every word of '{sentence}'; train a new policy")
     contract = replace(
         contract,
-        tasks=tuple(dict.fromkeys((*contract.tasks, *tasks))),
+        tasks=tuple(dict.fromkeys(tasks if recipe.renormalise else (*contract.tasks, *tasks))),
         instructions=tuple(dict.fromkeys((*contract.instructions, *instructions))),
         normalisation=samples.normalisation(recipe.training.action_quantile) if recipe.renormalise else contract.normalisation,
     )

@@ -214,7 +214,11 @@ class Recipe(Config):
     family: str = option("flow", "family of the policy; `network` are the options of its configuration", choices=tuple(FAMILIES))
     network: Config = field(default_factory=FlowConfig, metadata={})
     parent: str = option("", "checkpoint to start from, fine-tuning it; its network, words and normalisation are kept")
-    renormalise: bool = option(False, "take the normalisation from the demonstrations although there is a parent")
+    renormalise: bool = option(
+        False,
+        "take the normalisation and the tasks from the demonstrations although there is a parent; a flow policy may then learn to "
+        "predict another number of actions",
+    )
     lora: Lora = field(default_factory=Lora, metadata={})
     training: Training = field(default_factory=Training, metadata={})
     evaluation: tuple[Evaluation, ...] = field(default_factory=tuple, metadata={})
