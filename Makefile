@@ -34,7 +34,7 @@ bench: setup
 	@for each in $(BENCHMARKS); do echo "== $$each"; .venv/bin/python -m benchmarks.$$each || exit 1; done
 	@echo "== inference_latency"; .venv/bin/python -m benchmarks.inference_latency models/*
 
-TRIMMED = tape_box_state tape_box_state_fast tape_box_state_long tape_box_state_long_fast tape_box mugs
+TRIMMED = tape_box_state tape_box_state_fast tape_box_state_long tape_box_state_long_fast tape_box tape_box_long tape_box_long_fast mugs
 models: setup
 	@for recipe in config/demos_*.yaml; do .venv/bin/policytrim demos make --recipe $$recipe || exit 1; done
 	@for recipe in config/sft_*.yaml; do \

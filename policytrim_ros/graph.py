@@ -518,21 +518,35 @@ def planned(arguments: LaunchArguments) -> LaunchArguments:
 
 
 def own_checkpoint(task: str) -> Path | None:
-    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses), the one of most tasks, or
-    what was trimmed from it for this task."""
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses) what was trimmed for it, with
+    the longest h and then the longest way from its baseline; else the one of most tasks."""
     manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
     able.sort(key=lambda path: -len(manifests[path]["tasks"]))
-    baseline = next((path for path in able if not _trimmed(manifests[path])), None)
-    if baseline is None:
-        return next(iter(able), None)
-    return next((path for path in able if _descends(manifests[path], manifests[baseline])), baseline)
+    trimmed = [path for path in able if baseline_of(path)]
+    if not trimmed:
+        return next((path for path in able if not _trimmed(manifests[path])), next(iter(able), None))
+    return max(trimmed, key=lambda path: (manifests[path]["contract"]["execution_horizon"], len(_line(manifests[path], manifests))))
 
 
 def baseline_of(checkpoint) -> Path | None:
-    """The project's checkpoint that ``checkpoint`` was trimmed from, or None."""
-    manifest = json.loads((Path(checkpoint) / "manifest.json").read_text())
-    return next((path for path, parent in _own_manifests().items() if _descends(manifest, parent)), None)
+    """The project's checkpoint that ``checkpoint`` was trimmed from, in one run or in several one after another, or None."""
+    manifests = _own_manifests()
+    line = _line(json.loads((Path(checkpoint) / "manifest.json").read_text()), manifests)
+    return line[-1] if line and not _trimmed(manifests[line[-1]]) else None
+
+
+def _line(manifest: Mapping[str, Any], manifests: Mapping[Path, dict]) -> list[Path]:
+    """From which of ``manifests`` a checkpoint was trimmed, from which that one was, and so on."""
+    line: list[Path] = []
+    while _trimmed(manifest):
+        before = manifest["made"].get("parent")
+        parent = next((path for path, m in manifests.items() if m["files"]["model.safetensors"] == before), None)
+        if parent is None or parent in line:
+            break
+        line.append(parent)
+        manifest = manifests[parent]
+    return line
 
 
 def _own_manifests() -> dict[Path, dict]:
@@ -540,11 +554,6 @@ def _own_manifests() -> dict[Path, dict]:
         return {path.parent: json.loads(path.read_text()) for path in sorted(share("models").glob("*/manifest.json"))}
     except FileNotFoundError:
         return {}
-
-
-def _descends(manifest: Mapping[str, Any], parent: Mapping[str, Any]) -> bool:
-    """Whether the one checkpoint was trimmed from the other."""
-    return _trimmed(manifest) and manifest["made"].get("parent") == parent["files"]["model.safetensors"]
 
 
 def _trimmed(manifest: Mapping[str, Any]) -> bool:

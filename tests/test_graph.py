@@ -609,9 +609,10 @@ def test_the_second_policy_is_handed_to_the_trials(checkpoint):
 
 
 def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_path, monkeypatch):
-    def save(name, weights, tasks, **made):
+    def save(name, weights, tasks, horizon=10, **made):
         (tmp_path / name).mkdir()
-        manifest = dict(tasks=tasks, contract={}, files={"model.safetensors": weights}, made=made)
+        contract = {"execution_horizon": horizon}
+        manifest = dict(tasks=tasks, contract=contract, files={"model.safetensors": weights}, made=made)
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
         return tmp_path / name
 
@@ -623,4 +624,10 @@ def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_
     assert own_checkpoint("tape_box") == for_one and baseline_of(for_one) == base and own_checkpoint("flip_mug") == base
     for_all = save("c", "3", three, method="trim", parent="1")
     assert own_checkpoint("tape_box") == own_checkpoint("hang_mug") == for_all
-    assert baseline_of(save("d", "4", one, method="trim", parent="elsewhere")) is None
+    assert baseline_of(save("d", "4", one, 30, method="trim", parent="elsewhere")) is None
+    assert own_checkpoint("tape_box") == for_all, "what leads back to no baseline of the project is not taken"
+    again = save("e", "5", one, method="trim", parent="2")
+    assert own_checkpoint("tape_box") == again and baseline_of(again) == base
+    save("f", "6", one, method="sft", parent="1")
+    longer = save("g", "7", one, 20, method="trim", parent="6")
+    assert own_checkpoint("tape_box") == longer and baseline_of(longer) == tmp_path / "f" and own_checkpoint("flip_mug") == for_all

@@ -390,6 +390,15 @@ def test_a_guarded_arm_does_not_follow_targets_below_the_table_and_fails_where_t
                 player.passed()
 
 
+def test_with_less_tolerance_an_episode_fails_before_the_controller_would_hold():
+    goal = lowered(0.02)
+    for tolerance, held in ((1.0, ""), (0.5, ""), (0.3, "the goal lies 20 mm beyond the workspace or table limit")):
+        player = Player(Start(0, 1), np.array(READY), Conditions(guarded=True, limit_tolerance=tolerance))
+        player.begin()
+        player.hear(goal[None])
+        assert np.allclose(player.target, READY) and player.held == held
+
+
 def test_where_the_controller_would_hold_the_episode_is_a_failure():
     from sim_bridge.env import TaskEnv
 

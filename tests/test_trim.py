@@ -359,6 +359,11 @@ def test_rollouts_and_evaluation_meet_the_latency_that_the_recipe_names(trimming
         one.close()
 
 
+def test_rollouts_alone_keep_farther_from_the_limits_where_the_recipe_wants_it(trimming):
+    run = trimming(limit_tolerance=0.4)
+    assert run.fleet._own.grounds.limit_tolerance == 0.4 and "limit_tolerance" not in vars(run.bench)
+
+
 def test_a_lost_episode_costs_as_much_as_one_that_is_given_up(trimming):
     one = trimming(limit=2.0)
     one.budgets = {"tape_box": 50.0}

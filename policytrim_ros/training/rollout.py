@@ -73,7 +73,8 @@ class Conditions:
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
     after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
     and joints (core/safety.py): it does not follow a target beyond them, and one beyond the tolerance, at which the
-    controller would hold until an operator comes, is a failure. ``cut_limits``: what cuts the horizon below a start's own, not below
+    controller would hold until an operator comes, is a failure; ``limit_tolerance``: the share of that tolerance which is
+    left. ``cut_limits``: what cuts the horizon below a start's own, not below
     ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
     """
 
@@ -84,6 +85,7 @@ class Conditions:
     rebuild: bool = False
     limit: int = 0
     guarded: bool = False
+    limit_tolerance: float = 1.0
     cut_limits: tuple[tuple[str, float], ...] = ()
     shortest_horizon: int = 2
 
@@ -134,7 +136,8 @@ class Player:
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
-        self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
+        self._guard = _guard(conditions.limit_tolerance) if conditions.guarded else None
+        self._inside = np.array(setpoint, dtype=np.float64)
         self.held = ""  # why the controller would have held the arm
         self.control_steps = self.steps = self.refused = 0
         self.looks: list[list[int]] = []
@@ -257,9 +260,11 @@ class Player:
 
 
 @functools.cache
-def _guard() -> SafetyFilter:
-    """The controller's limits, for `SafetyFilter.judge` alone."""
-    return SafetyFilter(SafetyLimits())
+def _guard(tolerance: float) -> SafetyFilter:
+    """The controller's limits with so large a share of its tolerances, for `SafetyFilter.judge` alone."""
+    usual = SafetyLimits()
+    rad, m = tolerance * usual.limit_tolerance_rad, tolerance * usual.limit_tolerance_m
+    return SafetyFilter(replace(usual, limit_tolerance_rad=rad, limit_tolerance_m=m))
 
 
 def play(

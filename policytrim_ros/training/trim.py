@@ -109,7 +109,8 @@ class Trimming:
         if recipe.horizon > self.longest:
             raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
         size = recipe.camera_width, recipe.camera_height
-        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend, recipe.mode, recipe.latency_s)
+        played = recipe.mode, recipe.latency_s, recipe.limit_tolerance
+        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend, *played)
         self._fleet_options = dict(processes=processes, ray=ray)
         self.bench = evaluate.Bench(
             recipe.environment,
