@@ -518,15 +518,21 @@ def planned(arguments: LaunchArguments) -> LaunchArguments:
 
 
 def own_checkpoint(task: str) -> Path | None:
-    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses) what was trimmed for it, with
-    the longest h and then the longest way from its baseline; else the one of most tasks."""
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses) what was trimmed for it, rather
+    one that did not fail the gate, with the longest h and then the longest way from its baseline; else the one of most tasks."""
     manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
     able.sort(key=lambda path: -len(manifests[path]["tasks"]))
     trimmed = [path for path in able if baseline_of(path)]
     if not trimmed:
         return next((path for path in able if not _trimmed(manifests[path])), next(iter(able), None))
-    return max(trimmed, key=lambda path: (manifests[path]["contract"]["execution_horizon"], len(_line(manifests[path], manifests))))
+
+    def merit(path: Path) -> tuple:
+        manifest = manifests[path]
+        tried = (manifest.get("gate") or {}).get(task, {})
+        return tried.get("passed", True), manifest["contract"]["execution_horizon"], len(_line(manifest, manifests))
+
+    return max(trimmed, key=merit)
 
 
 def baseline_of(checkpoint) -> Path | None:

@@ -609,10 +609,10 @@ def test_the_second_policy_is_handed_to_the_trials(checkpoint):
 
 
 def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_path, monkeypatch):
-    def save(name, weights, tasks, horizon=10, **made):
+    def save(name, weights, tasks, horizon=10, gate=None, **made):
         (tmp_path / name).mkdir()
         contract = {"execution_horizon": horizon}
-        manifest = dict(tasks=tasks, contract=contract, files={"model.safetensors": weights}, made=made)
+        manifest = dict(tasks=tasks, contract=contract, files={"model.safetensors": weights}, made=made, gate=gate)
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
         return tmp_path / name
 
@@ -630,4 +630,5 @@ def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_
     assert own_checkpoint("tape_box") == again and baseline_of(again) == base
     save("f", "6", one, method="sft", parent="1")
     longer = save("g", "7", one, 20, method="trim", parent="6")
+    save("h", "8", one, 30, gate={"tape_box": {"passed": False}}, method="trim", parent="6")
     assert own_checkpoint("tape_box") == longer and baseline_of(longer) == tmp_path / "f" and own_checkpoint("flip_mug") == for_all

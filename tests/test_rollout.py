@@ -388,15 +388,7 @@ def test_a_guarded_arm_does_not_follow_targets_below_the_table_and_fails_where_t
                 assert np.allclose(player.target, target if guarded else goal)
                 assert (held in player.held and bool(held)) == (guarded and bool(held) and number == 1)
                 player.passed()
-
-
-def test_with_less_tolerance_an_episode_fails_before_the_controller_would_hold():
-    goal = lowered(0.02)
-    for tolerance, held in ((1.0, ""), (0.5, ""), (0.3, "the goal lies 20 mm beyond the workspace or table limit")):
-        player = Player(Start(0, 1), np.array(READY), Conditions(guarded=True, limit_tolerance=tolerance))
-        player.begin()
-        player.hear(goal[None])
-        assert np.allclose(player.target, READY) and player.held == held
+            assert player.result("success", 0.0).beyond == guarded
 
 
 def test_where_the_controller_would_hold_the_episode_is_a_failure():

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -359,9 +360,14 @@ def test_rollouts_and_evaluation_meet_the_latency_that_the_recipe_names(trimming
         one.close()
 
 
-def test_rollouts_alone_keep_farther_from_the_limits_where_the_recipe_wants_it(trimming):
-    run = trimming(limit_tolerance=0.4)
-    assert run.fleet._own.grounds.limit_tolerance == 0.4 and "limit_tolerance" not in vars(run.bench)
+def test_steps_beyond_the_limits_cost_what_the_recipe_says(trimming):
+    results = [SimpleNamespace(outcome="success", steps=10, beyond=beyond) for beyond in (0, 2, 2, 4)]
+    (group, rollouts) = Group("tape_box", 7, (2,) * 4, draw=5), SimpleNamespace(results=[results])
+    for price in (0.0, 1.5):
+        run = trimming(**{"reward.beyond": price, "reward.stability": 0.0})
+        run.phase, run.budgets = "saving", {"tape_box": 40.0}
+        (found,) = run.advantages([group], rollouts)
+        assert found is None if not price else found[0] > found[1] == found[2] > found[3]
 
 
 def test_a_lost_episode_costs_as_much_as_one_that_is_given_up(trimming):

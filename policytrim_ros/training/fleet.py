@@ -39,8 +39,8 @@ BACKENDS = ("cpu", "gpu")
 @dataclass(frozen=True)
 class Grounds:
     """Where and how rollouts are played: factory of the environment (module:name), setting, size of the rendered pictures (width,
-    height) in px, environments of every worker, whether they are single ones (cpu) or one vector environment (gpu), the
-    executor's mode with the latency of a look (s), and `Conditions.limit_tolerance`."""
+    height) in px, environments of every worker, whether they are single ones (cpu) or one vector environment (gpu), and
+    the executor's mode with the latency of a look (s)."""
 
     environment: str
     setting: str = "standard"
@@ -49,7 +49,6 @@ class Grounds:
     backend: str = "cpu"
     mode: str = SYNC
     latency_s: float = 0.0
-    limit_tolerance: float = 1.0
 
 
 class Worker:
@@ -80,7 +79,6 @@ class Worker:
                         rebuild=self.grounds.backend == "cpu",
                         limit=limits.get(task, 0),
                         guarded=contract.moves_joints,
-                        limit_tolerance=self.grounds.limit_tolerance,
                     ),
                 )
             )

@@ -73,8 +73,7 @@ class Conditions:
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
     after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
     and joints (core/safety.py): it does not follow a target beyond them, and one beyond the tolerance, at which the
-    controller would hold until an operator comes, is a failure; ``limit_tolerance``: the share of that tolerance which is
-    left. ``cut_limits``: what cuts the horizon below a start's own, not below
+    controller would hold until an operator comes, is a failure. ``cut_limits``: what cuts the horizon below a start's own, not below
     ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
     """
 
@@ -85,7 +84,6 @@ class Conditions:
     rebuild: bool = False
     limit: int = 0
     guarded: bool = False
-    limit_tolerance: float = 1.0
     cut_limits: tuple[tuple[str, float], ...] = ()
     shortest_horizon: int = 2
 
@@ -101,7 +99,8 @@ class EpisodeResult:
     arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
     arm, which ended the episode ('' when it would not); seam_rad: mean over the chunks that took over of how far (largest
     joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything);
-    cuts: how often the horizon was cut.
+    cuts: how often the horizon was cut; beyond: control steps in which a guarded arm did not follow its target, which lay
+    outside workspace or below the table.
     """
 
     seed: int
@@ -117,6 +116,7 @@ class EpisodeResult:
     held: str = ""
     seam_rad: float | None = None
     cuts: int = 0
+    beyond: int = 0
 
 
 class Player:
@@ -136,10 +136,9 @@ class Player:
         self._noise, self._random = conditions.action_noise_rad, np.random.default_rng((start.sampler_seed, 11))
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
-        self._guard = _guard(conditions.limit_tolerance) if conditions.guarded else None
-        self._inside = np.array(setpoint, dtype=np.float64)
-        self.held = ""  # why the controller would have held the arm
-        self.control_steps = self.steps = self.refused = 0
+        self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
+        self.held, self._cut_off = "", False  # why the controller would have held the arm; whether the target is beyond its limits
+        self.control_steps = self.steps = self.refused = self.beyond = 0
         self.looks: list[list[int]] = []
 
     @property
@@ -225,6 +224,7 @@ class Player:
         inside, self.held = self._guard.judge(target)
         if inside and not self.held:
             self._inside = target
+        self._cut_off = not inside
         return self._inside
 
     def judged(self, result):
@@ -234,6 +234,7 @@ class Player:
     def passed(self) -> None:
         """The control step is over."""
         self.control_steps += 1
+        self.beyond += self._cut_off
         if self._executor.playing:
             self.steps += 1
             self.looks[self._executor.chunk_id][2] += 1
@@ -256,15 +257,14 @@ class Player:
             self.held,
             round(float(np.mean(self._seams)), 5) if self._seams else None,
             self._trust.cuts,
+            self.beyond,
         )
 
 
 @functools.cache
-def _guard(tolerance: float) -> SafetyFilter:
-    """The controller's limits with so large a share of its tolerances, for `SafetyFilter.judge` alone."""
-    usual = SafetyLimits()
-    rad, m = tolerance * usual.limit_tolerance_rad, tolerance * usual.limit_tolerance_m
-    return SafetyFilter(replace(usual, limit_tolerance_rad=rad, limit_tolerance_m=m))
+def _guard() -> SafetyFilter:
+    """The controller's limits, for `SafetyFilter.judge` alone."""
+    return SafetyFilter(SafetyLimits())
 
 
 def play(

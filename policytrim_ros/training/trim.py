@@ -109,8 +109,7 @@ class Trimming:
         if recipe.horizon > self.longest:
             raise ConfigError(f"TrimRecipe.horizon = {recipe.horizon}: the checkpoint predicts only H = {self.longest} actions")
         size = recipe.camera_width, recipe.camera_height
-        played = recipe.mode, recipe.latency_s, recipe.limit_tolerance
-        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend, *played)
+        self._grounds = Grounds(recipe.environment, recipe.task_setting, size, lanes, backend, recipe.mode, recipe.latency_s)
         self._fleet_options = dict(processes=processes, ray=ray)
         self.bench = evaluate.Bench(
             recipe.environment,
@@ -342,7 +341,7 @@ class Trimming:
             if self.phase == "extension":
                 reward = rewards.extension(success, np.array(group.horizons) / self.longest, self.longest, config)
             else:
-                steps = np.array([result.steps for result in results])
+                steps = np.array([result.steps + self.recipe.reward.beyond * result.beyond for result in results])
                 reward = rewards.step_saving(success, steps, self.budgets[group.task], config)
             found.append(rewards.advantages(reward, success, config))
         return rewards.in_proportion(found, config)

@@ -97,13 +97,6 @@ class TrimRecipe(Config):
     limit: float = option(
         1.5, "rollouts that take longer than so many S_base are given up (0: the task's own limit)", low=0, high=100
     )
-    limit_tolerance: float = option(
-        1.0,
-        "how far a target may lie beyond the controller's limits before a rollout is lost, as a share of what the controller "
-        "tolerates before it holds the arm: below 1 a policy learns to stay farther away. Checks and evidence go by the controller",
-        low=0,
-        high=1,
-    )
     extension: Stage = field(default_factory=lambda: Stage(iterations=20), metadata={})
     saving: Stage = field(default_factory=lambda: Stage(iterations=80), metadata={})
     hastening: Hastening = field(default_factory=Hastening, metadata={})
