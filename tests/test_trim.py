@@ -373,9 +373,12 @@ def test_steps_beyond_the_limits_cost_what_the_recipe_says(trimming):
 def test_a_lost_episode_costs_as_much_as_one_that_is_given_up(trimming):
     one = trimming(limit=2.0)
     one.budgets = {"tape_box": 50.0}
-    held = {"outcome": "failure", "steps": 3}
-    row = {"task": "tape_box", "episodes_list": [{"outcome": "success", "steps": 40}, held]}
+    held = {"outcome": "failure", "steps": 3, "beyond": 2}
+    row = {"task": "tape_box", "episodes_list": [{"outcome": "success", "steps": 40, "beyond": 5}, held]}
     assert one._cost(row) == 0.5 * (40 + 100)
+    priced = trimming(**{"limit": 2.0, "reward.beyond": 1.5})
+    priced.budgets = {"tape_box": 50.0}
+    assert priced._cost(row) == 0.5 * (40 + 1.5 * 5 + 100)
 
 
 def test_a_collapsed_policy_is_given_up_for_the_best(trimming):

@@ -372,10 +372,11 @@ class Trimming:
             self.best, self._best_weights = check, self._weights()
 
     def _cost(self, row: dict) -> float:
-        """Mean steps of an evaluation in which an episode without success counts as long as a rollout that is given up: one that
-        the controller ends early has saved nothing."""
-        lost = max(self.recipe.limit, 1.0) * self.budgets[row["task"]]
-        return float(np.mean([e["steps"] if e["outcome"] == "success" else lost for e in row["episodes_list"]]))
+        """Mean steps of an evaluation, with those beyond the limits at their price. An episode without success counts as long as a
+        rollout that is given up: one that the controller ends early has saved nothing."""
+        lost, price = max(self.recipe.limit, 1.0) * self.budgets[row["task"]], self.recipe.reward.beyond
+        costs = (e["steps"] + price * e["beyond"] if e["outcome"] == "success" else lost for e in row["episodes_list"])
+        return float(np.mean(list(costs)))
 
     def _better(self, check: dict, best: dict) -> bool:
         """Stage 1 wants the latest policy whose success at the longest horizon is within the recipe's margin of the best one's (a
