@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -360,25 +359,12 @@ def test_rollouts_and_evaluation_meet_the_latency_that_the_recipe_names(trimming
         one.close()
 
 
-def test_steps_beyond_the_limits_cost_what_the_recipe_says(trimming):
-    results = [SimpleNamespace(outcome="success", steps=10, beyond=beyond) for beyond in (0, 2, 2, 4)]
-    (group, rollouts) = Group("tape_box", 7, (2,) * 4, draw=5), SimpleNamespace(results=[results])
-    for price in (0.0, 1.5):
-        run = trimming(**{"reward.beyond": price, "reward.stability": 0.0})
-        run.phase, run.budgets = "saving", {"tape_box": 40.0}
-        (found,) = run.advantages([group], rollouts)
-        assert found is None if not price else found[0] > found[1] == found[2] > found[3]
-
-
 def test_a_lost_episode_costs_as_much_as_one_that_is_given_up(trimming):
     one = trimming(limit=2.0)
     one.budgets = {"tape_box": 50.0}
-    held = {"outcome": "failure", "steps": 3, "beyond": 2}
-    row = {"task": "tape_box", "episodes_list": [{"outcome": "success", "steps": 40, "beyond": 5}, held]}
+    held = {"outcome": "failure", "steps": 3}
+    row = {"task": "tape_box", "episodes_list": [{"outcome": "success", "steps": 40}, held]}
     assert one._cost(row) == 0.5 * (40 + 100)
-    priced = trimming(**{"limit": 2.0, "reward.beyond": 1.5})
-    priced.budgets = {"tape_box": 50.0}
-    assert priced._cost(row) == 0.5 * (40 + 1.5 * 5 + 100)
 
 
 def test_a_collapsed_policy_is_given_up_for_the_best(trimming):

@@ -37,14 +37,6 @@ class RewardConfig(Config):
     beta: float = setting(0.8, "weight of the acceptance ratio in stage 1 (code: coefficient of h / 20)", low=0, high=100)
     saving: float = setting(1.0, "eta, weight of the steps saved in stage 2 (0: success alone counts)", low=0, high=100)
     stability: float = setting(0.15, "lambda, weight of the penalty on steps far from the group's mean in stage 2", low=0, high=1)
-    beyond: float = setting(
-        0.0,
-        "stages 2 and 3: control steps that one with a target outside workspace or below the table, which the controller cuts off, "
-        "counts in addition (ours)",
-        low=0,
-        high=100,
-        unit="control steps",
-    )
     sigma_floor: float = setting(
         5.0, "smallest standard deviation of steps that counts", low=1e-6, high=1000, unit="control steps"
     )

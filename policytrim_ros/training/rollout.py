@@ -99,8 +99,7 @@ class EpisodeResult:
     arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
     arm, which ended the episode ('' when it would not); seam_rad: mean over the chunks that took over of how far (largest
     joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything);
-    cuts: how often the horizon was cut; beyond: control steps in which a guarded arm did not follow its target, which lay
-    outside workspace or below the table.
+    cuts: how often the horizon was cut.
     """
 
     seed: int
@@ -116,7 +115,6 @@ class EpisodeResult:
     held: str = ""
     seam_rad: float | None = None
     cuts: int = 0
-    beyond: int = 0
 
 
 class Player:
@@ -137,8 +135,8 @@ class Player:
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
         self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
-        self.held, self._cut_off = "", False  # why the controller would have held the arm; whether the target is beyond its limits
-        self.control_steps = self.steps = self.refused = self.beyond = 0
+        self.held = ""  # why the controller would have held the arm
+        self.control_steps = self.steps = self.refused = 0
         self.looks: list[list[int]] = []
 
     @property
@@ -224,7 +222,6 @@ class Player:
         inside, self.held = self._guard.judge(target)
         if inside and not self.held:
             self._inside = target
-        self._cut_off = not inside
         return self._inside
 
     def judged(self, result):
@@ -234,7 +231,6 @@ class Player:
     def passed(self) -> None:
         """The control step is over."""
         self.control_steps += 1
-        self.beyond += self._cut_off
         if self._executor.playing:
             self.steps += 1
             self.looks[self._executor.chunk_id][2] += 1
@@ -257,7 +253,6 @@ class Player:
             self.held,
             round(float(np.mean(self._seams)), 5) if self._seams else None,
             self._trust.cuts,
-            self.beyond,
         )
 
 

@@ -341,7 +341,7 @@ class Trimming:
             if self.phase == "extension":
                 reward = rewards.extension(success, np.array(group.horizons) / self.longest, self.longest, config)
             else:
-                steps = np.array([result.steps + self.recipe.reward.beyond * result.beyond for result in results])
+                steps = np.array([result.steps for result in results])
                 reward = rewards.step_saving(success, steps, self.budgets[group.task], config)
             found.append(rewards.advantages(reward, success, config))
         return rewards.in_proportion(found, config)
@@ -372,11 +372,10 @@ class Trimming:
             self.best, self._best_weights = check, self._weights()
 
     def _cost(self, row: dict) -> float:
-        """Mean steps of an evaluation, with those beyond the limits at their price. An episode without success counts as long as a
-        rollout that is given up: one that the controller ends early has saved nothing."""
-        lost, price = max(self.recipe.limit, 1.0) * self.budgets[row["task"]], self.recipe.reward.beyond
-        costs = (e["steps"] + price * e["beyond"] if e["outcome"] == "success" else lost for e in row["episodes_list"])
-        return float(np.mean(list(costs)))
+        """Mean steps of an evaluation in which an episode without success counts as long as a rollout that is given up: one that
+        the controller ends early has saved nothing."""
+        lost = max(self.recipe.limit, 1.0) * self.budgets[row["task"]]
+        return float(np.mean([e["steps"] if e["outcome"] == "success" else lost for e in row["episodes_list"]]))
 
     def _better(self, check: dict, best: dict) -> bool:
         """Stage 1 wants the latest policy whose success at the longest horizon is within the recipe's margin of the best one's (a
