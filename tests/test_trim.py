@@ -176,6 +176,12 @@ def test_a_third_stage_that_cannot_work_is_refused(changes, words):
         load_trim(None, {**HASTENING, **changes})
 
 
+@pytest.mark.parametrize("method", ("sde", "noise"))
+def test_where_no_tempo_is_explored_every_sampler_gets_to_the_end(method):
+    recipe = load_trim(None, {"sampler.method": method})
+    assert all(recipe.explorer(phase) == recipe.sampler for phase in trim.PHASES)
+
+
 def test_the_evidence_can_be_drawn_up_against_an_ancestor(whole, baseline, trimming):
     whole, _, _ = whole
     changes = {"parent": str(whole.run_dir / "trimmed"), "against": str(baseline), "extension.iterations": 0, "saving.iterations": 0}

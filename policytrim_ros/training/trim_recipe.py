@@ -146,7 +146,7 @@ class TrimRecipe(Config):
 
     def explorer(self, stage: str) -> Sampler:
         """What a flow policy explores by in a stage."""
-        if stage != "hastening":
+        if stage != "hastening" or not self.hastening.iterations:
             return self.sampler
         own = self.hastening
         return replace(self.sampler, tempo=own.tempo, across=own.across, weight=own.weight)
