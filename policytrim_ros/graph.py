@@ -523,33 +523,31 @@ def own_checkpoint(task: str) -> Path | None:
     manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
     able.sort(key=lambda path: -len(manifests[path]["tasks"]))
-    trimmed = [path for path in able if baseline_of(path)]
-    if not trimmed:
+    lines = {path: line for path in able if (line := _line(manifests[path], manifests))}
+    if not lines:
         return next((path for path in able if not _trimmed(manifests[path])), next(iter(able), None))
 
     def merit(path: Path) -> tuple:
-        manifest = manifests[path]
-        tried = (manifest.get("gate") or {}).get(task, {})
-        return tried.get("passed", True), manifest["contract"]["execution_horizon"], len(_line(manifest, manifests))
+        tried = (manifests[path].get("gate") or {}).get(task, {})
+        return tried.get("passed", True), manifests[path]["contract"]["execution_horizon"], len(lines[path])
 
-    return max(trimmed, key=merit)
+    return max(lines, key=merit)
 
 
 def baseline_of(checkpoint) -> Path | None:
     """The project's checkpoint that ``checkpoint`` was trimmed from, in one run or in several one after another, or None."""
-    manifests = _own_manifests()
-    line = _line(json.loads((Path(checkpoint) / "manifest.json").read_text()), manifests)
-    return line[-1] if line and not _trimmed(manifests[line[-1]]) else None
+    line = _line(json.loads((Path(checkpoint) / "manifest.json").read_text()), _own_manifests())
+    return line[-1] if line else None
 
 
 def _line(manifest: Mapping[str, Any], manifests: Mapping[Path, dict]) -> list[Path]:
-    """From which of ``manifests`` a checkpoint was trimmed, from which that one was, and so on."""
+    """From which of ``manifests`` a checkpoint was trimmed, from which that one was, and so on to a baseline; [] without one."""
     line: list[Path] = []
     while _trimmed(manifest):
         before = manifest["made"].get("parent")
         parent = next((path for path, m in manifests.items() if m["files"]["model.safetensors"] == before), None)
         if parent is None or parent in line:
-            break
+            return []
         line.append(parent)
         manifest = manifests[parent]
     return line

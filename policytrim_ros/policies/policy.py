@@ -12,7 +12,7 @@ Pictures may arrive at any size of the contract's aspect ratio: `ChunkPolicy.inp
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -210,8 +210,9 @@ class ChunkPolicy(nn.Module):
         return tuple(torch.from_numpy(array).to(self.device) for array in encode_words(self.tokenizer, instruction))
 
     def under(self, contract: Contract) -> "ChunkPolicy":
-        """A copy of this policy with another contract, in training mode and with gradients as a new one."""
-        copy = type(self)(self.config, contract, self.tokenizer)
+        """A copy of this policy with another contract, in training mode and with gradients as a new one. Its prediction horizon is the
+        contract's; RuntimeError where weights depend on that."""
+        copy = type(self)(replace(self.config, horizon=contract.prediction_horizon), contract, self.tokenizer)
         copy.load_state_dict(self.state_dict())
         return copy
 

@@ -61,7 +61,6 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
     policy, manifest = checkpoint.load(recipe.parent)
     contract = policy.contract
     if recipe.renormalise and policy.family == "flow":
-        policy.config = replace(policy.config, horizon=recipe.network.horizon)
         contract = replace(contract, prediction_horizon=recipe.network.horizon, execution_horizon=recipe.execution_horizon)
     misfits = [
         f"{name.replace('_', ' ')}: the parent has {theirs}, the recipe {ours}"
@@ -71,7 +70,8 @@ def descended(recipe: Recipe, samples: Samples, tasks) -> tuple[ChunkPolicy, str
             *(
                 (f"network.{spec.name}", getattr(policy.config, spec.name, None), getattr(recipe.network, spec.name))
                 for spec in fields(recipe.network)
-                if getattr(recipe.network, spec.name) != getattr(type(recipe.network)(), spec.name)
+                if spec.name != "horizon"  # which is the contract's
+                and getattr(recipe.network, spec.name) != getattr(type(recipe.network)(), spec.name)
             ),
         )
         if theirs != ours
