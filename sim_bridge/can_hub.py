@@ -79,6 +79,8 @@ class Hub:
                     packet = client.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
+                except ConnectionResetError:  # said once, of a client that left without reading all: its last words come next
+                    continue
                 except OSError:
                     packet = b""
                 if not packet:
@@ -103,6 +105,8 @@ class Hub:
                 try:
                     if not client.recv(PACKET_BYTES, socket.MSG_DONTWAIT):
                         break
+                except ConnectionResetError:
+                    continue
                 except OSError:  # empty, or gone (then the next collect drops it)
                     break
 

@@ -12,7 +12,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.parameter import Parameter
 from rclpy.parameter_client import AsyncParameterClient
-from stack import ROOT, Operator, Stack
+from stack import ROOT, Operator, Stack, wait_for
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
@@ -107,6 +107,7 @@ def test_no_process_that_starts_can_keep_the_controller_waiting_in_shared_memory
 def test_a_motor_that_another_voice_on_the_bus_switches_off_is_a_fault_until_the_operator_clears_it(stack, operator):
     operator.swing()
     switch_off(stack.socket)
+    wait_for(lambda: stack.truth()["disables"] == stack.disables + 1, "the order does not reach the arm")
     stack.disables += 1
     operator.until(lambda: operator.state.startswith("fault: not enabled"), "a motor that is off is not noticed", 5.0)
     assert "joint6" in operator.state and "support the arm" in operator.state

@@ -356,6 +356,18 @@ def test_a_frame_reaches_the_hub_and_every_client_but_its_sender(hub):
         assert one.recv(timeout=0.0) is None
 
 
+@pytest.mark.parametrize("discards", [False, True])
+def test_the_last_words_of_a_client_that_left_without_reading_are_heard_or_thrown_away_like_any_others(hub, discards):
+    with bus_on(hub) as client:
+        hub.collect()
+        hub.broadcast(FRAME.pack(0x2A1, 8, bytes(8)))
+        client.send(can.Message(arbitration_id=0x471, data=WRIST_OFF, is_extended_id=False))
+    if discards:
+        hub.discard()
+    assert [can_id for _, can_id, _ in hub.collect()] == ([] if discards else [0x471])
+    assert hub.clients == 0
+
+
 def test_without_loopback_a_frame_reaches_the_arm_and_no_other_client(hub):
     with bus_on(hub, local_loopback=False) as quiet, bus_on(hub) as listener:
         hub.collect()
