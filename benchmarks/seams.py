@@ -78,7 +78,7 @@ SETPOINTS_HEAD = (
 )
 STREAMS = (
     "`setpoint_rate_hz` of the controller, 100 by default. Twice as many setpoints halve how far the emulated arm is from the lines half of the time: what remains "
-    "of p99 is the limits' doing. From 100 to 200 that is 1 to 2 mrad, under a millimetre at the gripper, for more jerk, twice the frames and twice as many "
+    "of p99 is the limits' doing. From 100 to 200 that is 1 to 2 mrad, about a millimetre at the gripper, for more jerk, twice the frames and twice as many "
     "wake-ups of a process that must not be late; below 100 it is 3 to 9 mrad. Async, h = 10, 90 ms, a fifth of the time."
 )
 END_HEAD = (
