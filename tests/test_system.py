@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,16 @@ from stack import ROOT, Operator, Stack, wait_for
 from std_msgs.msg import Int64MultiArray, String
 
 from benchmarks.injections import damaged_checkpoint
+from policytrim_ros.core.contract import Normalisation
 from policytrim_ros.core.safety import SafetyLimits
 from policytrim_ros.graph import own_checkpoint, runtime_dir
 from policytrim_ros.nodes.messages import LATCHED, Consumed
+from policytrim_ros.policies import checkpoint
+from policytrim_ros.policies.golden import Golden
 from policytrim_ros.trials.store import Store
 
 SESSION = f"test-{os.getpid()}"
+DRIFT_RAD = 0.06
 
 pytestmark = pytest.mark.integration
 
@@ -134,7 +139,23 @@ def test_the_learned_policy_drives_the_arm_from_the_images_that_arrive_over_ros(
     assert row.calls >= 5 and row.steps <= row.calls * h and row.steps > (row.calls - 2) * h
 
 
-def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back_and_a_damaged_one_is_refused(system, tmp_path):
+def drifting_checkpoint(folder: Path, source: str) -> Path:
+    """A checkpoint in ``folder`` that is whole, fits the robot and agrees with its golden observations; but with every action of a chunk
+    its joint6 turns DRIFT_RAD further than that of ``source``. Nothing gives it away before it moves the arm."""
+    policy, manifest = checkpoint.load(source)
+    actions = policy.contract.normalisation["actions"]
+    drift = np.zeros(np.shape(actions.q01))
+    drift[:, 5] = DRIFT_RAD * np.arange(1, len(drift) + 1)
+    bent = Normalisation(*((np.array(quantile) + drift).tolist() for quantile in (actions.q01, actions.q99)))
+    contract = replace(policy.contract, normalisation={**policy.contract.normalisation, "actions": bent})
+    drifting = type(policy)(policy.config, contract, policy.tokenizer).eval()
+    drifting.load_state_dict(policy.state_dict())
+    golden = Golden.of(drifting, checkpoint.golden_of(source, manifest).observation)
+    checkpoint.save(folder / "drifting", drifting, made=manifest["made"], gate=manifest["gate"], golden=golden)
+    return folder / "drifting"
+
+
+def test_the_policy_is_exchanged_while_it_moves_the_arm_taken_back_by_hand_and_on_probation_and_a_damaged_one_is_refused(system, tmp_path):
     first, second = (str(ROOT / "models" / name) for name in ("piper-pi0-tiny", "tape-box-oft-tiny"))
     system.up("up", f"checkpoint:={first}")
     wait_for(lambda: "running;" in system.log("up"), "the system does not come up", 240)
@@ -189,5 +210,13 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_and_taken_back_and_a_dam
 
         assert operator.order("inference/roll_back").success
         operator.until(lambda: generations[-1] == 3, "the first checkpoint does not come back")
+
+        moves()
+        code, said = swap(drifting_checkpoint(tmp_path, first))
+        assert code == 0 and "generation 4 speaks after" in said, said
+        operator.until(lambda: operator.state.startswith("holding: beyond limits"), "what lies beyond the limits does not hold the arm")
+        operator.until(lambda: '"generation": 5' in operator.status, "the one on probation is not taken back")
+        assert f"{tmp_path / 'drifting'} was taken back on probation: holding: beyond limits" in operator.status, operator.status
+        system.assert_held(operator.spin)
     finally:
         operator.close()
