@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from policy_samples import reach_recipe
-from reach_task import ReachDemonstrator, ReachEnv
+from policy_samples import gentle, reach_recipe
+from reach_task import ReachDemonstrator, ReachEnv, TiringEnv
 
+from policytrim_ros.core.config import ConfigError
 from policytrim_ros.core.types import JOINTS
-from policytrim_ros.training import demos, lerobot
+from policytrim_ros.policies import checkpoint
+from policytrim_ros.training import demos, interventions, lerobot
 from policytrim_ros.training.demos import DatasetError
 from policytrim_ros.training.recipe import Collection
 
@@ -141,6 +143,53 @@ def test_a_recovery_is_recorded_from_where_the_arm_was_left(start):
     assert facts["outcome"] == "success" and recording.steps == facts["steps"]
     assert abs(recording.state[0, 0]) > 0.01  # not where the environment puts the arm
     assert same(demos.episode_of(recording), demos.episode_of(again))  # the seed decides everything
+
+
+@pytest.fixture
+def driver(tmp_path):
+    checkpoint.save(tmp_path / "driver", gentle(cameras=("front",)), made={})
+    return tmp_path / "driver"
+
+
+def test_an_intervention_is_recorded_from_where_the_policy_is_taken_over(driver, monkeypatch):
+    monkeypatch.setattr(interventions, "TAKEN_OVER_STEPS", (10, 20))
+    env, pictures = ReachEnv("tape_box", image_size=(64, 36)), reach_recipe().pictures
+    arguments = (env, ReachDemonstrator(), 1, pictures, "intervention", 0.0, interventions.Driver(driver, 4, 0.1))
+    recording, facts = demos.record_episode(*arguments)
+    again, _ = demos.record_episode(*arguments)
+    assert facts["outcome"] == "success" and 10 <= facts["taken_over"] < 20 and recording.steps == facts["steps"]
+    assert facts["driver"] == checkpoint.read_manifest(driver)["files"][checkpoint.WEIGHTS]
+    assert abs(recording.state[0, 1] - 1.2) > 1e-4  # the demonstrator moves joint1 alone: the policy was here before
+    assert same(demos.episode_of(recording), demos.episode_of(again))
+
+
+def test_what_the_policy_can_do_needs_no_intervention_and_what_it_holds_is_not_taken_from_it(driver, monkeypatch):
+    monkeypatch.setattr(interventions, "TAKEN_OVER_STEPS", (10, 11))
+    env = TiringEnv("tape_box", image_size=(64, 36))
+    for fingers_apart, expected in ((0.0, 10), (0.01, None)):  # None: through by itself before it lets go
+        reads = ReachEnv.proprioception
+        apart = np.float32([0, 0, 0, 0, 0, 0, fingers_apart] + [0] * 7)
+        monkeypatch.setattr(TiringEnv, "proprioception", lambda self: reads(self) + apart)  # noqa: B023
+        env.reset(1)
+        assert interventions.Driver(driver, 6).drive(env, 1) == expected
+    recording, facts = demos.record_episode(
+        env, ReachDemonstrator(), 1, reach_recipe().pictures, "intervention", driver=interventions.Driver(driver, 6)
+    )
+    assert recording is None and facts["outcome"] == "not needed"
+
+
+def test_interventions_of_a_recipe_name_their_driver(driver, tmp_path, monkeypatch):
+    monkeypatch.setattr(interventions, "TAKEN_OVER_STEPS", (5, 9))
+    collect = Collection(episodes=2, start="intervention", driver=str(driver), driver_horizon=4)
+    index = demos.make(replace(reach_recipe(), collect=(collect,)), tmp_path / "made", progress=False)
+    assert [entry["start"] for entry in index["episodes"]] == ["intervention"] * 2
+    assert "| intervention | 2 |" in demos.summary(index)
+    for wrong in (dict(start="intervention"), dict(driver=str(driver))):
+        with pytest.raises(ConfigError, match="Collection.driver: the checkpoint that acts first"):
+            Collection(**wrong)
+    missing = replace(collect, driver=str(tmp_path / "nowhere"))
+    with pytest.raises(DatasetError, match="the driver: .*nowhere: is not a checkpoint"):
+        demos.make(replace(reach_recipe(), collect=(missing,)), tmp_path / "other", progress=False)
 
 
 def test_a_disturbance_moves_the_arm_and_is_not_in_the_actions():

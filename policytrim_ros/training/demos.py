@@ -19,6 +19,7 @@ has these features (objects and next.* may be missing); an interrupted run goes 
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -40,7 +41,8 @@ from policytrim_ros.training import lerobot
 from policytrim_ros.training.lerobot import DatasetError
 from policytrim_ros.training.version import commit
 
-if TYPE_CHECKING:  # recipes know networks: torch is loaded only by those who make demonstrations
+if TYPE_CHECKING:  # recipes and drivers know networks: torch is loaded only by those who make demonstrations
+    from policytrim_ros.training.interventions import Driver
     from policytrim_ros.training.recipe import Collection, Pictures, Recipe
 
 FORMAT = "policytrim-demonstrations"
@@ -104,16 +106,30 @@ class Episode:
 
 
 def record_episode(
-    env, demonstrator, seed: int, pictures: Pictures, start: str = "ready", disturbance_rad: float = 0.0
+    env,
+    demonstrator,
+    seed: int,
+    pictures: Pictures,
+    start: str = "ready",
+    disturbance_rad: float = 0.0,
+    driver: Driver | None = None,
 ) -> tuple[Recording | None, dict]:
     """Lets the demonstrator act once; (recording or None when it failed, facts: outcome, steps, instruction).
 
+    ``driver`` acts first when ``start`` is intervention; without need of one the outcome is "not needed".
     ``disturbance_rad``: standard deviation of a slow random motion of the joints that is laid over what the demonstrator
     does but is not in the recorded actions: they lead back to its path (DART, Laskey et al. 2017).
     """
     env.reset(seed)
     demonstrator.reset(seed)
-    if start != "ready":
+    facts = {"seed": seed, "instruction": env.instruction}
+    if start == "intervention":
+        taken_over = driver.drive(env, seed)
+        if taken_over is None:
+            return None, {**facts, "outcome": "not needed", "steps": 0}
+        facts |= {"driver": driver.weights_sha256, "taken_over": taken_over}
+        env.steps = 0  # the demonstrator has the time of a whole episode
+    elif start != "ready":
         (displace if start == "displaced" else mislead)(env, demonstrator, np.random.default_rng((seed, 5)))
         demonstrator.reset(seed)
     random, disturbance = np.random.default_rng((seed, 7)), np.zeros(7)
@@ -138,7 +154,7 @@ def record_episode(
         result = step()
     steps = len(states)
     outcome = "success" if result.success else "failure" if result.failure else "truncated"
-    facts = {"seed": seed, "outcome": outcome, "steps": steps, "instruction": env.instruction}
+    facts = {**facts, "outcome": outcome, "steps": steps}
     if not result.success:
         return None, facts
     while len(states) < steps + TAIL_STEPS and not demonstrator.done:
@@ -242,6 +258,20 @@ def _collect(pool, processes, recipe, collection, writer, bar) -> None:
 _environments: dict = {}  # one per worker process: building a scene takes seconds
 
 
+@functools.cache
+def _driver(directory: str, horizon: int, latency_s: float) -> Driver:
+    import torch
+
+    from policytrim_ros.policies.checkpoint import CheckpointError
+    from policytrim_ros.training.interventions import Driver
+
+    torch.set_num_threads(1)  # beside as many processes as there are processors
+    try:
+        return Driver(directory, horizon, latency_s)
+    except CheckpointError as error:
+        raise DatasetError(f"the driver: {error}") from error
+
+
 def _attempt(recipe: Recipe, collection: Collection, seed: int) -> tuple[Encoded | None, dict]:
     from policytrim_ros.training.recipe import factory
 
@@ -255,8 +285,11 @@ def _attempt(recipe: Recipe, collection: Collection, seed: int) -> tuple[Encoded
             image_size=(pictures.camera_width, pictures.camera_height),
         )
     demonstrator = factory(recipe.demonstrator)(collection.task, collection.style)
+    driver = None
+    if collection.driver:
+        driver = _driver(collection.driver, collection.driver_horizon, collection.driver_latency_s)
     recording, facts = record_episode(
-        _environments[key], demonstrator, seed, recipe.pictures, collection.start, collection.disturbance_rad
+        _environments[key], demonstrator, seed, recipe.pictures, collection.start, collection.disturbance_rad, driver
     )
     return None if recording is None else encode(recording), facts
 

@@ -37,9 +37,13 @@ class Collection(Config):
     start: str = option(
         "ready",
         "how an episode begins: ready; displaced (arm and gripper somewhere else); mistaken (the demonstrator first acts on"
-        " wrong object poses). What comes before it knows better is not recorded: it teaches recovery, not mistakes",
-        choices=("ready", "displaced", "mistaken"),
+        " wrong object poses); intervention (`driver` acts first, the demonstrator takes over). What comes before it knows better is"
+        " not recorded: it teaches recovery, not mistakes",
+        choices=("ready", "displaced", "mistaken", "intervention"),
     )
+    driver: str = option("", "intervention: directory of the checkpoint that acts first")
+    driver_horizon: int = option(0, "intervention: its execution horizon; 0: its own", low=0, high=100)
+    driver_latency_s: float = option(0.1, "intervention: what one look takes it, asynchronously", low=0, high=2, unit="s")
     disturbance_rad: float = option(
         0.0,
         "standard deviation of a slow random motion laid over the demonstrator's; the recorded actions lead back to its path",
@@ -49,6 +53,11 @@ class Collection(Config):
     )
     episodes: int = option(100, "successful episodes to keep", low=1, high=100_000)
     first_seed: int = option(0, "seed of the first attempt; the next attempts count up", low=0, high=2_000_000_000)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if (self.start == "intervention") != bool(self.driver):
+            raise ConfigError("Collection.driver: the checkpoint that acts first, with start: intervention and with no other start")
 
 
 @dataclass(frozen=True)
