@@ -535,9 +535,12 @@ def own_checkpoint(task: str) -> Path | None:
 
 
 def baseline_of(checkpoint) -> Path | None:
-    """The project's checkpoint that ``checkpoint`` was trimmed from, in one run or in several one after another, or None."""
-    line = _line(json.loads((Path(checkpoint) / "manifest.json").read_text()), _own_manifests())
-    return line[-1] if line else None
+    """The project's checkpoint that ``checkpoint`` is compared with: the one that its evidence was against, else the one that it was
+    trimmed from, in one run or in several one after another; None without one."""
+    manifest, manifests = json.loads((Path(checkpoint) / "manifest.json").read_text()), _own_manifests()
+    line = _line(manifest, manifests)
+    against = Path((manifest["made"].get("settings") or {}).get("against") or "").name
+    return next((path for path in manifests if line and path.name == against), line[-1] if line else None)
 
 
 def _line(manifest: Mapping[str, Any], manifests: Mapping[Path, dict]) -> list[Path]:
