@@ -486,7 +486,7 @@ def resolve_checkpoint(arguments: LaunchArguments) -> str:
         return given
     if given:
         return checkpoint_at("checkpoint", given)
-    own = own_checkpoint(arguments.task)
+    own = own_checkpoint(arguments.task, gated=not arguments.sim)
     if own is None and not arguments.sim:
         raise ConfigError(
             f"LaunchArguments.checkpoint: no checkpoint for {arguments.task} comes with the project; give a directory"
@@ -517,9 +517,9 @@ def planned(arguments: LaunchArguments) -> LaunchArguments:
     return replace(arguments, task=session.tasks[0], setting=session.settings[0], seed=session.seed, checkpoint=first)
 
 
-def own_checkpoint(task: str) -> Path | None:
-    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses) what was trimmed for it, rather
-    one that did not fail the gate, with the longest h and then the longest way from its baseline; else the one of most tasks."""
+def own_checkpoint(task: str, gated: bool = True) -> Path | None:
+    """The project's checkpoint for ``task``: of those that a robot can use (no true object poses) what was trimmed for it, ``gated``
+    rather one that did not fail the gate, with the longest h and then the longest way from its baseline; else the one of most tasks."""
     manifests = _own_manifests()
     able = [path for path, m in manifests.items() if task in m.get("tasks", ()) and not m["contract"].get("object_slots")]
     able.sort(key=lambda path: -len(manifests[path]["tasks"]))
@@ -529,7 +529,7 @@ def own_checkpoint(task: str) -> Path | None:
 
     def merit(path: Path) -> tuple:
         tried = (manifests[path].get("gate") or {}).get(task, {})
-        return tried.get("passed", True), manifests[path]["contract"]["execution_horizon"], len(lines[path])
+        return not gated or tried.get("passed", True), manifests[path]["contract"]["execution_horizon"], len(lines[path])
 
     return max(lines, key=merit)
 

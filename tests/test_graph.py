@@ -631,5 +631,6 @@ def test_a_trimmed_checkpoint_goes_before_its_baseline_and_leads_back_to_it(tmp_
     save("f", "6", one, method="sft", parent="1")
     longer = save("g", "7", one, 20, method="trim", parent="6")
     assert baseline_of(save("i", "9", one, method="trim", parent="6", settings={"against": "models/a"})) == base
-    save("h", "8", one, 30, gate={"tape_box": {"passed": False}}, method="trim", parent="6")
+    failed = save("h", "8", one, 30, gate={"tape_box": {"passed": False}}, method="trim", parent="6")
+    assert own_checkpoint("tape_box", gated=False) == failed
     assert own_checkpoint("tape_box") == longer and baseline_of(longer) == tmp_path / "f" and own_checkpoint("flip_mug") == for_all
