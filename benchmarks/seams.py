@@ -304,8 +304,12 @@ def main(arguments=None) -> int:
         "Chunk age: from the look to the end of an action's control step. No setpoint asked for more than the acceleration limit: at most "
         f"{max(row['largest_acceleration_of_limit'] for row in rows):.2f} of it."
     )
-    tables = f"{markdown(HEAD, table)}\n\n{end}\n\n## Straight lines or cubic curves\n\n{CURVES}\n\n{comparison}\n\n## Setpoints a second\n\n{STREAMS}\n\n{streams}"
-    leave(options.out, "Rests and seams", about, tables, {**head, "rows": rows, "ends": ends, "interpolation": curves, "setpoint_rates": rates})
+    tables = (
+        f"{markdown(HEAD, table)}\n\n{end}\n\n## Straight lines or cubic curves\n\n{CURVES}\n\n{comparison}\n\n"
+        f"## Setpoints a second\n\n{STREAMS}\n\n{streams}"
+    )
+    raw = {"rows": rows, "ends": ends, "interpolation": curves, "setpoint_rates": rates}
+    leave(options.out, "Rests and seams", about, tables, {**head, **raw})
     return 0
 
 

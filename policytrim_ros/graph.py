@@ -539,8 +539,10 @@ def baseline_of(checkpoint) -> Path | None:
     trimmed from, in one run or in several one after another; None without one."""
     manifest, manifests = json.loads((Path(checkpoint) / "manifest.json").read_text()), _own_manifests()
     line = _line(manifest, manifests)
-    against = Path((manifest["made"].get("settings") or {}).get("against") or "").name
-    return next((path for path in manifests if line and path.name == against), line[-1] if line else None)
+    if not line:
+        return None
+    against = Path(manifest["made"].get("settings", {}).get("against", "")).name
+    return next((path for path in manifests if path.name == against), line[-1])
 
 
 def _line(manifest: Mapping[str, Any], manifests: Mapping[Path, dict]) -> list[Path]:

@@ -21,6 +21,7 @@ import stat
 import struct
 import time
 from collections import deque
+from typing import Iterator
 
 import can
 
@@ -74,15 +75,7 @@ class Hub:
         if not (self.passing and self.taking):
             return frames
         for client in [client for client in self._clients if client.fileno() in ready]:
-            while True:
-                try:
-                    packet = client.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                except ConnectionResetError:  # said once, of a client that left without reading all: its last words come next
-                    continue
-                except OSError:
-                    packet = b""
+            for packet in _packets(client):
                 if not packet:
                     self._drop(client)
                     break
@@ -101,14 +94,8 @@ class Hub:
     def discard(self) -> None:
         """Throws away what clients have queued: a controller that leaves bus-off starts with empty buffers."""
         for client in self._clients:
-            while True:
-                try:
-                    if not client.recv(PACKET_BYTES, socket.MSG_DONTWAIT):
-                        break
-                except ConnectionResetError:
-                    continue
-                except OSError:  # empty, or gone (then the next collect drops it)
-                    break
+            for _ in _packets(client):
+                pass  # of one that is gone the next collect hears it again, and drops it
 
     def close(self) -> None:
         for client in self._clients:
@@ -141,6 +128,22 @@ class Hub:
         self._clients.remove(client)
         self._poll.unregister(client)
         client.close()
+
+
+def _packets(client: socket.socket) -> Iterator[bytes]:
+    """The packets that ``client`` has sent and nobody has taken; at last an empty one when it is gone."""
+    while True:
+        try:
+            packet = client.recv(PACKET_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:  # said once, of a client that left without reading all: its last words come next
+            continue
+        except OSError:
+            packet = b""
+        yield packet
+        if not packet:
+            return
 
 
 class PythonCanBus:

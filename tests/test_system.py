@@ -147,9 +147,7 @@ def drifting_checkpoint(folder: Path, source: str) -> Path:
     drift = np.zeros(np.shape(actions.q01))
     drift[:, 5] = DRIFT_RAD * np.arange(1, len(drift) + 1)
     bent = Normalisation(*((np.array(quantile) + drift).tolist() for quantile in (actions.q01, actions.q99)))
-    contract = replace(policy.contract, normalisation={**policy.contract.normalisation, "actions": bent})
-    drifting = type(policy)(policy.config, contract, policy.tokenizer).eval()
-    drifting.load_state_dict(policy.state_dict())
+    drifting = policy.under(replace(policy.contract, normalisation={**policy.contract.normalisation, "actions": bent})).eval()
     golden = Golden.of(drifting, checkpoint.golden_of(source, manifest).observation)
     checkpoint.save(folder / "drifting", drifting, made=manifest["made"], gate=manifest["gate"], golden=golden)
     return folder / "drifting"

@@ -29,7 +29,7 @@ class Driver:
     def __init__(self, directory, horizon: int = 0, latency_s: float = 0.0):
         policy, manifest = checkpoint.load(directory)
         self.weights_sha256 = manifest["files"][checkpoint.WEIGHTS]
-        self._look, self._contract = looking_with(policy), policy.contract
+        self._look, self._slots = looking_with(policy), policy.contract.object_slots
         self._cameras = tuple(camera.name for camera in policy.contract.cameras)
         self._horizon = horizon or policy.contract.execution_horizon
         self._conditions = Conditions(ASYNC, latency_s, guarded=True)
@@ -44,7 +44,7 @@ class Driver:
         after = np.random.default_rng((seed, 13)).integers(*TAKEN_OVER_STEPS)
         while not (player.held or player.control_steps >= after) or holds(env):
             if player.begin():
-                row = view(env, self._cameras, self._contract.object_slots)
+                row = view(env, self._cameras, self._slots)
                 player.hear(self._look(observation([row], [player.committed]), [player.look_seed])[0], row)
             result = env.step(player.target)
             player.passed()
