@@ -50,7 +50,7 @@ OWN_LIMITS = "beyond limits"
 JUMP_S = 60.0
 """For so long after a clock was set back, a node that was killed and started again gets no pictures: shared memory of Fast DDS 2.14, see Probe."""
 
-GO_ON = ("chunk late", "swap failed", "disk full")
+GO_ON = ("chunk late", "chunk cut", "swap failed", "disk full")
 """Failsafes after which the arm goes on by itself."""
 
 POLICIES = ("piper-pi0-tiny", "tape-box-pi0-trimmed")
@@ -122,8 +122,11 @@ class Bench:
         cases["both cameras unplugged"] = Case(self.unplug, "camera stale", "camera/")
         cases["the policy falls silent"] = Case(lambda: self.watch.order("inference/run", False), "chunk starved")
         cases["a chunk with NaN"] = Case(lambda: self.send(np.full((5, 7), np.nan)), "bad chunk")
-        below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (80, 1))  # longer than what this process hears late
-        cases["a chunk into the table"] = Case(lambda: self.send_last(below), "beyond limits")
+        below = np.array([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07])
+        # longer than what this process hears late
+        cases["a chunk into the table"] = Case(lambda: self.send_last(np.tile(below, (80, 1))), "beyond limits")
+        ends_below = np.concatenate([np.tile(READY, (30, 1)), np.tile(below, (50, 1))])
+        cases["a chunk that ends in the table"] = Case(lambda: self.send(ends_below), "chunk cut", "beyond the workspace or table")
         cases["clock set forwards by 1 min"] = Case(lambda: self.clock.jump(JUMP_S), "clock jump")
         cases["clock set backwards by 1 min"] = Case(lambda: self.clock.jump(-JUMP_S), "clock jump")
         cases["swap for a damaged checkpoint"] = Case(self.swap_damaged, "swap failed", "changed or truncated")
@@ -328,9 +331,9 @@ class Bench:
             raise WentWrong(f"the arm does not go on: {self.watch.state}")
         if case.kills:
             case.said = self.said_since(lines, case)
-        elif case.failsafe == "chunk late":
-            late = [said["message"] for said in self.watch.heard["controller"] if case.failsafe in said["message"]]
-            case.said = late[0].partition("; ")[2] if late else "nothing of it"
+        elif case.failsafe in ("chunk late", "chunk cut"):
+            told = [said["message"] for said in self.watch.heard["controller"] if case.failsafe in said["message"]]
+            case.said = told[0].partition("; ")[2] if told else "nothing of it"
         elif case.failsafe == "disk full":
             self.until(lambda: self.recorder.get("state") == "failed", "the recording does not fail", 20.0)
             case.said = self.recorder["reason"]

@@ -57,6 +57,7 @@ class Deployment:
         executor = self.executor
         self.see()
         self.generations.follow(executor.generation)
+        self.replanner.plays((executor.generation, executor.chunk_id), executor.next_step, executor.queued)
         if self.supervisor.state != MOVING or "no inference" in self.causes:
             return self.replanner.reset()
         if self.now < (self.coming or 0.0):
@@ -72,7 +73,7 @@ class Deployment:
         assert 2 <= self.replanner.horizon <= 6
         first = self.replanner.first(executor.next_step, playing, self.now - self.began)
         count = self.replanner.trim(PREDICTED, self.latency_s)
-        self.replanner.sent(first, count, self.now)
+        self.replanner.sent(first, count, self.now, (self.generations.current.number, self.calls + 1))
         self.generations.said()
         self.coming = self.now + self.latency_s
         self.post(first, count, self.generations.current.number)
@@ -93,7 +94,7 @@ class Deployment:
         if fate == "spoilt":
             positions[-1, 2] = np.nan
         elif fate == "beyond":
-            positions[-1, 0] = 3.4
+            positions[self.draw(st.sampled_from([0, 1, count - 1])) :, 0] = 3.4
         elif fate == "late":
             arrives += self.draw(st.floats(0.05, 1.0))
         message = (positions, generation, self.calls, first, self.mode != "sync")
@@ -124,9 +125,15 @@ class Deployment:
             assert generation >= self.newest, "a chunk of a retired generation was accepted"
             assert skipped == max(0, before - first)
             self.newest = generation
+            positions = self.allowed(positions, skipped)
             self.plan = {step: planned for step, planned in self.plan.items() if step < max(first, before)}
             for i in range(skipped, len(positions)):
                 self.plan[first + i] = positions[i], generation, number
+
+    def allowed(self, positions, skipped):
+        """As much of a chunk as is played: up to the first action beyond joint1's tolerance, unless that comes first."""
+        far = [i for i in range(skipped, len(positions)) if abs(positions[i, 0]) > HIGH[0] + LIMITS.limit_tolerance_rad]
+        return positions[: far[0]] if far and far[0] > skipped else positions
 
     # ---- the arm's side
 

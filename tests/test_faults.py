@@ -23,6 +23,8 @@ from sim_bridge.sim_clock import SimClock
 
 REQUIRED = dict(required_nodes="['camera','camera/front','inference']")
 BEATS = ("camera", "camera/front", "inference")
+BELOW = [0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07]
+"""The fingertip would be deep in the table."""
 
 pytestmark = pytest.mark.integration
 
@@ -138,6 +140,24 @@ def test_a_chunk_that_comes_late_slows_the_arm_and_with_the_next_it_goes_on(stac
     operator.until(lambda: operator.consumed.next_step > stood + 20, "the arm does not go on")
     operator.until(lambda: any("chunk late: slowed by" in words for words in said), "nobody says why it was slow")
     assert {state.partition(":")[0] for state in states} == {"moving"}
+
+
+def test_of_a_chunk_that_leads_into_the_table_the_beginning_is_played_and_with_the_next_the_arm_goes_on(stack, operator):
+    said = []
+    operator.node.create_subscription(
+        DiagnosticArray, "diagnostics", lambda m: said.extend(s.message for s in m.status if s.name == "controller"), 10
+    )
+    operator.swing()
+    operator.pause()
+    operator.until(lambda: not operator.consumed.playing, "the chunk does not come to its end")
+    stood = operator.consumed.next_step
+    operator.send(np.concatenate([np.tile(READY, (6, 1)), np.tile(BELOW, (4, 1))]), stood)
+    operator.until(lambda: any("chunk cut: chunk" in words and "to 6 of 10 actions" in words for words in said), "nobody says that it was cut")
+    operator.until(lambda: not operator.consumed.playing and operator.consumed.next_step > stood, "the chunk does not come to its end")
+    assert operator.consumed.next_step == stood + 6 and operator.state.startswith("moving")
+    operator.go_on()
+    operator.until(lambda: operator.consumed.next_step > stood + 26, "the arm does not go on")
+    assert operator.state.startswith("moving")
 
 
 def test_an_arm_that_something_holds_is_not_pushed_on(stack, operator):
@@ -283,8 +303,7 @@ def test_a_bad_chunk_holds_with_the_reason(stack, operator, make, reason):
 def test_actions_beyond_the_limits_hold_and_the_true_arm_never_leaves_them(stack, operator):
     operator.swing()
     operator.rest()
-    below = np.tile([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07], (15, 1))
-    operator.send(below, operator.consumed.next_step)
+    operator.send(np.tile(BELOW, (15, 1)), operator.consumed.next_step)
     operator.until(lambda: operator.state.startswith("holding"), "the breach is not noticed", 5.0)
     assert "beyond limits" in operator.state
     stack.assert_held(operator.spin)

@@ -376,7 +376,7 @@ def test_a_guarded_arm_does_not_follow_targets_below_the_table_and_fails_where_t
     above, below, far = lowered(-0.02), lowered(0.02), lowered(0.1)
     for goals, targets, held in (
         ([above, below, above], [above, above, above], ""),
-        ([above, far], [above, above], "100 mm beyond the workspace or table limit"),
+        ([far, above], [READY], "100 mm beyond the workspace or table limit"),
     ):
         for guarded in (True, False):
             player = Player(Start(0, len(goals)), np.array(READY), Conditions(guarded=guarded))
@@ -386,8 +386,27 @@ def test_a_guarded_arm_does_not_follow_targets_below_the_table_and_fails_where_t
                 if number:
                     player.begin()
                 assert np.allclose(player.target, target if guarded else goal)
-                assert (held in player.held and bool(held)) == (guarded and bool(held) and number == 1)
+                assert (held in player.held and bool(held)) == (guarded and bool(held) and number == 0)
                 player.passed()
+
+
+@pytest.mark.parametrize("mode, latency_s", [("sync", 0.0), ("sync", 0.1), ("async", 0.1)])
+def test_of_a_chunk_that_leads_below_the_table_the_beginning_is_played_and_the_policy_looks_again(mode, latency_s):
+    above, far = lowered(-0.02), lowered(0.1)
+    for guarded in (True, False):
+        player, targets = Player(Start(0, 12), np.array(READY), Conditions(mode, latency_s, guarded=guarded)), []
+        for _ in range(40):
+            if player.begin():
+                player.hear(np.array([above] * 9 + [far] * 5))
+            targets.append(player.target)
+            player.passed()
+        result = player.result("truncated", 0.0)
+        assert np.any(np.all(np.isclose(targets, far), axis=1)) == (not guarded) and not result.held
+        if guarded:  # in async the policy looks again before the cut, and the arm never waits
+            assert result.chunks_cut >= len(result.looks) - 1 and {played for *_, played in result.looks[1:-1]} == {9 if mode == "sync" else 5}
+            assert mode == "sync" or result.stalled_s == 0.0
+        else:
+            assert result.chunks_cut == 0
 
 
 def test_where_the_controller_would_hold_the_episode_is_a_failure():

@@ -116,13 +116,15 @@ class Arm:
         self.run(0.05)
         self.supervisor.go(self.health, self.now)
 
-    def play(self, offset=0.3, n=10, follows=False):
+    def play(self, offset=0.3, n=10, follows=False, beyond=None, number=1):
+        """A chunk that turns joint1 by ``offset``; from action ``beyond`` on it asks for what no limit allows."""
         target = np.array(READY)
         ramp = np.linspace(0, offset, n + 1)[1:]
         positions = np.repeat(target[None], n, axis=0)
         positions[:, 0] += ramp
-        executor = self.supervisor.executor
-        self.supervisor.accept(Chunk(positions, 1, 1, executor.next_step, follows=follows))
+        if beyond is not None:
+            positions[beyond:, 0] = 3.5
+        self.supervisor.accept(Chunk(positions, 1, number, self.supervisor.executor.next_step, follows=follows))
 
     @property
     def state(self):
@@ -454,7 +456,38 @@ def test_a_late_chunk_is_told_once_as_the_path_slows_and_the_arm_goes_on_moving(
     arm.go()
     arm.play(follows=True)
     arm.run(0.3)
-    assert arm.supervisor.lateness() == "", "nothing is late yet"
+    assert arm.supervisor.warnings() == "", "nothing is late yet"
     arm.run(0.5)
-    assert arm.supervisor.lateness().startswith("chunk late: slowed by 0.") and arm.state == "moving"
-    assert arm.supervisor.lateness() == "", "said again without a reason"
+    assert arm.supervisor.warnings().startswith("chunk late: slowed by 0.") and arm.state == "moving"
+    assert arm.supervisor.warnings() == "", "said again without a reason"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.floats(-1.5, 1.5), min_size=7, max_size=7), min_size=1, max_size=12), st.integers(0, 14))
+def test_a_chunk_is_cut_before_the_first_action_at_which_the_arm_would_be_held_and_nowhere_else(offsets, next_step):
+    safety, positions = filter_at(), np.array(READY) + np.array(offsets)
+    chunk = Chunk(positions, 1, 1, 2)
+    allowed, beyond = safety.cut(chunk, next_step)
+    past = max(0, next_step - 2)
+    held = [step for step in range(past, len(positions)) if safety.judge(positions[step])[1]]
+    if held and held[0] > past:
+        assert np.array_equal(allowed.positions, positions[: held[0]]) and beyond == safety.judge(positions[held[0]])[1]
+        assert (allowed.first, allowed.chunk_id) == (chunk.first, chunk.chunk_id)
+    else:
+        assert allowed is chunk and beyond == ""
+
+
+def test_of_a_chunk_with_a_breach_further_on_the_beginning_is_played_and_told_once_and_the_next_chunk_goes_on():
+    arm = Arm()
+    arm.go()
+    arm.play(follows=True, beyond=6)
+    arm.run(0.25)
+    told = arm.supervisor.warnings()
+    assert told.startswith("chunk cut: chunk 1 to 6 of 10 actions, joint1 asked for 3.500 rad") and arm.supervisor.chunks_cut == 1
+    assert arm.supervisor.executor.queued <= 1 and arm.supervisor.warnings() == "", "said again without a reason"
+    arm.play(number=2)
+    arm.run(0.8)
+    assert arm.state == "moving" and arm.supervisor.chunks_cut == 1
+    arm.play(number=3, beyond=0)
+    arm.run(0.3)
+    assert arm.state == "holding" and arm.supervisor.reason.startswith("beyond limits: joint1 asked for")

@@ -28,7 +28,13 @@ class Replanner:
 
     def reset(self) -> None:
         """Forgets the plan: the next turn comes at once."""
-        self._planned_until = self._sent_at = self.rest_since = None
+        self._planned_until = self._sent = self._sent_at = self.rest_since = None
+
+    def plays(self, chunk: tuple[int, int], next_step: int, queued: int) -> None:
+        """The controller plays ``chunk`` (generation and number), of which ``queued`` actions are left. Of the one that was sent last it may
+        have cut the end (core/safety.py): that is where the plan ends then."""
+        if chunk == self._sent:
+            self._planned_until = next_step + queued
 
     def turn(self, next_step: int, queued: int, playing: bool, latency_s: float, now: float) -> bool:
         """Whether to look now. ``latency_s``: how long a chunk takes from look to arrival (a high percentile)."""
@@ -98,6 +104,6 @@ class Replanner:
         late = 0 if self.mode == SYNC else self.lead(latency_s) + 1
         return min(predicted, self.horizon + late)
 
-    def sent(self, first: int, count: int, now: float) -> None:
-        """A chunk of ``count`` actions for control steps ``first``.. was sent."""
-        self._planned_until, self._sent_at = first + count, now
+    def sent(self, first: int, count: int, now: float, chunk: tuple[int, int] | None = None) -> None:
+        """A chunk of ``count`` actions for control steps ``first``.. was sent; ``chunk``: its generation and number, for `plays`."""
+        self._planned_until, self._sent, self._sent_at = first + count, chunk, now

@@ -7,7 +7,7 @@ docs/failsafes.md is printed from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,11 +15,11 @@ from policytrim_ros.core import kinematics
 from policytrim_ros.core.config import Config, setting
 from policytrim_ros.core.motion import limited_step, stopping_speed
 from policytrim_ros.core.route import Leg, route
-from policytrim_ros.core.types import JOINTS
+from policytrim_ros.core.types import JOINTS, Chunk
 
-SLOW, HOLD, FAULT, REFUSE = "slow", "hold", "fault", "refuse"
-"""Slow down along the path, and go on by itself; decelerate and hold; the same, latched; motion is not touched: what was asked for is
-not done, and that is said."""
+SLOW, CUT, HOLD, FAULT, REFUSE = "slow", "cut", "hold", "fault", "refuse"
+"""Slow down along the path, and go on by itself; play only the beginning of what was asked for; decelerate and hold; the same, latched;
+motion is not touched: what was asked for is not done, and that is said."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,15 @@ FAILSAFES = {
             policy=True,
         ),
         Failsafe(
+            "chunk cut",
+            "an action further on in a chunk asks for more than limit_tolerance beyond a joint, workspace or table limit: neither it nor "
+            "what follows it is played, and the policy looks again before",
+            CUT,
+            "nothing at once: no limit is passed; when it comes often the policy does not know the end of its chunks: try a shorter h",
+        ),
+        Failsafe(
             "beyond limits",
-            "an action asks for more than limit_tolerance beyond a joint, workspace or table limit",
+            "the next action asks for more than limit_tolerance beyond a joint, workspace or table limit",
             HOLD,
             "the policy asks for what the arm must not do; check the checkpoint and the limits, then call controller/go",
             1.0,
@@ -292,18 +299,39 @@ class SafetyFilter:
         depth = self._depth(goal)
         return depth <= 0.0, self._joint_breach(goal) or self._depth_breach(depth)
 
+    def cut(self, chunk: Chunk, next_step: int) -> tuple[Chunk, str]:
+        """``chunk`` without what the arm would be held at, from there on, and why it would be; (itself, '') where it would not be.
+
+        What lies before control step ``next_step`` is never played and not judged. Where the arm would be held at once the chunk is
+        left as it is.
+        """
+        past = max(0, next_step - chunk.first)
+        goals = chunk.positions[past:]
+        if not len(goals):
+            return chunk, ""
+        held = (self._excess(goals).max(axis=-1) > self.limits.limit_tolerance_rad) | (self._depths(goals) > self.limits.limit_tolerance_m)
+        reach = int(np.argmax(held))
+        if not held[reach] or not reach:
+            return chunk, ""
+        return replace(chunk, positions=chunk.positions[: past + reach]), self.judge(goals[reach])[1]
+
     def _depth_breach(self, depth: float) -> str:
         if depth <= self.limits.limit_tolerance_m:
             return ""
         return f"the goal lies {depth * 1000:.0f} mm beyond the workspace or table limit"
 
     def _joint_breach(self, goal) -> str:
-        excess = np.maximum(self._low - goal, goal - self._high)
-        excess[6] = 0.0  # the gripper closes beyond its stops to keep its grip; its target is only ever cut off
+        excess = self._excess(goal)
         worst = int(np.argmax(excess))
         if excess[worst] <= self.limits.limit_tolerance_rad:
             return ""
         return f"{JOINTS[worst]} asked for {goal[worst]:.3f} rad, allowed is {self._low[worst]:.3f} to {self._high[worst]:.3f}"
+
+    def _excess(self, goals) -> np.ndarray:
+        """How far each joint of ``goals`` (..., 7) is asked beyond its limits."""
+        excess = np.maximum(self._low - goals, goals - self._high)
+        excess[..., 6] = 0.0  # the gripper closes beyond its stops to keep its grip; its target is only ever cut off
+        return excess
 
     def way_to(self, pose) -> list[np.ndarray]:
         """The poses (7,) by which ``pose`` is reached from the setpoint within the limits; [] when no way was found."""
@@ -345,7 +373,7 @@ if __name__ == "__main__":
     print(
         "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. `hold` and `fault`\n"
         "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `slow` keeps to the\n"
-        "path, slower, and ends by itself; the controller's diagnostics say WARN meanwhile. `refuse` does not\n"
+        "path, slower, and ends by itself; `cut` plays what comes before it; the controller's diagnostics say WARN meanwhile. `refuse` does not\n"
         "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the\n"
         "same. Measured times: [results/failsafes.md](results/failsafes.md).\n"
     )

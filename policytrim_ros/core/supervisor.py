@@ -141,6 +141,7 @@ class Supervisor:
         self._old_failures = 0
         self._wall_ahead_s = None
         self._waited_s = 0.0
+        self.chunks_cut, self._cut = 0, ""  # so many since the start; why the latest, until it is told
 
     # ---- orders of the operator -------------------------------------------------------------------------------------
 
@@ -207,11 +208,12 @@ class Supervisor:
         self._streaming = False
         self._stop(FAULTED, "damped stop")
 
-    def lateness(self) -> str:
-        """The failsafe `chunk late` in words when the path was slower than the policy meant since the last call of this; else ''."""
+    def warnings(self) -> str:
+        """The failsafes that leave the arm moving, in words: those of them that answered since the last call of this; else ''."""
         before, self._waited_s = self._waited_s, self.executor.slowed_s
-        slower = self._waited_s - before
-        return f"chunk late: slowed by {slower:.2f} s; {FAILSAFES['chunk late'].advice}" if slower > LATE_S else ""
+        slower, (cut, self._cut) = self._waited_s - before, (self._cut, "")
+        told = {"chunk late": f"slowed by {slower:.2f} s" if slower > LATE_S else "", "chunk cut": cut}
+        return "; ".join(f"{name}: {detail}; {FAILSAFES[name].advice}" for name, detail in told.items() if detail)
 
     # ---- data ---------------------------------------------------------------------------------------------------------
 
@@ -228,11 +230,18 @@ class Supervisor:
             self._trip("clock jump", f"by {wall_ahead_s - before:+.1f} s")
 
     def accept(self, chunk: Chunk) -> int:
-        """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions."""
+        """A chunk from the policy; ChunkRefused unless the arm moves by chunks. Returns the number of skipped actions.
+
+        It is played up to the first action at which the arm would be held; where that is the next one, the arm is held.
+        """
         if self.state != MOVING or self._journey is not None:
             raise ChunkRefused(f"chunk {chunk.chunk_id} refused: the arm is {self.state} ({self.reason})")
-        skipped = self.executor.accept(chunk)
+        allowed, beyond = self.filter.cut(chunk, self.executor.next_step)
+        skipped = self.executor.accept(allowed)
         self._server = ""
+        if beyond:
+            self.chunks_cut += 1
+            self._cut = f"chunk {chunk.chunk_id} to {len(allowed.positions)} of {len(chunk.positions)} actions, {beyond}"
         return skipped
 
     def bad_chunk(self, why: str) -> None:

@@ -333,9 +333,9 @@ class Controller(Node):
     def _publish_consumed(self) -> None:
         self._consumed_at = time.monotonic()
         executor = self.supervisor.executor
-        playing = self.supervisor.state == MOVING and executor.running and executor.playing
-        self._consumed.publish(
-            Consumed(
+        with self._lock:  # all of it from between the same two ticks
+            playing = self.supervisor.state == MOVING and executor.running and executor.playing
+            consumed = Consumed(
                 executor.generation,
                 executor.chunk_id,
                 executor.next_step,
@@ -343,8 +343,8 @@ class Controller(Node):
                 playing,
                 executor.stalls,
                 executor.stall_s,
-            ).to_message()
-        )
+            )
+        self._consumed.publish(consumed.to_message())
 
     def _publish_diagnostics(self) -> None:
         feedback = self.arm.feedback()
@@ -368,19 +368,20 @@ class Controller(Node):
             "stalls": str(self.supervisor.executor.stalls),
             "stall_s": f"{self.supervisor.executor.stall_s:.3f}",
             "slowed_s": f"{self.supervisor.executor.slowed_s:.3f}",
+            "chunks_cut": str(self.supervisor.chunks_cut),
             "speed_scale": f"{self.supervisor.executor.speed_scale:g}",
             "realtime_priority": str(priority_of(self._thread.native_id)) if self._thread.is_alive() else "unknown",
             **self._limits_told,
         }
         with self._lock:
-            late = self.supervisor.lateness()
+            warnings = self.supervisor.warnings()
         level = {FAULTED: DiagnosticStatus.ERROR, "unconfigured": DiagnosticStatus.WARN}.get(
-            self.supervisor.state, DiagnosticStatus.WARN if late else DiagnosticStatus.OK
+            self.supervisor.state, DiagnosticStatus.WARN if warnings else DiagnosticStatus.OK
         )
         status = DiagnosticStatus(
             level=level,
             name="controller",
-            message=f"{self.supervisor.state}: {self.supervisor.reason}" + (f"; {late}" if late else ""),
+            message=f"{self.supervisor.state}: {self.supervisor.reason}" + (f"; {warnings}" if warnings else ""),
             hardware_id=self.config.can_port,
             values=[KeyValue(key=k, value=v) for k, v in values.items()],
         )

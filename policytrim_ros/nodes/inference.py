@@ -396,6 +396,7 @@ class Inference(Node):
             if self._consumed is None or consumed.next_step != self._consumed.next_step:
                 self._stepped_at = time.monotonic()
             self._consumed = consumed
+            self._replanner.plays((consumed.generation, consumed.chunk_id), consumed.next_step, consumed.queued)
             self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
             self._stir()
 
@@ -589,7 +590,7 @@ class Inference(Node):
             chunk = Chunk(
                 trimmed, generation.number, self._chunk_id, first, self.config.control_rate_hz, follows=self.config.mode != SYNC
             )
-            self._replanner.sent(first, len(chunk.positions), now)
+            self._replanner.sent(first, len(chunk.positions), now, (chunk.generation, chunk.chunk_id))
             if self._generations.said():
                 self._news = f"generation {generation.number} has proved itself in {self.config.probation_chunks} chunks"
         self._chunks.publish(chunk_to_message(chunk, seconds_to_time(stamp)))

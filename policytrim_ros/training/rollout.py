@@ -72,9 +72,9 @@ class Conditions:
     ``hide_target`` leaves the first object out of the pictures. ``rebuild`` builds every scene anew (0.01 s), so that an
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
     after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
-    and joints (core/safety.py): it does not follow a target beyond them, and one beyond the tolerance, at which the
-    controller would hold until an operator comes, is a failure. ``cut_limits``: what cuts the horizon below a start's own, not below
-    ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
+    and joints (core/safety.py): it does not follow a target beyond them, a chunk is cut before one beyond the tolerance, and where such a
+    target is next, so that the controller would hold until an operator comes, the episode is a failure. ``cut_limits``: what cuts the
+    horizon below a start's own, not below ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
     """
 
     mode: str = SYNC
@@ -99,7 +99,8 @@ class EpisodeResult:
     arm's reach, too late); moved_m: how far the first object is from where it began; held: why the controller would have held the
     arm, which ended the episode ('' when it would not); seam_rad: mean over the chunks that took over of how far (largest
     joint, rad) their first played action lies from what the chunk before said about that step (None: it never said anything);
-    cuts: how often the horizon was cut.
+    cuts: how often the horizon was cut; chunks_cut: chunks of which only the beginning was played, since what followed lay beyond the
+    controller's limits.
     """
 
     seed: int
@@ -115,6 +116,7 @@ class EpisodeResult:
     held: str = ""
     seam_rad: float | None = None
     cuts: int = 0
+    chunks_cut: int = 0
 
 
 class Player:
@@ -136,7 +138,7 @@ class Player:
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
         self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
         self.held = ""  # why the controller would have held the arm
-        self.control_steps = self.steps = self.refused = 0
+        self.control_steps = self.steps = self.refused = self.chunks_cut = 0
         self.looks: list[list[int]] = []
 
     @property
@@ -148,11 +150,11 @@ class Player:
         """Begins a control step and says whether the policy looks now."""
         if self._coming and self.control_steps >= self._coming[0]:
             self._deliver()
-        self._executor.advance(self._now)
+        executor = self._executor
+        executor.advance(self._now)
+        self._replanner.plays((executor.generation, executor.chunk_id), executor.next_step, executor.queued)
         busy = self._coming is not None
-        return not busy and self._replanner.turn(
-            self._executor.next_step, self._executor.queued, self._executor.playing, self._latency_s, self._now
-        )
+        return not busy and self._replanner.turn(executor.next_step, executor.queued, executor.playing, self._latency_s, self._now)
 
     @property
     def committed(self) -> Commitment | None:
@@ -199,13 +201,15 @@ class Player:
         if chunk is None:
             self.refused += 1
             return
-        self._replanner.sent(chunk.first, len(chunk.positions), self._now)
+        self._replanner.sent(chunk.first, len(chunk.positions), self._now, (GENERATION, chunk.chunk_id))
         step = max(chunk.first, self._executor.next_step)  # the first that it plays
+        allowed, beyond = self._guard.cut(chunk, self._executor.next_step) if self._guard else (chunk, "")
         try:
-            self.looks[chunk.chunk_id][1] = self._executor.accept(chunk)
+            self.looks[chunk.chunk_id][1] = self._executor.accept(allowed)
         except ChunkRefused:  # it came too late: the replanner takes it for lost after a while, as on the robot
             self.refused += 1
             return
+        self.chunks_cut += bool(beyond)
         if self._before and step - self._before[0] < len(self._before[1]):
             difference = self._before[1][step - self._before[0]] - actions[step - chunk.first]
             self._seams.append(float(np.abs(difference[:6]).max()))
@@ -253,6 +257,7 @@ class Player:
             self.held,
             round(float(np.mean(self._seams)), 5) if self._seams else None,
             self._trust.cuts,
+            self.chunks_cut,
         )
 
 
