@@ -83,7 +83,8 @@ def replay(track: Track) -> Replayed:
             now += step.rested_s
         for said in arrivals.get(index, ()):
             try:
-                executor.accept(replace(said.chunk, follows=False))  # it is in time here: none comes within a step
+                allowed, _ = filter_.cut(said.chunk, executor.next_step)
+                executor.accept(replace(allowed, follows=False))  # it is in time here: none comes within a step
             except ChunkRefused:
                 found.refused += 1
         executor.advance(now)

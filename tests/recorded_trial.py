@@ -116,10 +116,11 @@ class Rig:
             (_, stamp, chunk), self.coming = self.coming, None
             if chunk.chunk_id not in self.lost:
                 self.say("chunk", chunk_to_message(chunk, seconds_to_time(stamp)), 0.0)
-            executor.accept(chunk)
+            executor.accept(self.filter.cut(chunk, executor.next_step)[0])
             return
         if self.coming is not None:
             return
+        replanner.plays((executor.generation, executor.chunk_id), executor.next_step, executor.queued)
         if replanner.turn(executor.next_step, executor.queued, executor.playing, self.latency_s, self.now):
             first = replanner.first(executor.next_step, executor.playing, self.now - self.stepped_at)
             state = np.concatenate([self.filter.setpoint, self.filter.setpoint]).astype(np.float32)
@@ -129,7 +130,7 @@ class Rig:
             actions = self.policy(first, {name: message for name, (_, message) in self.images.items()}, state)
             self.chunk_id += 1
             chunk = Chunk(actions[: replanner.trim(len(actions), self.latency_s)], 1, self.chunk_id, first)
-            replanner.sent(first, len(chunk.positions), self.now)
+            replanner.sent(first, len(chunk.positions), self.now, (1, self.chunk_id))
             self.coming = (self.now + self.latency_s, stamp, chunk)
             self.say("inference/status", String(data=json.dumps({**self.status, "calls": self.chunk_id})))
 

@@ -42,6 +42,20 @@ def test_a_replay_plays_what_was_played_and_follows_the_recorded_setpoint(tmp_pa
     assert top.max() < 0.01 and mean.max() < 0.002  # rad: the same limits; when a step began is known within a setpoint
 
 
+@pytest.mark.parametrize("mode", [ASYNC, SYNC])
+def test_of_a_chunk_that_leads_beyond_the_limits_the_replay_plays_what_the_controller_played(tmp_path, mode):
+    def astray(number, images, state):
+        actions = swing(number, images, state)
+        actions[7:, 0] = 3.5
+        return actions
+
+    track = Track(write_trial(tmp_path / "a.mcap", mode=mode, policy=astray, seconds=2.9))
+    found = replay.replay(track)
+    assert (found.lost, found.other, found.refused, found.stalls) == (0, 0, 0, track.stalls) and len(found.steps) > 30
+    assert np.allclose(found.targets[:, 1], READY[1] + STEP_RAD * found.steps) and np.abs(found.targets[:, 0]).max() < 0.3
+    assert max(len(said.chunk.positions) for said in track.chunks) > 7, "the recorded chunks are whole"
+
+
 def test_every_go_begins_a_run_of_its_own(tmp_path):
     rig_path = tmp_path / "a.mcap"
     rig = Rig(rig_path, ASYNC, 10, 0.1, swing, None, first_step=40)
