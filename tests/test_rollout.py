@@ -409,6 +409,17 @@ def test_of_a_chunk_that_leads_below_the_table_the_beginning_is_played_and_the_p
             assert result.chunks_cut == 0
 
 
+def test_without_cutting_a_target_below_the_table_is_a_failure_where_it_is_reached():
+    above, far = lowered(-0.02), lowered(0.1)
+    player = Player(Start(0, 12), np.array(READY), Conditions(guarded=True, cut=False))
+    for step in range(10):
+        if player.begin():
+            player.hear(np.array([above] * 9 + [far] * 5))
+        assert np.allclose(player.target, above) and bool(player.held) == (step == 9)
+        player.passed()
+    assert player.result("failure", 0.0).chunks_cut == 0
+
+
 def test_where_the_controller_would_hold_the_episode_is_a_failure():
     from sim_bridge.env import TaskEnv
 

@@ -79,6 +79,7 @@ class Worker:
                         rebuild=self.grounds.backend == "cpu",
                         limit=limits.get(task, 0),
                         guarded=contract.moves_joints,
+                        cut=False,
                     ),
                 )
             )

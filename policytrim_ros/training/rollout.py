@@ -73,8 +73,9 @@ class Conditions:
     episode does not depend, in its last bits, on what was played before it. ``limit`` > 0: an episode that has not ended
     after so many control steps is truncated. ``guarded``: the arm keeps to the controller's default limits of workspace, table
     and joints (core/safety.py): it does not follow a target beyond them, a chunk is cut before one beyond the tolerance, and where such a
-    target is next, so that the controller would hold until an operator comes, the episode is a failure. ``cut_limits``: what cuts the
-    horizon below a start's own, not below ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
+    target is next, so that the controller would hold until an operator comes, the episode is a failure. ``cut`` False: it is a failure
+    wherever in a chunk such a target is reached; for training: what a cut does not punish a policy learns to ask for. ``cut_limits``:
+    what cuts the horizon below a start's own, not below ``shortest_horizon``, as pairs (score, limit) of `core.horizon.HorizonGuard`.
     """
 
     mode: str = SYNC
@@ -84,6 +85,7 @@ class Conditions:
     rebuild: bool = False
     limit: int = 0
     guarded: bool = False
+    cut: bool = True
     cut_limits: tuple[tuple[str, float], ...] = ()
     shortest_horizon: int = 2
 
@@ -137,6 +139,7 @@ class Player:
         self._now, self._coming = 0.0, None  # s; (control step of arrival, chunk, all H actions of it)
         self._before, self._seams = None, []  # (first control step, all H actions) of the chunk that took over last; rad
         self._guard, self._inside = (_guard() if conditions.guarded else None), np.array(setpoint, dtype=np.float64)
+        self._cut = conditions.guarded and conditions.cut
         self.held = ""  # why the controller would have held the arm
         self.control_steps = self.steps = self.refused = self.chunks_cut = 0
         self.looks: list[list[int]] = []
@@ -203,7 +206,7 @@ class Player:
             return
         self._replanner.sent(chunk.first, len(chunk.positions), self._now, (GENERATION, chunk.chunk_id))
         step = max(chunk.first, self._executor.next_step)  # the first that it plays
-        allowed, beyond = self._guard.cut(chunk, self._executor.next_step) if self._guard else (chunk, "")
+        allowed, beyond = self._guard.cut(chunk, self._executor.next_step) if self._cut else (chunk, "")
         try:
             self.looks[chunk.chunk_id][1] = self._executor.accept(allowed)
         except ChunkRefused:  # it came too late: the replanner takes it for lost after a while, as on the robot
