@@ -85,3 +85,19 @@ def test_too_little_slack_is_said_at_once_and_not_again(node):
     node._running = False
     node._watch()
     assert node._slack is None and not node._late
+
+
+def test_a_generation_on_probation_whose_chunk_the_controller_cuts_is_taken_back_but_not_for_a_hold_that_ends_its_plan(node):
+    taken = []
+    node._trouble, node._stir = taken.append, lambda: None
+    node._generations.follow = lambda generation: None
+    node._replanner.sent(2, 10, 0.0, (1, 8))
+    for played in ((7, 2, 8, True), (8, 3, 9, True), (8, 4, 8, True)):
+        chunk_id, next_step, queued, playing = played
+        node._on_consumed(Consumed(1, chunk_id, next_step, queued, playing, 0, 0.0).to_message())
+    assert taken == []
+    node._on_consumed(Consumed(1, 8, 5, 2, True, 0, 0.0).to_message())
+    assert len(taken) == 1 and "its chunk was cut" in taken[0]
+    node._replanner.sent(7, 10, 0.0, (1, 9))
+    node._on_consumed(Consumed(1, 9, 8, 0, False, 0, 0.0).to_message())
+    assert len(taken) == 1, "a hold is not the policy's doing"

@@ -30,11 +30,13 @@ class Replanner:
         """Forgets the plan: the next turn comes at once."""
         self._planned_until = self._sent = self._sent_at = self.rest_since = None
 
-    def plays(self, chunk: tuple[int, int], next_step: int, queued: int) -> None:
+    def plays(self, chunk: tuple[int, int], next_step: int, queued: int) -> bool:
         """The controller plays ``chunk`` (generation and number), of which ``queued`` actions are left. Of the one that was sent last it may
-        have cut the end (core/safety.py): that is where the plan ends then."""
-        if chunk == self._sent:
-            self._planned_until = next_step + queued
+        have cut the end (core/safety.py): that is where the plan ends then. Whether it does so sooner than was known."""
+        if chunk != self._sent:
+            return False
+        before, self._planned_until = self._planned_until, next_step + queued
+        return self._planned_until < before
 
     def turn(self, next_step: int, queued: int, playing: bool, latency_s: float, now: float) -> bool:
         """Whether to look now. ``latency_s``: how long a chunk takes from look to arrival (a high percentile)."""

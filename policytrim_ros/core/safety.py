@@ -85,6 +85,7 @@ FAILSAFES = {
             "what follows it is played, and the policy looks again before",
             CUT,
             "nothing at once: no limit is passed; when it comes often the policy does not know the end of its chunks: try a shorter h",
+            policy=True,
         ),
         Failsafe(
             "beyond limits",

@@ -396,9 +396,11 @@ class Inference(Node):
             if self._consumed is None or consumed.next_step != self._consumed.next_step:
                 self._stepped_at = time.monotonic()
             self._consumed = consumed
-            self._replanner.plays((consumed.generation, consumed.chunk_id), consumed.next_step, consumed.queued)
+            sooner = self._replanner.plays((consumed.generation, consumed.chunk_id), consumed.next_step, consumed.queued)
             self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
             self._stir()
+        if sooner and consumed.playing:  # at rest it was a hold that ended the plan
+            self._trouble("its chunk was cut, since it leads beyond the limits of the arm")
 
     def _on_controller(self, message: String) -> None:
         with self._changed:
