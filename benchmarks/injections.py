@@ -50,6 +50,9 @@ OWN_LIMITS = "beyond limits"
 JUMP_S = 60.0
 """For so long after a clock was set back, a node that was killed and started again gets no pictures: shared memory of Fast DDS 2.14, see Probe."""
 
+BELOW = (0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07)
+"""A pose whose fingertip would be deep in the table."""
+
 GO_ON = ("chunk late", "chunk cut", "swap failed", "disk full")
 """Failsafes after which the arm goes on by itself."""
 
@@ -122,10 +125,9 @@ class Bench:
         cases["both cameras unplugged"] = Case(self.unplug, "camera stale", "camera/")
         cases["the policy falls silent"] = Case(lambda: self.watch.order("inference/run", False), "chunk starved")
         cases["a chunk with NaN"] = Case(lambda: self.send(np.full((5, 7), np.nan)), "bad chunk")
-        below = np.array([0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07])
         # longer than what this process hears late
-        cases["a chunk into the table"] = Case(lambda: self.send_last(np.tile(below, (80, 1))), "beyond limits")
-        ends_below = np.concatenate([np.tile(READY, (30, 1)), np.tile(below, (50, 1))])
+        cases["a chunk into the table"] = Case(lambda: self.send_last(np.tile(BELOW, (80, 1))), "beyond limits")
+        ends_below = np.concatenate([np.tile(READY, (30, 1)), np.tile(BELOW, (50, 1))])
         cases["a chunk that ends in the table"] = Case(lambda: self.send(ends_below), "chunk cut", "beyond the workspace or table")
         cases["clock set forwards by 1 min"] = Case(lambda: self.clock.jump(JUMP_S), "clock jump")
         cases["clock set backwards by 1 min"] = Case(lambda: self.clock.jump(-JUMP_S), "clock jump")

@@ -16,15 +16,13 @@ from stack import ROOT, Operator, Stack, wait_for
 from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory
 
-from benchmarks.injections import switch_off
+from benchmarks.injections import BELOW, switch_off
 from policytrim_ros.core.types import JOINTS, READY, Chunk
 from policytrim_ros.nodes.messages import LATCHED, chunk_to_message, seconds_to_time
 from sim_bridge.sim_clock import SimClock
 
 REQUIRED = dict(required_nodes="['camera','camera/front','inference']")
 BEATS = ("camera", "camera/front", "inference")
-BELOW = [0.0, 2.9, -0.6, 0.0, 0.9, 0.0, 0.07]
-"""The fingertip would be deep in the table."""
 
 pytestmark = pytest.mark.integration
 

@@ -92,9 +92,8 @@ def test_a_generation_on_probation_whose_chunk_the_controller_cuts_is_taken_back
     node._trouble, node._stir = taken.append, lambda: None
     node._generations.follow = lambda generation: None
     node._replanner.sent(2, 10, 0.0, (1, 8))
-    for played in ((7, 2, 8, True), (8, 3, 9, True), (8, 4, 8, True)):
-        chunk_id, next_step, queued, playing = played
-        node._on_consumed(Consumed(1, chunk_id, next_step, queued, playing, 0, 0.0).to_message())
+    for chunk_id, next_step, queued in ((7, 2, 8), (8, 3, 9), (8, 4, 8)):
+        node._on_consumed(Consumed(1, chunk_id, next_step, queued, True, 0, 0.0).to_message())
     assert taken == []
     node._on_consumed(Consumed(1, 8, 5, 2, True, 0, 0.0).to_message())
     assert len(taken) == 1 and "its chunk was cut" in taken[0]

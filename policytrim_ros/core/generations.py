@@ -6,7 +6,7 @@ earlier checkpoint comes back: the controller refuses what a retired generation 
     stage      loaded, warm and compared with its golden observations: it waits
     switch     at a chunk boundary: it speaks; the one before is kept
     said       one chunk of the one that speaks was sent
-    trouble    the arm was held, or a chunk was nonsense: while on probation, the new one is taken back
+    trouble    the arm was held, or a chunk was nonsense or cut: while on probation, the new one is taken back
     roll_back  the one before speaks again
     follow     another process spoke before this one: its numbers are not used again
 

@@ -375,7 +375,7 @@ if __name__ == "__main__":
         "# Failsafes\n\nPrinted from `policytrim_ros/core/safety.py` by `python -m policytrim_ros.core.safety > docs/failsafes.md`. `hold` and `fault`\n"
         "decelerate within the acceleration limit and keep the motors on; a fault also latches until `controller/clear_fault`. `slow` keeps to the\n"
         "path, slower, and ends by itself; `cut` plays what comes before it; the controller's diagnostics say WARN meanwhile. `refuse` does not\n"
-        "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm holds all the\n"
-        "same. Measured times: [results/failsafes.md](results/failsafes.md).\n"
+        "touch the motion. What a policy can cause takes a new one back while it is on probation (core/generations.py); the arm reacts all\n"
+        "the same. Measured times: [results/failsafes.md](results/failsafes.md).\n"
     )
     print(failsafe_table(), end="")

@@ -15,8 +15,8 @@ ROS callbacks only keep the newest of everything; one worker thread looks and pr
 Setting the parameter ``checkpoint`` exchanges the policy, also while it moves the arm: then a child process of low priority tries
 the new one (policies/staging.py), and another thread loads it beside the one that speaks; it speaks from the next chunk
 boundary on, as the next generation (core/generations.py). When it cannot be used the old one stays, and ``news`` in
-inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause brings the one
-before back; the service inference/roll_back does so at any time. A process that is started again in the same running system
+inference/status says why. While a new generation is on probation, a hold or fault that a policy can cause, or a chunk
+that is cut, brings the one before back; the service inference/roll_back does so at any time. A process that is started again in the same running system
 begins with the last checkpoint that had proved itself (last_good.py).
 """
 
@@ -129,7 +129,10 @@ class InferenceConfig(Config):
     gate: bool = setting(False, "refuse a checkpoint that has not passed the simulated twin for the task (`policytrim gate`)")
     keep_generations: int = setting(1, "earlier policies that stay in memory, to come back at once", low=0, high=8)
     probation_chunks: int = setting(
-        50, "chunks during which a hold that a policy can cause brings the one before back (0: never)", low=0, high=100_000
+        50,
+        "chunks during which a hold that a policy can cause, or a chunk that is cut, brings the one before back (0: never)",
+        low=0,
+        high=100_000,
     )
     last_good: str = setting(
         "", "file with the checkpoint that a process started again begins with; empty: always with `checkpoint`"
@@ -365,7 +368,7 @@ class Inference(Node):
         return response
 
     def _trouble(self, why: str) -> None:
-        """A new generation on probation is taken back; the arm holds until an operator says go."""
+        """A new generation on probation is taken back; the arm moves on with the one before, or holds until an operator says go."""
         with self._changed:
             culprit, generation = self._generations.current, self._generations.trouble()
         if generation is not None:
