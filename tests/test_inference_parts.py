@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from policytrim_ros.core.generations import Generations
 from policytrim_ros.core.horizon import HorizonGuard
 from policytrim_ros.core.latency import Latency
 from policytrim_ros.core.replanning import Replanner
@@ -87,16 +88,40 @@ def test_too_little_slack_is_said_at_once_and_not_again(node):
     assert node._slack is None and not node._late
 
 
-def test_a_generation_on_probation_whose_chunk_the_controller_cuts_is_taken_back_but_not_for_a_hold_that_ends_its_plan(node):
-    taken = []
-    node._trouble, node._stir = taken.append, lambda: None
-    node._generations.follow = lambda generation: None
+def consumed(generation, chunk_id, next_step, queued, playing=True):
+    return Consumed(generation, chunk_id, next_step, queued, playing, 0, 0.0).to_message()
+
+
+@pytest.fixture
+def probation(node):
+    """The second of two generations has just begun to speak; the first one's last chunk (number 8, ten actions from step 2) is on its way."""
+    node.errors = []
+    node.get_logger = lambda: SimpleNamespace(error=node.errors.append)
+    node._speaks, node._hurry = lambda generation, news: None, False
+    node._generations = Generations(probation=5)
+    for name in ("models/before", "models/new"):
+        node._generations.stage(name, "", None)
+        node._generations.switch()
     node._replanner.sent(2, 10, 0.0, (1, 8))
-    for chunk_id, next_step, queued in ((7, 2, 8), (8, 3, 9), (8, 4, 8)):
-        node._on_consumed(Consumed(1, chunk_id, next_step, queued, True, 0, 0.0).to_message())
-    assert taken == []
-    node._on_consumed(Consumed(1, 8, 5, 2, True, 0, 0.0).to_message())
-    assert len(taken) == 1 and "its chunk was cut" in taken[0]
-    node._replanner.sent(7, 10, 0.0, (1, 9))
-    node._on_consumed(Consumed(1, 9, 8, 0, False, 0, 0.0).to_message())
-    assert len(taken) == 1, "a hold is not the policy's doing"
+    return node
+
+
+def test_a_generation_on_probation_whose_chunk_the_controller_cuts_is_taken_back(probation):
+    probation._replanner.sent(2, 10, 0.0, (2, 9))
+    for chunk_id, next_step, queued in ((8, 2, 8), (9, 3, 9), (9, 4, 8)):
+        probation._on_consumed(consumed(2, chunk_id, next_step, queued))
+    assert probation.errors == [] and probation._generations.current.number == 2
+    probation._on_consumed(consumed(2, 9, 5, 2))
+    assert len(probation.errors) == 1 and probation.errors[0].startswith("models/new was taken back") and "cut" in probation.errors[0]
+    assert probation._generations.current.checkpoint == "models/before" and probation._generations.current.number == 3 and probation._hurry
+
+
+def test_a_hold_that_ends_its_plan_is_not_the_new_generations_doing(probation):
+    probation._replanner.sent(7, 10, 0.0, (2, 9))
+    probation._on_consumed(consumed(2, 9, 8, 0, playing=False))
+    assert probation.errors == [] and probation._generations.current.number == 2
+
+
+def test_a_cut_of_what_the_generation_before_sent_last_is_not_held_against_the_new_one(probation):
+    probation._on_consumed(consumed(1, 8, 3, 4))
+    assert probation.errors == [] and probation._generations.current.number == 2

@@ -367,10 +367,12 @@ class Inference(Node):
         response.success, response.message = True, f"generation {generation.number}: {generation.checkpoint}"
         return response
 
-    def _trouble(self, why: str) -> None:
-        """A new generation on probation is taken back; the arm moves on with the one before, or holds until an operator says go."""
+    def _trouble(self, why: str, number: int | None = None) -> None:
+        """A new generation on probation is taken back; the arm moves on with the one before, or holds until an operator says go.
+        ``number``: whose doing it was, where that is known: another generation's is not held against the one that speaks now."""
         with self._changed:
-            culprit, generation = self._generations.current, self._generations.trouble()
+            culprit = self._generations.current
+            generation = self._generations.trouble() if number in (None, culprit.number) else None
         if generation is not None:
             news = f"{culprit.checkpoint} was taken back on probation: {why}"
             self.get_logger().error(news)
@@ -403,7 +405,7 @@ class Inference(Node):
             self._generations.follow(consumed.generation)  # the controller refuses what an earlier process has used up
             self._stir()
         if sooner and consumed.playing:  # at rest it was a hold that ended the plan
-            self._trouble("its chunk was cut, since it leads beyond the limits of the arm")
+            self._trouble("its chunk was cut, since it leads beyond the limits of the arm", consumed.generation)
 
     def _on_controller(self, message: String) -> None:
         with self._changed:
