@@ -243,6 +243,19 @@ def test_a_line_that_falls_silent_is_a_sentence_in_time_and_back_it_serves_again
     remote.close()
 
 
+def test_a_server_ends_at_once_where_the_line_to_its_client_has_fallen_silent(served):
+    server = served[0]()
+    far = Line(server.port)
+    remote = RemotePolicy(f"ws://127.0.0.1:{far.port}")
+    remote.predict(at_ready(1), seeds=[0])
+    far.silent = True
+    ending = threading.Thread(target=server.close, daemon=True)
+    ending.start()
+    ending.join(8.0)  # it would wait for 20 s otherwise: twice what the library waits for
+    assert not ending.is_alive()
+    far.close()
+
+
 def test_a_line_that_is_cut_is_a_sentence_and_the_next_question_finds_another(line):
     remote, seen = RemotePolicy(f"ws://127.0.0.1:{line.port}"), at_ready(1)
     line.cut()

@@ -37,6 +37,8 @@ from policytrim_ros.policies.wire import WireError, pack, unpack
 PROTOCOL = 1
 LARGEST = 1 << 24
 """Bytes of one message; two pictures of 1920 x 1080 fit."""
+CLOSE_S = 0.5
+"""How long either side waits for the other's goodbye, twice: it may be on a line that is dead."""
 
 
 class RemoteError(RuntimeError):
@@ -71,7 +73,7 @@ class RemotePolicy:
         try:
             self._open_until_dropped = ExitStack()
             self._connection = self._open_until_dropped.enter_context(
-                connect(self.address, open_timeout=self._open_s, close_timeout=0.5, **options)
+                connect(self.address, open_timeout=self._open_s, close_timeout=CLOSE_S, **options)
             )
             return unpack(self._connection.recv(timeout=self._open_s))
         except InvalidStatus as error:
@@ -132,8 +134,8 @@ class Server:
         self._policy, self._metadata, self._token, self._turn = policy, pack(metadata), token, threading.Lock()
         self._cameras = [camera.name for camera in policy.contract.cameras]
         try:
-            options = dict(process_request=self._admit, compression=None, max_size=LARGEST, open_timeout=5.0)
-            self._server = serve(self._talk, host, port, **options)
+            options = dict(compression=None, max_size=LARGEST, open_timeout=5.0, close_timeout=CLOSE_S)
+            self._server = serve(self._talk, host, port, process_request=self._admit, **options)
         except OSError as error:
             raise RemoteError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from error
         self.port = self._server.socket.getsockname()[1]
