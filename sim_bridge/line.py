@@ -44,6 +44,8 @@ class Line:
         for task in carrying:
             task.cancel()
         await asyncio.gather(*carrying, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
 
     async def _carry(self, reader, writer) -> None:
         self._writers.add(writer)
