@@ -159,16 +159,28 @@ def test_the_recomputed_log_probability_is_the_one_of_sampling(family, temperatu
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_are_drawn_as_often_as_their_probability_says(family):
+@pytest.mark.parametrize("family, correlation", [*((family, 0.0) for family in FAMILIES), ("parallel", 0.9)])
+def test_tokens_are_drawn_as_often_as_their_probability_says(family, correlation):
     policy = make(family, cameras=("front",))
     seen = observation(batch=1, cameras=("front",))
     repeated = policy.inputs(seen).rows(torch.zeros(1500, dtype=torch.int64))
-    first = policy.act(repeated, generators(*range(1500)))[0][:, 0, 0] - (policy.config.vocabulary - BINS)
+    first = policy.act(repeated, generators(*range(1500)), 1.0, correlation)[0][:, 0, 0] - (policy.config.vocabulary - BINS)
     prefix = policy.encode(repeated.rows(slice(0, 1)))
     expected = policy.action_logits(prefix, torch.full((1, 1, 7), policy.config.vocabulary - 1))[0, 0, 0].softmax(-1)
     seen_often = torch.bincount(first, minlength=BINS) / len(first)
     assert (seen_often.cumsum(0) - expected.cumsum(0)).abs().max() < 1.95 / len(first) ** 0.5  # Kolmogorov, 0.1 %
+
+
+@torch.no_grad()
+def test_correlated_draws_hang_together_along_a_chunk_and_not_between_joints():
+    policy = make()
+    inputs = policy.inputs(observation(batch=1)).rows(torch.zeros(4000, dtype=torch.int64))
+    chances = policy._chances(inputs, generators(*range(4000)), correlation=0.8)
+    assert chances.shape == (4000, policy.config.horizon, 7) and 0.0 <= chances.min() and chances.max() < 1.0
+    normal = torch.special.ndtri(chances)
+    together = torch.corrcoef(normal[:, :, 0].T)
+    assert together[~torch.eye(len(together), dtype=bool)].mean() == pytest.approx(0.8, abs=0.03)
+    assert abs(torch.corrcoef(normal[:, 0].T) - torch.eye(7)).max() < 0.1
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ class AutoregressivePolicy(PrismaticPolicy):
         hidden = torch.cat([last_token(hidden, prefix.mask)[:, None], hidden[:, prefix.tokens.shape[1] :]], dim=1)
         return self.bin_logits(hidden)[:, None]
 
-    def act(self, inputs: Inputs, generators=None, temperature: float = 1.0):
+    def act(self, inputs: Inputs, generators=None, temperature: float = 1.0, correlation: float = 0.0):
+        """``correlation`` is of the actions of a chunk, and this one has a single action: it changes nothing."""
         prefix, chances = self.encode(inputs), self._chances(inputs, generators).flatten(1)
         mask, llama, dtype = prefix.mask, self.language_model.model, prefix.tokens.dtype
         out = llama(

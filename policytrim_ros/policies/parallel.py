@@ -93,10 +93,10 @@ class ParallelPolicy(PrismaticPolicy):
     def action_logits(self, prefix: Prefix, tokens: torch.Tensor | None = None) -> torch.Tensor:
         return self.bin_logits(self.action_hidden(prefix))
 
-    def act(self, inputs: Inputs, generators=None, temperature: float = 1.0):
+    def act(self, inputs: Inputs, generators=None, temperature: float = 1.0, correlation: float = 0.0):
         self._needs_tokens()
         logits = self.action_logits(self.encode(inputs))
-        tokens = self._draw(logits, self._chances(inputs, generators), temperature)
+        tokens = self._draw(logits, self._chances(inputs, generators, correlation), temperature)
         return tokens, self.values_of(tokens), self._log_prob(logits, tokens, temperature)
 
     def log_prob(self, inputs: Inputs, tokens: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:

@@ -315,8 +315,15 @@ class PrismaticPolicy(ChunkPolicy):
             index = (steps < chance[..., None] * steps[..., -1:]).sum(-1).clamp_max(BINS - 1)
         return index + self.config.vocabulary - BINS
 
-    def _chances(self, inputs: Inputs, generators) -> torch.Tensor:
-        return noise((len(inputs), self.config.horizon, ACTIONS), generators, self.device, torch.rand)
+    def _chances(self, inputs: Inputs, generators, correlation: float = 0.0) -> torch.Tensor:
+        """(B, H, 7), each uniform in [0, 1). ``correlation``: of any two of one joint along a chunk (a Gaussian copula): a chunk is ahead
+        or behind as a whole, and every token alone is drawn as without."""
+        shape = (len(inputs), self.config.horizon, ACTIONS)
+        if not correlation:
+            return noise(shape, generators, self.device, torch.rand)
+        own = noise((shape[0], shape[1] + 1, ACTIONS), generators, self.device)
+        mixed = correlation**0.5 * own[:, :1] + (1.0 - correlation) ** 0.5 * own[:, 1:]
+        return torch.special.ndtr(mixed.double()).clamp_max(1.0 - 1e-9)
 
 
 def attention(mask: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:

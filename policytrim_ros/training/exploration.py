@@ -131,13 +131,19 @@ class FlowExploration:
 
 @dataclass(frozen=True)
 class TokenExploration:
-    """Action tokens drawn at a temperature."""
+    """Action tokens drawn at a temperature.
+
+    ``correlation``: of the draws of one joint along a chunk. Each action is drawn with the probability that its tokens have, so that its
+    log-probability and divergence are exact; what is left out of a chunk's is how its actions hang together, which makes the gradient
+    a step uphill of another length (for Gaussians: the policy gradient times their covariance), not another hill.
+    """
 
     temperature: float = 1.0
+    correlation: float = 0.0
 
     @torch.no_grad()
     def act(self, policy, inputs: Inputs, generators=None, horizons=None) -> tuple[torch.Tensor, Trace]:
-        tokens, x, found = policy.act(inputs, generators, self.temperature)
+        tokens, x, found = policy.act(inputs, generators, self.temperature, self.correlation)
         return x, Trace(inputs, tokens, found)
 
     def measure(self, policy, trace: Trace, reference=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,13 +172,15 @@ def _free(policy, fixed: tuple[str, ...]) -> dict[str, nn.Parameter]:
     }
 
 
-def explore(policy: ChunkPolicy, sampler: Sampler = Sampler(), temperature=1.0, frozen_prefix=False, plans=False):
+def explore(
+    policy: ChunkPolicy, sampler: Sampler = Sampler(), temperature=1.0, frozen_prefix=False, plans=False, correlation=0.0
+):
     """The exploration of the policy's family. ConfigError for ``plans`` of a family whose weights belong to one length."""
     if policy.family == "flow":
         return FlowExploration(sampler, frozen_prefix, plans)
     if plans:
         raise ConfigError(f"a {policy.family} policy cannot sample plans of another length; use the reading 'execute'")
-    return TokenExploration(temperature)
+    return TokenExploration(temperature, correlation)
 
 
 def _by_length(lengths: torch.Tensor) -> list[tuple[int, torch.Tensor]]:

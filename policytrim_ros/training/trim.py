@@ -147,7 +147,9 @@ class Trimming:
     def _begin_learning(self) -> None:
         """Exploration and optimiser of the present phase, without a reference."""
         recipe, phase = self.recipe, self.phase
-        exploration = explore(self.policy, recipe.explorer(phase), recipe.temperature, recipe.frozen_prefix, self.plans)
+        exploration = explore(
+            self.policy, recipe.explorer(phase), recipe.temperature, recipe.frozen_prefix, self.plans, recipe.correlation
+        )
         if exploration != self.exploration:
             self._close_fleet()  # it plays by the one before
             self.exploration = exploration

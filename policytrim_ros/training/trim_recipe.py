@@ -104,6 +104,12 @@ class TrimRecipe(Config):
     grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={})
     sampler: Sampler = field(default_factory=lambda: Sampler("cps", joint=True), metadata={})
     temperature: float = option(1.0, "of the tokens that a token policy draws while it explores", low=0.01, high=10)
+    correlation: float = option(
+        0.0,
+        "of a token policy's draws for one joint along a chunk: 0, each by itself; towards 1, a chunk ahead or behind as a whole",
+        low=0,
+        high=0.99,
+    )
     frozen_prefix: bool = option(
         True, "flow: what encodes the observation stays as it is and only the action expert learns: half the time of an update"
     )
