@@ -509,6 +509,7 @@ def test_settings_come_from_a_file_and_are_changed_by_name(tmp_path):
     assert (recipe.saving.iterations, recipe.saving.groups, recipe.reward.form, recipe.reward.stability) == (7, 3, "code", 0)
     assert recipe.tasks == ("tape_box",) and recipe.digest != load_trim(path).digest
     assert load_trim(path).extension.iterations == load_trim().extension.iterations
+    assert load_trim(path, dict([parse_change("grpo.learning_rate=3e-5")])).grpo.learning_rate == 3e-5
     for change, words in [
         ("saving.iteration=3", "unknown key 'iteration'"),
         ("nothing.iterations=3", "there is no section 'nothing'"),

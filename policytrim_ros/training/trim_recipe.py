@@ -8,6 +8,7 @@ each option.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Mapping
 
@@ -203,11 +204,16 @@ def load_trim(path=None, changes: Mapping[str, Any] | None = None) -> TrimRecipe
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """``saving.iterations=20`` -> (name, value); ConfigError when it is not of this form."""
+    """``saving.iterations=20`` -> (name, value); ConfigError when it is not of this form. 3e-5 is a number here, which YAML takes for a
+    word (it wants 3.0e-5)."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set {text}: expected NAME=VALUE, for example saving.iterations=20")
     try:
-        return name, yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value cannot be read ({error})") from error
+    if isinstance(read, str):
+        with suppress(ValueError):
+            return name, float(read)
+    return name, read
