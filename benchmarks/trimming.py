@@ -33,6 +33,11 @@ REPORTED = {
     "pi0.5, LIBERO Long": ("libero", "pi05", "long"),
     "pi0.5, ManiSkill": ("maniskill", "pi05"),
     "pi0.5, Meta-World": ("metaworld", "pi05"),
+    "OpenVLA-OFT, LIBERO Spatial": ("libero", "openvla_oft", "spatial"),
+    "OpenVLA-OFT, LIBERO Object": ("libero", "openvla_oft", "object"),
+    "OpenVLA-OFT, LIBERO Goal": ("libero", "openvla_oft", "goal"),
+    "OpenVLA-OFT, LIBERO Long": ("libero", "openvla_oft", "long"),
+    "OpenVLA-OFT, ManiSkill": ("maniskill", "openvla_oft"),
 }
 """Rows of the paper (arXiv 2606.22540) that stand beside ours: where they are in reported.json."""
 
