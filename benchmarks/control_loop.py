@@ -29,6 +29,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from policytrim_ros.graph import FACTOR
 from policytrim_ros.nodes.process import udp_alone
+from policytrim_ros.training.version import commit
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAIN = "77"
@@ -211,14 +212,14 @@ def report(rows, options, command):
         f"\nlateness: the worst of the {options.seconds:.0f} s, each figure over a window of 5 s; {os.cpu_count()} cores, {platform.machine()}\n\n{text}"
     )
     if options.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        version = commit()
         out = Path(options.out)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.with_suffix(".json").write_text(
-            json.dumps(dict(commit=commit, command=command, cores=os.cpu_count(), rows=rows), indent=1)
+            json.dumps(dict(commit=version, command=command, cores=os.cpu_count(), rows=rows), indent=1)
         )
         out.with_suffix(".md").write_text(
-            f"# Control loop\n\nCommit {commit}; `python benchmarks/control_loop.py --seconds {options.seconds:g}`; "
+            f"# Control loop\n\nCommit {version}; `python benchmarks/control_loop.py --seconds {options.seconds:g}`; "
             f"{os.cpu_count()} cores, {platform.machine()}, no GPU.\n\n{text}\n"
         )
 

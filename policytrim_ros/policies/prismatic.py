@@ -323,7 +323,7 @@ class PrismaticPolicy(ChunkPolicy):
             return noise(shape, generators, self.device, torch.rand)
         own = noise((shape[0], shape[1] + 1, ACTIONS), generators, self.device)
         mixed = correlation**0.5 * own[:, :1] + (1.0 - correlation) ** 0.5 * own[:, 1:]
-        return torch.special.ndtr(mixed.double()).clamp_max(1.0 - 1e-9)
+        return torch.special.ndtr(mixed.double())
 
 
 def attention(mask: torch.Tensor, causal: bool, dtype: torch.dtype) -> torch.Tensor:
