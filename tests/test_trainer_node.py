@@ -142,7 +142,7 @@ def test_a_run_is_started_watched_and_published(whole):
     one, said, _ = whole
     assert [state for state in dict.fromkeys(status["state"] for status in said)] == ["idle", "running", "finished"], said[-1]
     phases = list(dict.fromkeys(status["phase"] for status in said if status["phase"]))
-    assert phases[-2:] == ["saving", "evidence"] and set(phases) <= {"baseline", "extension", "selection", "saving", "evidence"}
+    assert phases[-2:] == ["saving", "evidence"] and set(phases) <= {"baseline", "selection", "saving", "evidence"}, phases
     steps = [status["iteration"] for status in said if status["phase"] == "saving"]
     assert steps == sorted(steps) and all(status["iterations"] == 6 for status in said if status["phase"] == "saving")
     learning = next(status for status in said if status["phase"] == "saving" and status["iteration"])

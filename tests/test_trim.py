@@ -273,11 +273,12 @@ def test_progress_is_told_after_every_iteration(trimming):
     told = []
     one._report = lambda **result: (Trimming._report(one, **result), told.append(progress.read(one.run_dir)))
     run_until(one, 3)
-    assert [values["phase"] for values in told] == ["baseline", "extension", "selection", "saving"] + ["saving"] * 3
-    assert [values["iteration"] for values in told[3:]] == [0, 1, 2, 3] and told[-1]["iterations"] == 4
-    assert told[3]["eta_s"] is None and told[-1]["eta_s"] == pytest.approx(one.elapsed_s / 3, abs=0.6)
+    assert [values["phase"] for values in told] == ["baseline", "selection", "saving"] + ["saving"] * 3  # without iterations: no stage 1
+    assert [values["iteration"] for values in told[2:]] == [0, 1, 2, 3] and told[-1]["iterations"] == 4
+    assert told[2]["eta_s"] is None and told[-1]["eta_s"] == pytest.approx(one.elapsed_s / 3, abs=0.6)
     assert 0 <= told[-1]["success_rate"] <= 1 and told[-1]["steps"] > 0 and told[-1]["horizon"] == one.horizon
     assert set(told[-1]["best"]) == {"iteration", "success_rate", "steps", "calls"} and "verdict" not in told[-1]
+    assert one.phase == "saving" and one._next() == "evidence"  # nor a stage 3
 
 
 def test_two_processes_do_not_work_in_one_run(trimming):

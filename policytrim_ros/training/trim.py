@@ -171,7 +171,7 @@ class Trimming:
                 with self._board() as self.board:
                     while self.phase in PHASES[:-1]:
                         getattr(self, f"_{self.phase}")()
-                        self._enter(PHASES[PHASES.index(self.phase) + 1])
+                        self._enter(self._next())
                     return self._evidence()
         except evaluate.EvaluationError as error:
             raise TrainingError(str(error)) from error
@@ -189,6 +189,11 @@ class Trimming:
         if self._fleet is not None:
             self._fleet.close()
             self._fleet = None
+
+    def _next(self) -> str:
+        """The phase after the present one; a stage without iterations is none."""
+        later = PHASES[PHASES.index(self.phase) + 1 :]
+        return next(phase for phase in later if phase not in STAGES or getattr(self.recipe, phase).iterations)
 
     def _enter(self, phase: str) -> None:
         if self.recipe.lora.rank and self.phase == "extension":  # what stage 1 learned becomes what stage 2 adapts
@@ -258,8 +263,6 @@ class Trimming:
 
     def _train(self, stage: Stage, horizons) -> None:
         """Updates until the stage's end; the policy is then the best one that was checked."""
-        if not stage.iterations:
-            return
         checked, renew = max(horizons), self.recipe.renewal(self.phase)
         if self.recipe.grpo.kl and self.reference is None:
             self.reference = self._as_reference()
@@ -531,7 +534,8 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
-        if self.recipe.lora.rank and PHASES.index(self.phase) > PHASES.index("extension"):
+        past = PHASES.index(self.phase) > PHASES.index("extension")
+        if self.recipe.lora.rank and past and self.recipe.extension.iterations:
             self._begin_from(self.run_dir / EXTENDED)
         else:
             self._begin_learning()
