@@ -10,14 +10,22 @@ from stack import ROOT, Operator
 pytestmark = pytest.mark.integration
 
 
-def examined(stack, *arguments) -> tuple[int, dict[str, str]]:
-    """(exit code, {subject: state and what was found})."""
+def asked(stack, *arguments) -> subprocess.Popen:
     line = [sys.executable, "-m", "policytrim_ros.cli", "doctor", "--live", *arguments]
-    run = subprocess.run(line, cwd=ROOT, env=stack.environment, capture_output=True, text=True, timeout=120)
-    assert not run.stderr.strip(), run.stderr
-    found = dict(re.findall(r"^\w+ +(\S+(?: \S+)?)  +(.*)$", run.stdout, re.M))
-    states = dict((subject, state) for state, subject in re.findall(r"^(\w+) +(\S+(?: \S+)?)  +", run.stdout, re.M))
-    return run.returncode, {subject: f"{states[subject]} {said}" for subject, said in found.items()}
+    return subprocess.Popen(line, cwd=ROOT, env=stack.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def answer(doctor: subprocess.Popen) -> tuple[int, dict[str, str]]:
+    """(exit code, {subject: state and what was found})."""
+    said, errors = doctor.communicate(timeout=120)
+    assert not errors.strip(), errors
+    found = dict(re.findall(r"^\w+ +(\S+(?: \S+)?)  +(.*)$", said, re.M))
+    states = dict((subject, state) for state, subject in re.findall(r"^(\w+) +(\S+(?: \S+)?)  +", said, re.M))
+    return doctor.returncode, {subject: f"{states[subject]} {said}" for subject, said in found.items()}
+
+
+def examined(stack, *arguments) -> tuple[int, dict[str, str]]:
+    return answer(asked(stack, *arguments))
 
 
 def test_a_system_that_is_well_one_with_a_fault_and_none(stack):
@@ -46,8 +54,9 @@ def test_a_system_that_is_well_one_with_a_fault_and_none(stack):
 
 
 def test_a_damaged_checkpoint_and_one_that_was_not_gated(stack, tmp_path):
+    ungated = asked(stack, "--robot", "--checkpoint", str(ROOT / "models" / "tape-box-oft-tiny"))
     code, found = examined(stack, "--checkpoint", str(tmp_path))
     assert code == 1 and "is not a checkpoint" in found["checkpoint"] and "is not a checkpoint" in found["contract"]
-    code, found = examined(stack, "--robot", "--checkpoint", str(ROOT / "models" / "tape-box-oft-tiny"))
+    code, found = answer(ungated)
     assert "was not tried in the simulated twin" in found["checkpoint"] and found["checkpoint"].startswith("missing")
     assert found["contract"].startswith("warning the inference node does not tell")
