@@ -18,11 +18,8 @@ from policytrim_ros.policies.samplers import Chain, Sampler, log_prob, rollout, 
 ALL = [Sampler(method=method, joint=joint) for method in ("sde", "cps", "noise") for joint in (False, True)]
 
 
-LOW = [Sampler(method="cps", joint=True, modes=2), Sampler(method="sde", modes=3)]
-
-
 def named(sampler):
-    return f"{sampler.method}-{'joint' if sampler.joint else 'mixed'}" + (f"-{sampler.modes}" if sampler.modes else "")
+    return f"{sampler.method}-{'joint' if sampler.joint else 'mixed'}"
 
 
 def generators(batch, seed=0):
@@ -167,7 +164,7 @@ def test_without_noise_they_are_the_ode(flow, method, joint):
 # -- chains of a policy ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ALL + LOW, ids=named)
+@pytest.mark.parametrize("sampler", ALL, ids=named)
 def test_a_log_probability_computed_again_is_the_same(flow, sampler):
     inputs = flow.inputs(observation(batch=4))
     with torch.no_grad():
@@ -233,25 +230,6 @@ def test_actions_that_were_not_executed_do_not_count(flow, sampler):
     flow.zero_grad()
 
 
-@pytest.mark.parametrize("sampler", LOW, ids=named)
-def test_only_slow_noise_is_learned_from_when_asked(sampler):
-    field, x = Field(lambda x, tau: torch.sin(x) + tau), torch.randn(3, 8, 2, dtype=torch.float64)
-    chains = [rollout(field, None, x, replace(sampler, modes=modes), generators(3)) for modes in (0, 8, sampler.modes)]
-    assert torch.equal(chains[0].x, chains[2].x)  # drawn alike
-    time, gradients = (torch.arange(8, dtype=torch.float64) + 0.5) * math.pi / 8, []
-    for modes in (0, 8, sampler.modes):
-        steps = transitions(field, None, chains[0], replace(sampler, modes=modes))
-        steps.mean.requires_grad_()
-        steps.log_prob().sum().backward()
-        gradients.append(steps.mean.grad)
-    torch.testing.assert_close(gradients[1], gradients[0])  # all frequencies: as without
-    waves = torch.stack([torch.cos(k * time) for k in range(8)])
-    waves = waves / waves.norm(dim=1, keepdim=True)
-    whole, low = (waves @ gradient for gradient in (gradients[0], gradients[2]))
-    torch.testing.assert_close(low[..., : sampler.modes, :], whole[..., : sampler.modes, :])
-    assert low[..., sampler.modes :, :].abs().max() < 1e-12 < whole[..., sampler.modes :, :].abs().max()
-
-
 @torch.no_grad()
 def test_the_random_step_is_uniform_and_one_evaluation_is_enough():
     for method, choices in (("sde", 4), ("cps", 3)):
@@ -264,7 +242,7 @@ def test_the_random_step_is_uniform_and_one_evaluation_is_enough():
         assert field.calls == 1
 
 
-@pytest.mark.parametrize("sampler", ALL + LOW, ids=named)
+@pytest.mark.parametrize("sampler", ALL, ids=named)
 def test_the_gradient_is_that_of_finite_differences(sampler):
     weight = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     std = torch.tensor([0.2, 0.4], dtype=torch.float64)
@@ -350,7 +328,6 @@ def test_learned_noise_needs_the_head():
         (dict(initial=True), "joint"),
         (dict(steps=-1), "steps"),
         (dict(tempo=0.1), "cps"),
-        (dict(method="noise", modes=3), "all frequencies"),
     ],
 )
 def test_a_senseless_sampler_is_refused(values, words):

@@ -30,10 +30,6 @@ one velocity evaluation. In joint mode all are. The log-probability is that of t
 before each: what the ODE steps do with the weights is part of the environment. Only the A action dimensions are
 explored; the padding of an imported pi0 always follows the ODE.
 
-With modes m the log-probability is that of the m lowest frequencies along the chunk (DCT-II) of each dimension's noise, and
-what is above them counts as part of the environment, too: the arm hardly follows it, so that it earns nothing and only adds
-variance to the gradient. Sampling itself does not change.
-
 Policies must be in evaluation mode (a dropout layer would make every ratio noise), and log-probabilities are float32.
 """
 
@@ -41,7 +37,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from typing import Sequence
 
 import torch
@@ -61,9 +56,6 @@ class Sampler(Config):
     level: float = setting(0.5, "noise level a (not used by 'noise', whose head learns it)", low=0.0, high=1.0)
     steps: int = setting(0, "denoising steps K; 0: the policy's own", low=0, high=100)
     joint: bool = setting(False, "all steps are stochastic, instead of one drawn at random for each chunk")
-    modes: int = setting(
-        0, "lowest frequencies along a chunk whose noise is learned from (0: all, as in the papers)", low=0, high=1000
-    )
     initial: bool = setting(False, "joint: the log-probability of the initial noise counts (it cancels in every ratio)")
     tempo: float = setting(0.0, "cps: standard deviation of a chunk's tempo, relative to its own (0: none)", low=0.0, high=0.5)
     across: float = setting(0.1, "tempo: deviation across it that the divergence from the reference assumes", low=1e-3, high=10)
@@ -77,8 +69,6 @@ class Sampler(Config):
             raise ConfigError("Sampler.level = 0: without noise there is no density; use the policy's integrate()")
         if self.initial and not self.joint:
             raise ConfigError("Sampler.initial = true needs joint = true: one random step does not include the first noise")
-        if self.modes and self.method == "noise":
-            raise ConfigError(f"Sampler.modes = {self.modes}: the deviation that 'noise' learns belongs to all frequencies")
         if self.tempo and self.method != "cps":
             raise ConfigError(f"Sampler.tempo = {self.tempo}: only method 'cps' leaves the last denoising step to it")
 
@@ -158,11 +148,10 @@ class Transitions:
     initial: torch.Tensor | None
     tempo: Tempo | None = None
     weight: float = 1.0
-    modes: int = 0
 
     def log_prob(self) -> torch.Tensor:
         """(B, H): sum over steps and dimensions, of every action position by itself, and its share in that of the tempo."""
-        found = _log_prob(self.mean, self.std, self.drawn, self.modes).sum(1)
+        found = _log_prob(self.mean, self.std, self.drawn).sum(1)
         if self.initial is not None:
             found = found + _log_prob(0.0, 1.0, self.initial)
         if self.tempo is not None:
@@ -194,7 +183,7 @@ def rollout(policy, context, x: torch.Tensor, sampler: Sampler, generators: Sequ
         if k < sampler.stochastic_steps:
             explored = mean + std * (noise(first.shape, generators, x.device) if sampler.joint else drawn).to(x.dtype)
             here = torch.ones(batch, dtype=torch.bool, device=x.device) if sampler.joint else step == k
-            found = found + torch.where(here[:, None], _log_prob(mean, std, explored, sampler.modes), 0.0)
+            found = found + torch.where(here[:, None], _log_prob(mean, std, explored), 0.0)
             follow = torch.where(here[:, None, None], torch.cat([explored, follow[..., ACTIONS:]], -1), follow)
         x = follow
         chain.append(x)
@@ -219,7 +208,7 @@ def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
     drawn = torch.stack([chain.x[batch, k + 1, :, :ACTIONS] for k in steps], 1)
     tempo = _tempo(policy, context, chain, sampler) if sampler.tempo else None
     first = chain.x[:, 0, :, :ACTIONS] if sampler.initial else None
-    return Transitions(mean, std, drawn, first, tempo, sampler.weight, sampler.modes)
+    return Transitions(mean, std, drawn, first, tempo, sampler.weight)
 
 
 def _tempo(policy, context, chain: Chain, sampler: Sampler) -> Tempo:
@@ -263,22 +252,9 @@ def _step(policy, context, x, k, sampler: Sampler) -> tuple[torch.Tensor, torch.
     return mean, std.expand_as(mean), follow
 
 
-def _log_prob(mean, std, x, modes: int = 0) -> torch.Tensor:
-    """(..., D) -> (...): log density of independent Gaussians. With ``modes``, of (..., H, D): that of so many lowest frequencies
-    along H, at the positions to which they belong, but for a constant; std must be the same at all positions."""
-    if not modes:
-        return Normal(mean, std, validate_args=False).log_prob(x).sum(-1)
-    low = _lowest(x.shape[-2], modes).to(x) @ ((x - mean) / std)
-    return -0.5 * low.square().sum(-1)
-
-
-@cache
-def _lowest(length: int, modes: int) -> torch.Tensor:
-    """(H, H): what it multiplies keeps only the ``modes`` lowest frequencies (orthonormal DCT-II)."""
-    position, frequency = torch.arange(length, dtype=torch.float64), torch.arange(min(modes, length), dtype=torch.float64)
-    waves = torch.cos(math.pi / length * (position + 0.5) * frequency[:, None])
-    waves = waves / waves.norm(dim=1, keepdim=True)
-    return waves.T @ waves
+def _log_prob(mean, std, x) -> torch.Tensor:
+    """(..., D) -> (...): log density of independent Gaussians."""
+    return Normal(mean, std, validate_args=False).log_prob(x).sum(-1)
 
 
 def _draw_step(batch: int, choices: int, generators, device) -> torch.Tensor:
