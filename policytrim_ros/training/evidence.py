@@ -90,6 +90,7 @@ def _table(rows) -> str:
 def evidence_page(recipe, evidence: dict, before, after, checks) -> str:
     """Everything that a reader needs to believe or to doubt the result, as Markdown."""
     seeds = f"{before[0]['first_seed']} to {before[0]['first_seed'] + before[0]['n'] - 1}"
+    commits = dict.fromkeys(row["commit"] for row in (*before, *after))  # rows that a resumed run has kept may be older
     lines = [
         f"# {recipe.name}: {'an improvement' if evidence['improvement'] else 'no improvement'}",
         "",
@@ -99,7 +100,7 @@ def evidence_page(recipe, evidence: dict, before, after, checks) -> str:
         "",
         f"Pairs of the same scenes, seeds {seeds}, never used in training or selection. S, N and their ratios (before / after): "
         f"pairs in which both succeed. Intervals {100 * evidence['confidence']:g} %: Newcombe's for paired rates, bootstrap for means.",
-        f"Baseline {recipe.against or recipe.parent}; seed {recipe.seed}; commit {before[0]['commit']}.",
+        f"Baseline {recipe.against or recipe.parent}; seed {recipe.seed}; commit {', '.join(commits)}.",
         "",
         "## Both by themselves",
         "",
