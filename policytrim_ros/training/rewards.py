@@ -46,13 +46,6 @@ class RewardConfig(Config):
         "loudly as a failure teaches success; or the batch's, which keeps the proportions of the rewards",
         choices=SPREADS,
     )
-    worst: float = setting(
-        0.0,
-        "smallest advantage, what is worse counts as this (0: no bound): where few fail, a failure weighs many times what a success "
-        "does, and most of the chunks of a rollout that fails were played after it was lost",
-        low=-100,
-        high=0,
-    )
     lowest_mean: float = setting(0.1, "groups whose mean success is below this teach nothing and are dropped", low=0, high=1)
 
 
@@ -91,12 +84,12 @@ def advantages(rewards, success, config: RewardConfig = RewardConfig()) -> np.nd
 
 
 def in_proportion(groups: Sequence[np.ndarray | None], config: RewardConfig = RewardConfig()) -> list[np.ndarray | None]:
-    """The advantages of a batch, scaled by their common standard deviation where ``config.spread`` is "batch"; none below
-    ``config.worst``."""
+    """The advantages of a batch, scaled by their common standard deviation where ``config.spread`` is "batch"."""
     known = [values for values in groups if values is not None]
-    scale = np.concatenate(known).std() + SPREAD if known and config.spread == "batch" else 1.0
-    bound = config.worst or -np.inf
-    return [None if values is None else np.maximum(values / scale, bound) for values in groups]
+    if config.spread == "group" or not known:
+        return list(groups)
+    scale = np.concatenate(known).std() + SPREAD
+    return [None if values is None else values / scale for values in groups]
 
 
 def sweep(base: int, horizon: int, count: int = 3) -> tuple[int, ...]:
