@@ -1,15 +1,18 @@
 """The flow policy: its mathematics equals the library's, with either kind of eyes."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from policy_samples import SENTENCES, contract, observation, policy
 
 from policytrim_ros.core.config import ConfigError
+from policytrim_ros.policies import checkpoint
 from policytrim_ros.policies.flow import Context, FlowConfig, FlowPolicy
 from policytrim_ros.policies.policy import Observation
+from policytrim_ros.policies.samplers import Sampler, rollout
 from policytrim_ros.policies.tokenizer import IMAGE, train_tokenizer
 
 
@@ -53,6 +56,24 @@ def test_our_sampler_equals_the_library_s(eyes, tokens, request):
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_a_policy_acts_with_the_noise_that_it_explores_with_where_its_configuration_says_so(tmp_path):
+    torch.manual_seed(0)
+    made = policy(acting_noise=0.6)
+    seen = observation()
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    inputs = made.inputs(seen)
+    chain = rollout(made, made.encode(inputs), made.noise(2, generators), Sampler("cps", 0.6, joint=True), generators)
+    found = made.predict(seen, seeds=[1, 2])
+    np.testing.assert_allclose(found, made.to_robot(chain.actions, inputs.state).numpy(), atol=1e-6)
+    checkpoint.save(tmp_path / "kept", made, made={"recipe": "test"})
+    assert np.array_equal(checkpoint.load(tmp_path / "kept")[0].predict(seen, seeds=[1, 2]), found)
+    made.config, ode = replace(made.config, acting_noise=0.0), made.predict(seen, seeds=[1, 2], steps=1)
+    assert not np.allclose(made.predict(seen, seeds=[1, 2]), found)
+    made.config = replace(made.config, acting_noise=0.6)
+    assert np.array_equal(made.predict(seen, seeds=[1, 2], steps=1), ode)  # a single step has none
+
+
 def test_a_context_can_be_used_again(flow):
     context, _ = context_of(flow, observation())
     x, tau = torch.randn(2, 6, 7), torch.tensor([0.3, 0.9])

@@ -14,10 +14,10 @@ from policytrim_ros.policies.guidance import guidance_weight, guided_velocity
 E = np.e
 
 
-@pytest.fixture(scope="module")
-def flow():
+@pytest.fixture(scope="module", params=[0.0, 0.7], ids=["ode", "cps"])
+def flow(request):
     torch.manual_seed(0)
-    return policy()
+    return policy(acting_noise=request.param)
 
 
 # ---- the plan that is left --------------------------------------------------------------------------------------------

@@ -281,6 +281,15 @@ def test_progress_is_told_after_every_iteration(trimming):
     assert one.phase == "saving" and one._next() == "evidence"  # nor a stage 3
 
 
+def test_a_checkpoint_acts_as_it_was_trained_when_the_recipe_says_so(trimming):
+    one = trimming(as_trained=True, **{"sampler.level": 0.4})
+    policy, _ = checkpoint.load(one._candidate(5))
+    assert policy.config.acting_noise == 0.4 and one.policy.config.acting_noise == 0.0
+    assert checkpoint.load(trimming("by the ODE")._candidate(5))[0].config.acting_noise == 0.0
+    with pytest.raises(ConfigError, match="sampler.method cps and joint true"):
+        trimming(as_trained=True, **{"sampler.method": "sde"})
+
+
 def test_two_processes_do_not_work_in_one_run(trimming):
     one = trimming()
     with run_state.alone_in(one.run_dir):
@@ -445,6 +454,8 @@ def test_token_policies_are_trimmed_too(family, dataset, tmp_path):
     hastened = {**little, **HASTENING, "horizon": recipe.network.horizon}
     with pytest.raises(ConfigError, match="only flow policies explore a tempo, not the"):
         Trimming(load_trim(None, hastened), tmp_path / "hastened", progress=False)
+    with pytest.raises(ConfigError, match="only flow policies act by a sampler, not the"):
+        Trimming(load_trim(None, {**little, "as_trained": True}), tmp_path / "acting", progress=False)
     one = Trimming(load_trim(None, little), tmp_path / "run", progress=False, lanes=4, say=lambda text: None)
     try:
         one.run()

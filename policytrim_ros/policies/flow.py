@@ -1,7 +1,8 @@
 """Flow-matching chunk policy on transformers' PI0ForConditionalGeneration.
 
 Convention: tau = 1 is noise, tau = 0 is the action; x_tau = tau * noise + (1 - tau) * action; the network's velocity is
-v = noise - action. Deployment starts at tau = 1 and takes K Euler steps of size 1/K; samplers.py has the stochastic ones.
+v = noise - action. Deployment starts at tau = 1 and takes K Euler steps of size 1/K, or steps of Flow-CPS where
+config.acting_noise says so; samplers.py has the stochastic ones.
 
 Shapes: B batch, H = config.horizon, A = 7, n cameras, L prefix tokens (pictures, then objects, then words). x is
 (B, H, D): D = A for a network of our own; an imported pi0 pads state and actions with zeros to D = 32, and what it says
@@ -25,6 +26,7 @@ from policytrim_ros.core.contract import Contract, Normalisation
 from policytrim_ros.policies.guidance import guided_velocity
 from policytrim_ros.policies.objects import DIRECTIONS, OBJECT_FEATURES, OBJECT_SLOTS
 from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
+from policytrim_ros.policies.samplers import cps_step
 from policytrim_ros.policies.tokenizer import IMAGE
 from policytrim_ros.policies.vision import KeypointTower
 
@@ -48,6 +50,9 @@ class FlowConfig(Config):
 
     horizon: int = setting(15, "prediction horizon H: actions in one chunk", low=1, high=100)
     denoising_steps: int = setting(4, "Euler steps K from noise to actions", low=1, high=100)
+    acting_noise: float = setting(
+        0.0, "level of the Flow-CPS noise with which the policy draws its chunks when it acts; 0: they follow the ODE", low=0, high=1
+    )
     hidden: int = setting(128, "width of all transformers", low=8, high=4096)
     feed_forward: int = setting(256, "inner width of their feed-forward layers", low=8, high=32768)
     layers: int = setting(3, "layers of prefix transformer, action expert and SigLIP", low=1, high=64)
@@ -265,23 +270,35 @@ class FlowPolicy(ChunkPolicy):
         low, high = torch.tensor(NOISE_STD, dtype=hidden.dtype).log()
         return self.pi0.action_out_proj(hidden), (low + (high - low) * (self.noise_head(hidden).tanh() + 1) / 2).exp()
 
-    def integrate(self, context: Context, x: torch.Tensor, steps: int | None = None, plan=None, weights=None) -> torch.Tensor:
-        """Deterministic (ODE) sampling: noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0.
+    def integrate(
+        self, context: Context, x: torch.Tensor, steps: int | None = None, plan=None, weights=None, level=0.0, generators=None
+    ) -> torch.Tensor:
+        """Noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0, by the ODE.
 
-        ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None."""
+        ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None. ``level``: of Flow-CPS noise on
+        the way, from ``generators``; the more an action is bound to a plan, the less of it."""
         steps = steps or self.config.denoising_steps
+        if plan is not None:
+            level = level * (1.0 - weights[..., None])
         for k in range(steps):
-            tau = torch.full((len(x),), 1.0 - k / steps, dtype=torch.float32, device=x.device)
+            now = 1.0 - k / steps
+            tau = torch.full((len(x),), now, dtype=torch.float32, device=x.device)
             if plan is None:
                 velocity = self.velocity(context, x, tau)
             else:
-                velocity = guided_velocity(lambda x: self.velocity(context, x, tau), x, 1.0 - k / steps, plan, weights)
-            x = x - velocity / steps
+                velocity = guided_velocity(lambda x: self.velocity(context, x, tau), x, now, plan, weights)
+            follow = x - velocity / steps
+            if self.config.acting_noise and k + 1 < steps:
+                x0, x1 = (x - velocity * now)[..., :ACTIONS], (x + velocity * (1.0 - now))[..., :ACTIONS]
+                mean, std = cps_step(x0, x1, now - 1.0 / steps, level)
+                drawn = mean + std * noise(mean.shape, generators, x.device).to(x.dtype)
+                follow = torch.cat([drawn, follow[..., ACTIONS:]], -1)
+            x = follow
         return x
 
     def sample(self, inputs: Inputs, generators=None, steps: int | None = None) -> torch.Tensor:
-        x = self.noise(len(inputs), generators)
-        return self.integrate(self.encode(inputs), x, steps, inputs.plan, inputs.plan_weights)[..., :ACTIONS]
+        x, level = self.noise(len(inputs), generators), self.config.acting_noise
+        return self.integrate(self.encode(inputs), x, steps, inputs.plan, inputs.plan_weights, level, generators)[..., :ACTIONS]
 
     def noise(self, batch: int, generators=None) -> torch.Tensor:
         """Where sampling starts: (B, H, D) standard normal, row i from ``generators[i]``."""

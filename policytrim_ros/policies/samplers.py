@@ -244,12 +244,17 @@ def _step(policy, context, x, k, sampler: Sampler) -> tuple[torch.Tensor, torch.
     if sampler.method == "noise":
         return follow[..., :ACTIONS], std.to(x.dtype), follow
     if sampler.method == "cps":
-        weight, std = s * math.cos(math.pi * sampler.level / 2), s * math.sin(math.pi * sampler.level / 2)
+        mean, std = cps_step(x0[..., :ACTIONS], x1[..., :ACTIONS], s, sampler.level)
     else:
         sigma = sampler.level * torch.sqrt(tau / (1.0 - torch.where(k[:, None, None] == 0, s, tau)))
-        weight, std = s - sigma**2 * delta / (2.0 * tau), sigma * math.sqrt(delta)
-    mean = ((1.0 - s) * x0 + weight * x1)[..., :ACTIONS]
+        mean, std = ((1.0 - s) * x0 + (s - sigma**2 * delta / (2.0 * tau)) * x1)[..., :ACTIONS], sigma * math.sqrt(delta)
     return mean, std.expand_as(mean), follow
+
+
+def cps_step(x0, x1, s, level) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of a step of Flow-CPS to s, from the predicted action x0 and the predicted noise x1; ``level``: a."""
+    angle = torch.as_tensor(math.pi / 2 * level, dtype=x0.dtype, device=x0.device)
+    return (1.0 - s) * x0 + s * angle.cos() * x1, s * angle.sin()
 
 
 def _log_prob(mean, std, x) -> torch.Tensor:

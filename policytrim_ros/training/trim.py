@@ -93,9 +93,11 @@ class Trimming:
         self.against = recipe.against or recipe.parent
         self.usual = checkpoint.read_manifest(self.against)["contract"]["execution_horizon"]
         self._begin_from(recipe.parent)
-        if recipe.hastening.iterations and self.policy.family != "flow":
-            family = self.policy.family
-            raise ConfigError(f"TrimRecipe.hastening: only flow policies explore a tempo, not the {family} {recipe.parent}")
+        if (family := self.policy.family) != "flow":
+            if recipe.hastening.iterations:
+                raise ConfigError(f"TrimRecipe.hastening: only flow policies explore a tempo, not the {family} {recipe.parent}")
+            if recipe.as_trained:
+                raise ConfigError(f"TrimRecipe.as_trained: only flow policies act by a sampler, not the {family} {recipe.parent}")
         contract = self.policy.contract
         self.tasks = recipe.tasks or contract.tasks
         if unknown := [task for task in self.tasks if task not in contract.tasks]:
@@ -470,7 +472,10 @@ class Trimming:
     def _deployed(self, horizon: int):
         """The present policy; its contract says the h and the tasks that it is trained for."""
         policy = self.policy.shortened(horizon) if self.plans else self.policy
-        return merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
+        policy = merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
+        if self.recipe.as_trained:
+            policy.config = replace(policy.config, acting_noise=self.recipe.sampler.level)
+        return policy
 
     def _candidate(self, horizon: int, name: str = "candidate") -> Path:
         """The present policy as a checkpoint in the run's directory."""

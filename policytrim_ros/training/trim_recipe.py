@@ -104,6 +104,9 @@ class TrimRecipe(Config):
     reward: RewardConfig = field(default_factory=RewardConfig, metadata={})
     grpo: GrpoConfig = field(default_factory=GrpoConfig, metadata={})
     sampler: Sampler = field(default_factory=lambda: Sampler("cps", joint=True), metadata={})
+    as_trained: bool = option(
+        False, "flow: the checkpoint acts with the noise that it explored with (Flow-CPS in all steps), instead of by the ODE"
+    )
     temperature: float = option(1.0, "of the tokens that a token policy draws while it explores", low=0.01, high=10)
     correlation: float = option(
         0.0,
@@ -139,6 +142,8 @@ class TrimRecipe(Config):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.as_trained and not (self.sampler.method == "cps" and self.sampler.joint):
+            raise ConfigError("TrimRecipe.as_trained: a policy acts with the noise of sampler.method cps and joint true, or with none")
         if self.hastening.iterations:
             self.explorer("hastening")  # refuses a sampler that leaves no room for a tempo
             if not self.grpo.kl:
