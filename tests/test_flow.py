@@ -56,7 +56,6 @@ def test_our_sampler_equals_the_library_s(eyes, tokens, request):
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_a_policy_acts_with_the_noise_that_it_explores_with_where_its_configuration_says_so(tmp_path):
     torch.manual_seed(0)
     made = policy(acting_noise=0.6)
@@ -74,6 +73,7 @@ def test_a_policy_acts_with_the_noise_that_it_explores_with_where_its_configurat
     assert np.array_equal(made.predict(seen, seeds=[1, 2], steps=1), ode)  # a single step has none
 
 
+@torch.no_grad()
 def test_a_context_can_be_used_again(flow):
     context, _ = context_of(flow, observation())
     x, tau = torch.randn(2, 6, 7), torch.tensor([0.3, 0.9])

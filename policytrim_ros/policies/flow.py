@@ -273,11 +273,11 @@ class FlowPolicy(ChunkPolicy):
     def integrate(
         self, context: Context, x: torch.Tensor, steps: int | None = None, plan=None, weights=None, level=0.0, generators=None
     ) -> torch.Tensor:
-        """Noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0, by the ODE.
+        """Noise x (B, H, D) at tau = 1 -> normalised actions (B, H, D) at tau = 0, deterministic but for ``level``.
 
         ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None. ``level``: of Flow-CPS noise on
         the way, from ``generators``; the more an action is bound to a plan, the less of it."""
-        steps = steps or self.config.denoising_steps
+        steps, noisy = steps or self.config.denoising_steps, level > 0.0
         if plan is not None:
             level = level * (1.0 - weights[..., None])
         for k in range(steps):
@@ -288,7 +288,7 @@ class FlowPolicy(ChunkPolicy):
             else:
                 velocity = guided_velocity(lambda x: self.velocity(context, x, tau), x, now, plan, weights)
             follow = x - velocity / steps
-            if self.config.acting_noise and k + 1 < steps:
+            if noisy and k + 1 < steps:
                 x0, x1 = (x - velocity * now)[..., :ACTIONS], (x + velocity * (1.0 - now))[..., :ACTIONS]
                 mean, std = cps_step(x0, x1, now - 1.0 / steps, level)
                 drawn = mean + std * noise(mean.shape, generators, x.device).to(x.dtype)
