@@ -17,7 +17,10 @@ def asked(stack, *arguments) -> subprocess.Popen:
 
 def answer(doctor: subprocess.Popen) -> tuple[int, dict[str, str]]:
     """(exit code, {subject: state and what was found})."""
-    said, errors = doctor.communicate(timeout=120)
+    try:
+        said, errors = doctor.communicate(timeout=120)
+    finally:
+        doctor.kill()  # one that does not answer in time
     assert not errors.strip(), errors
     found = dict(re.findall(r"^\w+ +(\S+(?: \S+)?)  +(.*)$", said, re.M))
     states = dict((subject, state) for state, subject in re.findall(r"^(\w+) +(\S+(?: \S+)?)  +", said, re.M))

@@ -21,6 +21,8 @@ standard deviation of that step:
     noise Flow-Noise    mean = (1 - s) x0 + s x1                              std = the policy's noise head
                         (ReinFlow, arXiv 2505.22094; piRL, arXiv 2510.25889)
 
+A policy whose configuration has acting_noise acts by cps, too.
+
 With a tempo (Flow-CPS alone, whose last step adds no noise) the finished chunk is played faster or slower as a whole
 (tempo.py); every action position has an equal share in the log-probability of that one number, and the steps count with a
 weight beside it.

@@ -171,7 +171,7 @@ class Trimming:
                 self._resume()
                 self._report()
                 with self._board() as self.board:
-                    while self.phase in PHASES[:-1]:
+                    while self.phase != PHASES[-1]:
                         getattr(self, f"_{self.phase}")()
                         self._enter(self._next())
                     return self._evidence()
@@ -192,10 +192,13 @@ class Trimming:
             self._fleet.close()
             self._fleet = None
 
+    @property
+    def phases(self) -> list[str]:
+        """Those of this recipe: a stage without iterations is none."""
+        return [phase for phase in PHASES if phase not in STAGES or getattr(self.recipe, phase).iterations]
+
     def _next(self) -> str:
-        """The phase after the present one; a stage without iterations is none."""
-        later = PHASES[PHASES.index(self.phase) + 1 :]
-        return next(phase for phase in later if phase not in STAGES or getattr(self.recipe, phase).iterations)
+        return self.phases[self.phases.index(self.phase) + 1]
 
     def _enter(self, phase: str) -> None:
         if self.recipe.lora.rank and self.phase == "extension":  # what stage 1 learned becomes what stage 2 adapts
@@ -425,7 +428,7 @@ class Trimming:
         """A stage with others behind it may use up to a third more of the budget; what it leaves over goes to those."""
         if not self.recipe.minutes:
             return math.inf
-        wanted = [stage for stage in STAGES if getattr(self.recipe, stage).iterations]
+        wanted = [phase for phase in self.phases if phase in STAGES]
         share = SHARE * (STAGES.index(self.phase) + 1) if self.phase in wanted[:-1] else 1.0
         return 60 * self.recipe.minutes * share - self.elapsed_s
 
@@ -539,8 +542,7 @@ class Trimming:
             )
         for name in REMEMBERED:
             setattr(self, name, facts[name])
-        past = PHASES.index(self.phase) > PHASES.index("extension")
-        if self.recipe.lora.rank and past and self.recipe.extension.iterations:
+        if self.recipe.lora.rank and "extension" in self.phases[: self.phases.index(self.phase)]:
             self._begin_from(self.run_dir / EXTENDED)
         else:
             self._begin_learning()
