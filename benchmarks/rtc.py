@@ -67,10 +67,10 @@ def played(kept: list[dict], episodes: int, lanes: int, latencies: list[float]):
     workers = evaluate.Workers(bench)
     for latency_s in latencies:
         for directory, task, horizon in POLICIES:
-            weights = checkpoint.read_manifest(directory)["files"]["model.safetensors"]
+            manifest = checkpoint.read_manifest(directory)
             for mode in reversed(MODES):  # the pair that is compared comes first
                 row = Evaluation(task, "standard", episodes, horizon, mode, latency_s)
-                key = evaluate.identity(row, bench, weights)
+                key = evaluate.identity(row, bench, manifest)
                 known = [report for report in kept if evaluate.same(report, key)]
                 yield known[0] if known else evaluate.evaluate(directory, row, bench, workers=workers)
     workers.close()

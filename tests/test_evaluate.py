@@ -257,6 +257,19 @@ def test_finished_rows_are_not_run_again(trained, tmp_path, monkeypatch, capsys)
     assert played == [3, 2, 2, 2] and len(evaluate.read_reports(f"{out}.json")) == 5
 
 
+def test_a_row_is_known_by_weights_and_configuration_and_an_old_one_by_its_weights(trained, tmp_path):
+    policy, manifest = checkpoint.load(trained)
+    policy.config = replace(policy.config, acting_noise=0.5)
+    checkpoint.save(tmp_path / "with noise", policy, made={})
+    other = checkpoint.read_manifest(tmp_path / "with noise")
+    assert other["files"]["model.safetensors"] == manifest["files"]["model.safetensors"]
+    here, there = (evaluate.identity(evaluate.Evaluation("tape_box"), evaluate.Bench(), which) for which in (manifest, other))
+    assert evaluate.same(here, here) and not evaluate.same(here, there)
+    old = {name: value for name, value in here.items() if name != "config_sha256"}
+    assert evaluate.same(old, here) and evaluate.same(old, there)
+    assert not evaluate.same(old | {"weights_sha256": "another"}, here)
+
+
 def test_an_interruption_keeps_the_finished_rows_and_the_next_run_does_the_rest(trained, tmp_path, monkeypatch, capsys):
     out, real = tmp_path / "report", evaluate.evaluate
 

@@ -153,7 +153,7 @@ def report(directory, manifest, row: Evaluation, bench: Bench, episodes: Sequenc
     of_demonstrator = manifest is None
     return {
         "checkpoint": f"demonstrator:{row.demonstrator}" if of_demonstrator else Path(directory).name,
-        **identity(row, bench, None if of_demonstrator else manifest["files"]["model.safetensors"]),
+        **identity(row, bench, manifest),
         "lanes": bench.lanes,
         "processes": bench.processes,
         "backend": bench.backend,
@@ -164,13 +164,15 @@ def report(directory, manifest, row: Evaluation, bench: Bench, episodes: Sequenc
     }
 
 
-def identity(row: Evaluation, bench: Bench, weights: str | None) -> dict:
-    """What makes two rows the same evaluation: weights, every setting of the row, seeds and pictures."""
+def identity(row: Evaluation, bench: Bench, manifest: dict | None) -> dict:
+    """What makes two rows the same evaluation: the checkpoint (None: a demonstrator), every setting of the row, seeds and pictures."""
     pictures = bench.pictures
+    files = manifest["files"] if manifest else {}
     return json.loads(
         json.dumps(
             {
-                "weights_sha256": weights,
+                "weights_sha256": files.get("model.safetensors"),
+                "config_sha256": files.get("config.json"),
                 **asdict(row),
                 "first_seed": bench.first_seed,
                 "environment": bench.environment,
@@ -613,10 +615,10 @@ def main(args) -> int:
 def run(args) -> int:
     """`main` without the sentence."""
     directory, bench, rows = plan(args)
-    weights = checkpoint.verify(directory)["files"]["model.safetensors"] if directory else None
+    manifest = checkpoint.verify(directory) if directory else None
     out = Path(args.out) if args.out else None
     reports = read_reports(f"{out}.json") if out and Path(f"{out}.json").exists() else []
-    wanted = [identity(row, bench, None if row.demonstrator else weights) for row in rows]
+    wanted = [identity(row, bench, None if row.demonstrator else manifest) for row in rows]
     todo = [row for row, key in zip(rows, wanted) if not any(same(r, key) for r in reports)]
     if len(todo) < len(rows):
         print(f"{len(rows) - len(todo)} of {len(rows)} rows are in {out}.json already")
@@ -645,8 +647,10 @@ def run(args) -> int:
 
 
 def same(report: dict, key: dict) -> bool:
-    """Whether ``report`` is that of the row with this `identity`. A report from before there was a setting was made with its default."""
-    return all(report.get(name, _DEFAULTS.get(name)) == value for name, value in key.items())
+    """Whether ``report`` is that of the row with this `identity`. A report from before there was a setting was made with its default;
+    one that does not say the configuration of its policy is known by the weights alone."""
+    known = _DEFAULTS | {"config_sha256": key["config_sha256"]}
+    return all(report.get(name, known.get(name)) == value for name, value in key.items())
 
 
 _DEFAULTS = json.loads(json.dumps({spec.name: spec.default for spec in fields(Evaluation)}))

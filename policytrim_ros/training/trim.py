@@ -437,7 +437,7 @@ class Trimming:
     def _play(self, directory, name: str | None, horizon: int, episodes: int, first_seed: int = SELECTION_SEED) -> list[dict]:
         """Reports of ``directory`` on all tasks; those that have a ``name`` are kept in the run and not played again."""
         bench = replace(self.bench, first_seed=first_seed)
-        weights = checkpoint.read_manifest(directory)["files"]["model.safetensors"]
+        manifest = checkpoint.read_manifest(directory)
         path = self.run_dir / f"{name}.json"
         kept = evaluate.read_reports(path) if name and path.exists() else []
         found = []
@@ -445,7 +445,7 @@ class Trimming:
             self._workers = evaluate.Workers(bench)
         for task in self.tasks:
             row = Evaluation(task, self.recipe.task_setting, episodes, horizon, self.recipe.mode, self.recipe.latency_s)
-            wanted = evaluate.identity(row, bench, weights)
+            wanted = evaluate.identity(row, bench, manifest)
             report = next((r for r in kept if evaluate.same(r, wanted)), None)
             if report is None:
                 self._stop_here()
@@ -476,8 +476,8 @@ class Trimming:
         """The present policy; its contract says the h and the tasks that it is trained for."""
         policy = self.policy.shortened(horizon) if self.plans else self.policy
         policy = merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
-        if self.recipe.as_trained:
-            policy.config = replace(policy.config, acting_noise=self.recipe.sampler.level)
+        if policy.family == "flow":
+            policy.config = replace(policy.config, acting_noise=self.recipe.sampler.level if self.recipe.as_trained else 0.0)
         return policy
 
     def _candidate(self, horizon: int, name: str = "candidate") -> Path:
