@@ -316,25 +316,8 @@ class Trimming:
         played = time.monotonic()
         advantages = self.advantages(groups, rollouts)
         experience = rollouts.experience(advantages)
-        extra = {}
-        if os.environ.get("CRITIC") and self.phase == "saving":
-            if not hasattr(self, "_critic"):
-                from policytrim_ros.training.critic import Critic
-                self._critic = Critic(lam=float(os.environ["CRITIC"]))
-            each = []
-            for group, results in zip(groups, rollouts.results):
-                success = np.array([r.outcome == "success" for r in results]); steps = np.array([r.steps for r in results])
-                each.append(rewards.step_saving(success, steps, self.budgets[group.task], self.recipe.reward))
-            flat = np.concatenate(each); base = np.concatenate([np.full(len(e), e.mean()) for e in each])
-            found, extra = self._critic.advantages(rollouts, flat, base, limits[groups[0].task])
-            if found is not None:
-                from policytrim_ros.training.grpo import Experience
-                rows = np.flatnonzero(rollouts.executed.any(axis=1))
-                a = found[rows]; a = (a - a.mean()) / a.std()
-                index = torch.from_numpy(rows)
-                experience = Experience(rollouts.trace.rows(index), torch.from_numpy(rollouts.executed[rows]), torch.from_numpy(a.astype(np.float32)))
         used = float(np.mean([values is not None for values in advantages]))
-        figures = _figures_of(rollouts) | {"rollout_s": played - began, "groups_used": used} | extra
+        figures = _figures_of(rollouts) | {"rollout_s": played - began, "groups_used": used}
         if experience is not None:
             rng = np.random.default_rng((self.recipe.seed, 5, PHASES.index(self.phase), self.iteration))
             before = self._weights()
