@@ -56,13 +56,15 @@ def test_our_sampler_equals_the_library_s(eyes, tokens, request):
 
 
 @torch.no_grad()
-def test_a_policy_acts_with_the_noise_that_it_explores_with_where_its_configuration_says_so(tmp_path):
+@pytest.mark.parametrize("gripper", [True, False])
+def test_a_policy_acts_with_the_noise_that_it_explores_with_where_its_configuration_says_so(tmp_path, gripper):
     torch.manual_seed(0)
-    made = policy(acting_noise=0.6)
+    made = policy(acting_noise=0.6, acting_gripper=gripper)
     seen = observation()
     generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     inputs = made.inputs(seen)
-    chain = rollout(made, made.encode(inputs), made.noise(2, generators), Sampler("cps", 0.6, joint=True), generators)
+    sampler = Sampler("cps", 0.6, joint=True, gripper=gripper)
+    chain = rollout(made, made.encode(inputs), made.noise(2, generators), sampler, generators)
     found = made.predict(seen, seeds=[1, 2])
     np.testing.assert_allclose(found, made.to_robot(chain.actions, inputs.state).numpy(), atol=1e-6)
     checkpoint.save(tmp_path / "kept", made, made={"recipe": "test"})

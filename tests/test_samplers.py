@@ -182,6 +182,23 @@ def test_a_log_probability_computed_again_is_the_same(flow, sampler):
 
 @torch.no_grad()
 @pytest.mark.parametrize("sampler", ALL, ids=named)
+def test_a_gripper_that_does_not_explore_follows_the_ode_and_only_the_joints_count(flow, sampler):
+    context, sampler = flow.encode(flow.inputs(observation())), replace(sampler, gripper=False)
+    chain = rollout(flow, context, flow.noise(2, generators(2)), sampler, generators(2, 10))
+    for k in range(4):
+        tau = torch.full((2,), 1.0 - k / 4)
+        ode = chain.x[:, k] - flow.velocity(context, chain.x[:, k], tau) / 4
+        torch.testing.assert_close(chain.x[:, k + 1, :, 6], ode[..., 6], rtol=0, atol=1e-6)
+    steps = transitions(flow, context, chain, sampler)
+    joints = Normal(steps.mean[..., :6], steps.std[..., :6]).log_prob(steps.drawn[..., :6]).sum((1, -1))
+    torch.testing.assert_close(steps.log_prob(), joints)
+    torch.testing.assert_close(steps.log_prob(), chain.log_prob, rtol=0, atol=1e-4)
+    moved = replace(steps, mean=steps.mean + torch.tensor([0.0] * 6 + [0.1]))
+    assert torch.equal(moved.log_prob(), steps.log_prob()) and (moved.kl(steps) > 0).all()  # the divergence still holds it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sampler", ALL, ids=named)
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(flow, sampler):
     seen = observation(batch=3)
     alone = Observation({k: v[2:] for k, v in seen.images.items()}, seen.state[2:], seen.instruction[2:])

@@ -284,7 +284,9 @@ def test_progress_is_told_after_every_iteration(trimming):
 def test_a_checkpoint_acts_as_it_was_trained_when_the_recipe_says_so(trimming):
     one = trimming(as_trained=True, **{"sampler.level": 0.4})
     policy, _ = checkpoint.load(one._candidate(5))
-    assert policy.config.acting_noise == 0.4 and one.policy.config.acting_noise == 0.0
+    assert policy.config.acting_noise == 0.4 and policy.config.acting_gripper and one.policy.config.acting_noise == 0.0
+    joints = trimming("joints alone", as_trained=True, **{"sampler.gripper": False})
+    assert not checkpoint.load(joints._candidate(5))[0].config.acting_gripper
     again = trimming("by the ODE")
     again.policy.config = replace(again.policy.config, acting_noise=0.4)  # also where its baseline acts with noise
     assert checkpoint.load(again._candidate(5))[0].config.acting_noise == 0.0

@@ -53,6 +53,7 @@ class FlowConfig(Config):
     acting_noise: float = setting(
         0.0, "level of the Flow-CPS noise with which the policy draws its chunks when it acts; 0: they follow the ODE", low=0, high=1
     )
+    acting_gripper: bool = setting(True, "the gripper has acting_noise, too; false: it follows the ODE")
     hidden: int = setting(128, "width of all transformers", low=8, high=4096)
     feed_forward: int = setting(256, "inner width of their feed-forward layers", low=8, high=32768)
     layers: int = setting(3, "layers of prefix transformer, action expert and SigLIP", low=1, high=64)
@@ -278,6 +279,7 @@ class FlowPolicy(ChunkPolicy):
         ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None. ``level``: of Flow-CPS noise on
         the way, from ``generators``; the more an action is bound to a plan, the less of it."""
         steps, noisy = steps or self.config.denoising_steps, level > 0.0
+        explored = ACTIONS if self.config.acting_gripper else ACTIONS - 1
         if plan is not None:
             level = level * (1.0 - weights[..., None])
         for k in range(steps):
@@ -291,8 +293,8 @@ class FlowPolicy(ChunkPolicy):
             if noisy and k + 1 < steps:
                 x0, x1 = (x - velocity * now)[..., :ACTIONS], (x + velocity * (1.0 - now))[..., :ACTIONS]
                 mean, std = cps_step(x0, x1, now - 1.0 / steps, level)
-                drawn = mean + std * noise(mean.shape, generators, x.device).to(x.dtype)
-                follow = torch.cat([drawn, follow[..., ACTIONS:]], -1)
+                drawn = (mean + std * noise(mean.shape, generators, x.device).to(x.dtype))[..., :explored]
+                follow = torch.cat([drawn, follow[..., explored:]], -1)
             x = follow
         return x
 

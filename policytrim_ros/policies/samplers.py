@@ -30,7 +30,7 @@ weight beside it.
 In mixed mode one denoising step a chunk, drawn at random, is stochastic and the others are ODE steps: then the update costs
 one velocity evaluation. In joint mode all are. The log-probability is that of the stochastic steps given the stored state
 before each: what the ODE steps do with the weights is part of the environment. Only the A action dimensions are
-explored; the padding of an imported pi0 always follows the ODE.
+explored, or all but the gripper; the padding of an imported pi0 always follows the ODE.
 
 Policies must be in evaluation mode (a dropout layer would make every ratio noise), and log-probabilities are float32.
 """
@@ -58,6 +58,9 @@ class Sampler(Config):
     level: float = setting(0.5, "noise level a (not used by 'noise', whose head learns it)", low=0.0, high=1.0)
     steps: int = setting(0, "denoising steps K; 0: the policy's own", low=0, high=100)
     joint: bool = setting(False, "all steps are stochastic, instead of one drawn at random for each chunk")
+    gripper: bool = setting(
+        True, "the gripper explores and learns, too; false: it follows the ODE, held by the divergence from the reference alone"
+    )
     initial: bool = setting(False, "joint: the log-probability of the initial noise counts (it cancels in every ratio)")
     tempo: float = setting(0.0, "cps: standard deviation of a chunk's tempo, relative to its own (0: none)", low=0.0, high=0.5)
     across: float = setting(0.1, "tempo: deviation across it that the divergence from the reference assumes", low=1e-3, high=10)
@@ -80,6 +83,11 @@ class Sampler(Config):
         if not sampler.stochastic_steps:
             raise ValueError("Flow-CPS has no noise in its last step: it needs at least two denoising steps")
         return sampler
+
+    @property
+    def explored(self) -> int:
+        """How many dimensions of an action are explored, the first ones."""
+        return ACTIONS if self.gripper else ACTIONS - 1
 
     @property
     def stochastic_steps(self) -> int:
@@ -142,7 +150,7 @@ class Chain:
 @dataclass(frozen=True)
 class Transitions:
     """The stochastic steps of B chunks, T each (mixed: one): Gaussians (B, T, H, A) and what was drawn from them; the
-    first noise where it counts; the tempo, beside which the steps have a weight."""
+    first noise where it counts; the tempo, beside which the steps have a weight; how many dimensions were explored."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -150,10 +158,12 @@ class Transitions:
     initial: torch.Tensor | None
     tempo: Tempo | None = None
     weight: float = 1.0
+    explored: int = ACTIONS
 
     def log_prob(self) -> torch.Tensor:
         """(B, H): sum over steps and dimensions, of every action position by itself, and its share in that of the tempo."""
-        found = _log_prob(self.mean, self.std, self.drawn).sum(1)
+        mean, std, drawn = (each[..., : self.explored] for each in (self.mean, self.std, self.drawn))
+        found = _log_prob(mean, std, drawn).sum(1)
         if self.initial is not None:
             found = found + _log_prob(0.0, 1.0, self.initial)
         if self.tempo is not None:
@@ -177,16 +187,17 @@ def rollout(policy, context, x: torch.Tensor, sampler: Sampler, generators: Sequ
     """
     sampler, batch = sampler.of(policy), len(x)
     step = None if sampler.joint else _draw_step(batch, sampler.stochastic_steps, generators, x.device)
-    first, chain = x[..., :ACTIONS], [x]
-    found = _log_prob(0.0, 1.0, first) if sampler.initial else x.new_zeros(x.shape[:2])
+    n, first, chain = sampler.explored, x[..., :ACTIONS], [x]
+    found = _log_prob(0.0, 1.0, first[..., :n]) if sampler.initial else x.new_zeros(x.shape[:2])
     drawn = None if sampler.joint else noise(first.shape, generators, x.device)  # the one noise of each row
     for k in range(sampler.steps):
         mean, std, follow = _step(policy, context, x, torch.full((batch,), k, device=x.device), sampler)
         if k < sampler.stochastic_steps:
             explored = mean + std * (noise(first.shape, generators, x.device) if sampler.joint else drawn).to(x.dtype)
+            mean, std, explored = mean[..., :n], std[..., :n], explored[..., :n]
             here = torch.ones(batch, dtype=torch.bool, device=x.device) if sampler.joint else step == k
             found = found + torch.where(here[:, None], _log_prob(mean, std, explored), 0.0)
-            follow = torch.where(here[:, None, None], torch.cat([explored, follow[..., ACTIONS:]], -1), follow)
+            follow = torch.where(here[:, None, None], torch.cat([explored, follow[..., n:]], -1), follow)
         x = follow
         chain.append(x)
     tempo = None
@@ -209,8 +220,8 @@ def transitions(policy, context, chain: Chain, sampler: Sampler) -> Transitions:
     mean, std = (torch.stack(part, 1) for part in zip(*parts))
     drawn = torch.stack([chain.x[batch, k + 1, :, :ACTIONS] for k in steps], 1)
     tempo = _tempo(policy, context, chain, sampler) if sampler.tempo else None
-    first = chain.x[:, 0, :, :ACTIONS] if sampler.initial else None
-    return Transitions(mean, std, drawn, first, tempo, sampler.weight)
+    first = chain.x[:, 0, :, : sampler.explored] if sampler.initial else None
+    return Transitions(mean, std, drawn, first, tempo, sampler.weight, sampler.explored)
 
 
 def _tempo(policy, context, chain: Chain, sampler: Sampler) -> Tempo:

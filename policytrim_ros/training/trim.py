@@ -477,7 +477,8 @@ class Trimming:
         policy = self.policy.shortened(horizon) if self.plans else self.policy
         policy = merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
         if policy.family == "flow":
-            policy.config = replace(policy.config, acting_noise=self.recipe.sampler.level if self.recipe.as_trained else 0.0)
+            sampler, noisy = self.recipe.sampler, self.recipe.as_trained
+            policy.config = replace(policy.config, acting_noise=noisy * sampler.level, acting_gripper=sampler.gripper or not noisy)
         return policy
 
     def _candidate(self, horizon: int, name: str = "candidate") -> Path:
