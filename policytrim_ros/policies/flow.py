@@ -26,7 +26,7 @@ from policytrim_ros.core.contract import Contract, Normalisation
 from policytrim_ros.policies.guidance import guided_velocity
 from policytrim_ros.policies.objects import DIRECTIONS, OBJECT_FEATURES, OBJECT_SLOTS
 from policytrim_ros.policies.policy import ACTIONS, STATE, ChunkPolicy, Inputs, locate_loss, noise
-from policytrim_ros.policies.samplers import cps_step
+from policytrim_ros.policies.samplers import cps_step, dimensions
 from policytrim_ros.policies.tokenizer import IMAGE
 from policytrim_ros.policies.vision import KeypointTower
 
@@ -279,7 +279,7 @@ class FlowPolicy(ChunkPolicy):
         ``plan`` (B, H, A) and ``weights`` (B, H): what the actions are drawn to (guidance.py), or None. ``level``: of Flow-CPS noise on
         the way, from ``generators``; the more an action is bound to a plan, the less of it."""
         steps, noisy = steps or self.config.denoising_steps, level > 0.0
-        explored = ACTIONS if self.config.acting_gripper else ACTIONS - 1
+        explored = dimensions(self.config.acting_gripper)
         if plan is not None:
             level = level * (1.0 - weights[..., None])
         for k in range(steps):

@@ -87,7 +87,7 @@ class Sampler(Config):
     @property
     def explored(self) -> int:
         """How many dimensions of an action are explored, the first ones."""
-        return ACTIONS if self.gripper else ACTIONS - 1
+        return dimensions(self.gripper)
 
     @property
     def stochastic_steps(self) -> int:
@@ -262,6 +262,11 @@ def _step(policy, context, x, k, sampler: Sampler) -> tuple[torch.Tensor, torch.
         sigma = sampler.level * torch.sqrt(tau / (1.0 - torch.where(k[:, None, None] == 0, s, tau)))
         mean, std = ((1.0 - s) * x0 + (s - sigma**2 * delta / (2.0 * tau)) * x1)[..., :ACTIONS], sigma * math.sqrt(delta)
     return mean, std.expand_as(mean), follow
+
+
+def dimensions(gripper: bool) -> int:
+    """How many dimensions of an action have noise, the first ones: all, or all but the gripper."""
+    return ACTIONS if gripper else ACTIONS - 1
 
 
 def cps_step(x0, x1, s, level) -> tuple[torch.Tensor, torch.Tensor]:

@@ -477,8 +477,9 @@ class Trimming:
         policy = self.policy.shortened(horizon) if self.plans else self.policy
         policy = merged_copy(policy, replace(policy.contract, execution_horizon=horizon, tasks=tuple(self.tasks)))
         if policy.family == "flow":
-            sampler, noisy = self.recipe.sampler, self.recipe.as_trained
-            policy.config = replace(policy.config, acting_noise=noisy * sampler.level, acting_gripper=sampler.gripper or not noisy)
+            sampler = self.recipe.sampler
+            level = sampler.level if self.recipe.as_trained else 0.0
+            policy.config = replace(policy.config, acting_noise=level, acting_gripper=sampler.gripper)
         return policy
 
     def _candidate(self, horizon: int, name: str = "candidate") -> Path:
