@@ -649,21 +649,30 @@ def serve(emulator: PiperEmulator, hub: Hub, control: ControlServer, stopping, o
 
     ``other`` is a further bus that the arm is connected to; bus-off concerns it too.
     """
-    deadline = time.monotonic()
-    while not stopping():
-        now = time.monotonic()
-        to_monotonic = now - time.time()
-        control.serve(lambda request: emulator.answer(request, hub.clients))
-        passing, taking = not emulator.faults.bus_off, not emulator.faults.no_transmit
-        if (hub.passing, hub.taking) != (passing, taking):
-            hub.passing, hub.taking = passing, taking
-            hub.discard()
+
+    def take() -> None:
         frames = hub.collect()
         if other is not None:
             heard = other.collect()
             frames += heard if hub.passing else []
+        now = time.monotonic()
+        to_monotonic = now - time.time()
         for stamp, can_id, data in frames:
             emulator.receive(can_id, data, min(stamp + to_monotonic, now), now)  # not later, though the wall clock was set back
+
+    def answer(request: dict) -> dict:
+        take()  # an answer tells of every frame that was sent before it was asked for
+        return emulator.answer(request, hub.clients)
+
+    deadline = time.monotonic()
+    while not stopping():
+        control.serve(answer)
+        passing, taking = not emulator.faults.bus_off, not emulator.faults.no_transmit
+        if (hub.passing, hub.taking) != (passing, taking):
+            hub.passing, hub.taking = passing, taking
+            hub.discard()
+        take()
+        now = time.monotonic()
         emulator.step(now)
         feedback = emulator.feedback(now)
         hub.broadcast(feedback)
