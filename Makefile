@@ -34,7 +34,7 @@ bench: setup
 	@for each in $(BENCHMARKS); do echo "== $$each"; .venv/bin/python -m benchmarks.$$each || exit 1; done
 	@echo "== inference_latency"; .venv/bin/python -m benchmarks.inference_latency models/*
 
-TRIMMED = tape_box_state tape_box_state_fast tape_box_state_long tape_box_state_long_fast tape_box tape_box_long tape_box_long_fast mugs flip_mug hang_mug_state tape_box_parallel
+TRIMMED = tape_box_state tape_box_state_fast tape_box_state_long tape_box_state_long_fast tape_box tape_box_long tape_box_long_fast mugs flip_mug hang_mug hang_mug_state tape_box_parallel
 INTERVENTIONS = $(wildcard config/demos_*_interventions.yaml)
 FIRST = config/sft_piper.yaml config/sft_state.yaml
 LEARN = .venv/bin/policytrim train sft --recipe $$recipe && .venv/bin/policytrim eval --recipe $$recipe --record
