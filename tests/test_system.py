@@ -185,6 +185,20 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_taken_back_by_hand_and_o
         operator.until(lambda: process.poll() is not None, "the swap does not come to an end", 180.0)
         return process.returncode, process.communicate()[0]
 
+    def exchanged(directory, told):
+        """The generation before and the one that plays after it. By the time that a slow machine has loaded it the task may be done, and
+        then a good policy, too, can lead beyond the limits: it is rightly taken back, and tried again in a scene laid anew."""
+        for _ in range(4):
+            moves()
+            new = operator.consumed.generation + 1
+            code, said = swap(directory)
+            assert code == 0 and f"generation {new} speaks after" in said and told in said, said
+            operator.until(lambda: generations[-1] >= new, "no action of the new generation is played")
+            operator.spin(1.0)
+            if f'"generation": {new}' in operator.status:
+                return new - 1, new
+        raise AssertionError(f"taken back every time: {operator.status}")
+
     try:
         moves()
         code, said = swap(damaged_checkpoint(tmp_path))
@@ -193,28 +207,22 @@ def test_the_policy_is_exchanged_while_it_moves_the_arm_taken_back_by_hand_and_o
         operator.until(lambda: operator.consumed.next_step > played + 3, "a refused swap stops the arm")
         assert set(generations) == {1}
 
-        moves()
-        code, said = swap(second)
-        assert code == 0 and "generation 2 speaks after" in said and "h = 8" in said, said
-        operator.until(lambda: generations[-1] == 2, "no action of the second generation is played")
-        operator.until(lambda: operator.consumed.generation == 2, "")
-        operator.spin(1.0)
-
-        assert sorted(set(generations)) == [1, 2] == list(dict.fromkeys(generations)), "a retired generation came back"
+        old, new = exchanged(second, "h = 8")
+        assert sorted(set(generations)) == [old, new] == list(dict.fromkeys(generations)), "a retired generation came back"
         assert {state.partition(":")[0] for state in heard} <= {"moving"}, heard
         changes = np.diff(speeds, axis=0)
         missed = np.maximum(changes[:, :1], 0.05) + 0.01  # s; of the setpoints a busy subscriber misses some
         assert np.all(np.abs(changes[:, 1:]) <= np.array(SafetyLimits().a_max) * missed + 1e-6), "the velocity jumps"
 
         assert operator.order("inference/roll_back").success
-        operator.until(lambda: generations[-1] == 3, "the first checkpoint does not come back")
+        operator.until(lambda: generations[-1] == new + 1, "the first checkpoint does not come back")
 
         moves()
         code, said = swap(drifting_checkpoint(tmp_path, first))
-        assert code == 0 and "generation 4 speaks after" in said, said
-        operator.until(lambda: '"generation": 5' in operator.status, "the one on probation is not taken back")
+        assert code == 0 and f"generation {new + 2} speaks after" in said, said
+        operator.until(lambda: f'"generation": {new + 3}' in operator.status, "the one on probation is not taken back")
         assert f"{tmp_path / 'drifting'} was taken back on probation: its chunk was cut" in operator.status, operator.status
-        operator.until(lambda: generations[-1] == 5, "the one before does not move the arm again")
+        operator.until(lambda: generations[-1] == new + 3, "the one before does not move the arm again")
         assert operator.state.startswith("moving"), operator.state
     finally:
         operator.close()
